@@ -1,0 +1,1 @@
+"""Scores from predictions and truth. NumPy only; imports nothing else of ours."""

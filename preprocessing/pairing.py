@@ -1,0 +1,298 @@
+"""Which label belongs to which slide: by exact slide id, never by sort order or likeness.
+
+A slide's id is its file name without the last suffix. The label of slide `tumor_001` is `tumor_001.xml`, or one of
+`tumor_001_Mask.tif`, `tumor_001_mask.tif`, `tumor_001.tif`. Whatever does not pair that way is an error that names the files.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SLIDE_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff")} | {
+    name: (f".{name}",)
+    for name in ("svs", "ndpi", "mrxs", "vms", "vmu", "scn", "bif", "svslide", "czi", "dcm", "jp2", "png", "jpg")
+}
+LABEL_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff"), "xml": (".xml",)}
+
+# Source: the CAMELYON16 organisers' notes on their data (README of the data set).
+_KNOWN_PROBLEMS = {
+    "normal_086": "is called normal but contains tumour, so its tumour would be learnt as normal tissue",
+    "test_049": "is a duplicate of another test slide, so it counts twice in an evaluation",
+    "test_114": "is not annotated completely, so tumour found outside its annotation would count as false",
+}
+_CENTER_FOLDER = re.compile(r"cent(?:er|re)_(\d+)", re.IGNORECASE)
+_PATIENT = re.compile(r"(patient_(\d{3}))(?:_|$)", re.IGNORECASE)
+_MASK_ENDING = "_mask"
+_NAMED_AT_MOST = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One slide with its label.
+
+    Attributes:
+        slide_id: file name of the slide without its last suffix.
+        slide_path: the slide.
+        label_path: ASAP XML or mask TIFF; None for a normal slide, which is class 0 everywhere.
+        patient: `patient_NNN` where the slide's name begins with it, else None.
+        centre: number of the medical centre, None where unknown.
+    """
+
+    slide_id: str
+    slide_path: Path
+    label_path: Path | None
+    patient: str | None = None
+    centre: int | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the slide has a label file."""
+        return self.label_path is not None
+
+
+def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", label_format: str = "tif") -> list[Case]:
+    """Pair slides with their labels; a slide without a label becomes a normal slide.
+
+    For slides whose truth is unknown (prediction), use `find_slides` instead: here a missing label is a statement.
+
+    Args:
+        slide_path: a folder (its top level, or its `center_K` folders where the top level has no such file) or one file.
+        label_path: the same for the labels, may be the slides' folder; None when all slides are normal.
+        slide_format: a key of `SLIDE_SUFFIXES`; `tif` also takes `.tiff`.
+        label_format: a key of `LABEL_SUFFIXES`.
+
+    Returns:
+        One case per slide, sorted by id.
+
+    Raises:
+        ValueError: a path is missing, empty or without files of its format; two slides share an id; a slide has two labels;
+            a label has no slide; a CAMELYON16 `tumor_*` slide has no label; a label path was given and nothing pairs.
+    """
+    slides, masks = _slides_and_masks(slide_path, slide_format)
+    if label_path is None:
+        return pair_files(slides, [], masks)
+    taken = {path.absolute() for path in slides}
+    found = list_files(label_path, label_format, "label")
+    labels = [path for path in found if path.absolute() not in taken]
+    if not labels:
+        raise ValueError(
+            f"label_path {label_path} with label_format {label_format!r} holds only the slides themselves, no labels; "
+            f"masks beside their slides are called <slide id>{_MASK_ENDING}.tif"
+        )
+    # One slide picked out of a data set: the other slides' labels are no orphans.
+    one_of_many = slide_path.is_file() and label_path.is_dir()
+    if one_of_many:
+        labels = [path for path in labels if slides[0].stem in _ids_of_label(path)]
+    beside = [] if label_format in ("tif", "tiff") else masks
+    cases = pair_files(slides, labels, beside)
+    if not any(case.labelled for case in cases):
+        raise ValueError(
+            f"no label in {label_path} ({_named(found)}) belongs to a slide in {slide_path} ({_named(slides)}): a label is called "
+            f"<slide id>.xml or <slide id>{_MASK_ENDING}.tif; leave the label path out when all slides are normal"
+        )
+    return cases
+
+
+def find_slides(slide_path: Path, slide_format: str = "tif") -> list[Case]:
+    """Slides whose truth is unknown, for prediction: `label_path` is None and says nothing about the slide.
+
+    Args:
+        slide_path: a folder or one file, as in `pair`.
+        slide_format: a key of `SLIDE_SUFFIXES`.
+
+    Returns:
+        One case per slide, sorted by id; masks beside the slides are left out.
+
+    Raises:
+        ValueError: as in `pair`, as far as it concerns slides.
+    """
+    slides, masks = _slides_and_masks(slide_path, slide_format)
+    by_id = _slides_by_id(slides)
+    _check_orphans(by_id, masks)
+    return [_case(slide_id, path, None) for slide_id, path in sorted(by_id.items())]
+
+
+def pair_files(slides: Iterable[Path], labels: Iterable[Path], masks_beside: Iterable[Path] = ()) -> list[Case]:
+    """Pair slide files with label files, both already chosen; `pair` for folders.
+
+    Args:
+        slides: slide files.
+        labels: label files, in any order.
+        masks_beside: files of the slides' folder called like masks and not used as labels: each needs its slide, too.
+
+    Returns:
+        One case per slide, sorted by id.
+
+    Raises:
+        ValueError: as in `pair`.
+    """
+    by_id = _slides_by_id(slides)
+    _check_orphans(by_id, masks_beside)
+    labels = sorted(labels)
+    _check_orphans(by_id, labels)
+    label_of: dict[str, list[Path]] = {}
+    for path in labels:
+        label_of.setdefault(_id_of_label(path, by_id), []).append(path)
+    doubled = [path for paths in label_of.values() if len(paths) > 1 for path in paths]
+    if doubled:
+        raise ValueError(
+            f"more than one label for a slide: {_named(doubled)}; keep one label per slide in the label folder"
+        )
+    bare = [
+        path for slide_id, path in by_id.items() if slide_id.lower().startswith("tumor_") and slide_id not in label_of
+    ]
+    if bare:
+        raise ValueError(
+            f"tumour slides without a label: {_named(bare)}; by their CAMELYON16 names they are not normal slides: "
+            "give the folder with their labels, add the missing files, or take these slides out"
+        )
+    return [_case(slide_id, path, label_of.get(slide_id, [None])[0]) for slide_id, path in sorted(by_id.items())]
+
+
+def list_files(path: Path, file_format: str, what: str) -> list[Path]:
+    """The files of one format at a path, sorted.
+
+    Args:
+        path: one file; or a folder: its top level, else (when no such file is there) that of its `center_K` folders.
+        file_format: a key of `SLIDE_SUFFIXES` or `LABEL_SUFFIXES`, in any case, with or without a leading dot.
+        what: `slide` or `label`, which says the formats allowed; also names the option in messages.
+
+    Returns:
+        At least one file. Folders (such as the data folders of MRXS) and hidden files are never among them.
+
+    Raises:
+        ValueError: unknown format, missing path, empty folder, no file of the format, or a dangling link.
+    """
+    allowed = SLIDE_SUFFIXES if what == "slide" else LABEL_SUFFIXES
+    suffixes = allowed.get(file_format.lower().lstrip("."))
+    if suffixes is None:
+        raise ValueError(f"{what}_format {file_format!r} is unknown; allowed are {', '.join(allowed)}")
+    if path.is_file():
+        if path.suffix.lower() not in suffixes:
+            raise ValueError(
+                f"{what}_path {path} is not a {' or '.join(suffixes)} file; set {what}_format to what it is"
+            )
+        return [path]
+    if not path.is_dir():
+        raise ValueError(
+            f"{what}_path {path} does not exist; give a folder of {' or '.join(suffixes)} files, or one such file"
+        )
+    entries = _entries(path)
+    found = _of_format(entries, suffixes)
+    if not found:
+        centres = [entry for entry in entries if entry.is_dir() and _CENTER_FOLDER.fullmatch(entry.name)]
+        entries = entries + [entry for centre in centres for entry in _entries(centre)]
+        found = _of_format(entries, suffixes)
+    if not found:
+        there = sorted({entry.suffix.lower() or "files without a suffix" for entry in entries if entry.is_file()})
+        held = f"there are {', '.join(there)}" if there else ("only folders" if entries else "it is empty")
+        raise ValueError(
+            f"{what}_path {path} holds no {' or '.join(suffixes)} file ({held}); only its top level and folders called center_K "
+            f"are searched; check the path and {what}_format"
+        )
+    dangling = [entry for entry in found if not entry.exists()]
+    if dangling:
+        raise ValueError(
+            f"{what}_path {path} holds links to files that do not exist: {_named(dangling)}; repair or remove them"
+        )
+    return sorted(found)
+
+
+def known_problems(cases: Iterable[Case]) -> list[str]:
+    """Warnings for CAMELYON16 slides known to be faulty; nothing is dropped.
+
+    Args:
+        cases: the slides in use.
+
+    Returns:
+        One sentence per slide concerned, in the order of the cases.
+    """
+    return [
+        f"{case.slide_path.name} {_KNOWN_PROBLEMS[case.slide_id.lower()]}; it is used as it is: take it out if that matters to you"
+        for case in cases
+        if case.slide_id.lower() in _KNOWN_PROBLEMS
+    ]
+
+
+def centre_of(slide_path: Path) -> int | None:
+    """Medical centre of a slide.
+
+    Args:
+        slide_path: the nearest parent called `center_K` or `centre_K` gives K; else the CAMELYON17 patient number does:
+            20 patients per centre, training patients 000-099 and test patients 100-199 each from centre 0 on.
+
+    Returns:
+        The centre's number, None where neither says it. Source: file layout of CAMELYON17.
+    """
+    for part in reversed(slide_path.absolute().parts[:-1]):
+        folder = _CENTER_FOLDER.fullmatch(part)
+        if folder:
+            return int(folder[1])
+    patient = _PATIENT.match(slide_path.name.split(".")[0])
+    number = int(patient[2]) if patient else None
+    return None if number is None or number > 199 else number % 100 // 20
+
+
+def _case(slide_id: str, slide_path: Path, label_path: Path | None) -> Case:
+    patient = _PATIENT.match(slide_id)
+    return Case(slide_id, slide_path, label_path, patient[1].lower() if patient else None, centre_of(slide_path))
+
+
+def _slides_and_masks(slide_path: Path, slide_format: str) -> tuple[list[Path], list[Path]]:
+    """Slides at a path, and the files among them that are masks by their names."""
+    found = list_files(slide_path, slide_format, "slide")
+    masks = [path for path in found if path.stem.lower().endswith(_MASK_ENDING)]
+    slides = [path for path in found if path not in masks]
+    if not slides:
+        raise ValueError(f"slide_path {slide_path} holds masks only: {_named(masks)}; give the folder of the slides")
+    return slides, masks
+
+
+def _slides_by_id(slides: Iterable[Path]) -> dict[str, Path]:
+    paths_of: dict[str, list[Path]] = {}
+    for path in slides:
+        paths_of.setdefault(path.stem, []).append(path)
+    doubled = [path for paths in paths_of.values() if len(paths) > 1 for path in paths]
+    if doubled:
+        raise ValueError(f"more than one slide with the same id: {_named(doubled)}; keep one file per slide id")
+    return {slide_id: paths[0] for slide_id, paths in paths_of.items()}
+
+
+def _ids_of_label(path: Path) -> list[str]:
+    """The slide ids a label file may belong to, the exact name first."""
+    is_mask = path.suffix.lower() in LABEL_SUFFIXES["tif"] and path.stem.lower().endswith(_MASK_ENDING)
+    return [path.stem, path.stem[: -len(_MASK_ENDING)]] if is_mask else [path.stem]
+
+
+def _id_of_label(path: Path, slide_ids: Iterable[str]) -> str | None:
+    return next((slide_id for slide_id in _ids_of_label(path) if slide_id in slide_ids), None)
+
+
+def _check_orphans(by_id: dict[str, Path], labels: Iterable[Path]) -> None:
+    orphans = [path for path in labels if _id_of_label(path, by_id) is None]
+    if not orphans:
+        return
+    lower = {slide_id.lower(): slide_id for slide_id in by_id}
+    near = {lower[key] for path in orphans for slide_id in _ids_of_label(path) if (key := slide_id.lower()) in lower}
+    hint = f"; capitals count, and these slides differ only in them: {', '.join(sorted(near))}" if near else ""
+    raise ValueError(
+        f"labels without a slide: {_named(orphans)}{hint}; a label is called <slide id>.xml or <slide id>{_MASK_ENDING}.tif: "
+        "add the slides, rename the labels or take them out"
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    # Hidden files: macOS leaves `._tumor_001.tif` beside `tumor_001.tif` on network drives.
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _of_format(entries: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
+    return [entry for entry in entries if entry.suffix.lower() in suffixes and not entry.is_dir()]
+
+
+def _named(paths: Iterable[Path]) -> str:
+    """Up to ten paths, and how many more there are."""
+    names = [str(path) for path in paths]
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return ", ".join(names[:_NAMED_AT_MOST]) + more
