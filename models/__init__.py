@@ -1,0 +1,45 @@
+"""Segmentation networks by name, with one interface: images in, full-resolution class logits out.
+
+Importing this package registers its custom layers, so that `keras.models.load_model` opens a saved model after `import models`.
+
+Shapes: B images, H rows, W columns, K classes. Every network maps image_BHWC, float32 RGB in [-1, 1], to logits_BHWK, float32.
+"""
+
+import keras
+
+from models import deeplab, efficientdet
+
+NAMES = ("effdetd0", "effdetd4", "deeplab")
+
+# The coarsest BiFPN level has stride 128; a multiple of it gives every level of every network a whole number of cells.
+SIZE_MULTIPLE = 128
+
+
+def build(name: str, img_size: int, classes: int) -> keras.Model:
+    """Builds an untrained network.
+
+    Args:
+        name: One of `NAMES`: "effdetd0" or "effdetd4" (EfficientDet segmentation), "deeplab" (DeepLabV3+, Xception-65).
+        img_size: Side of the square field of view in output pixels, a positive multiple of 128.
+        classes: Number of classes K, at least 2.
+
+    Returns:
+        A model from image_BHWC (B, img_size, img_size, 3), float32 in [-1, 1], to logits_BHWK (B, img_size, img_size, classes), float32.
+
+    Raises:
+        ValueError: Unknown name, a size that is not a positive multiple of 128, or fewer than 2 classes.
+    """
+    if name not in NAMES:
+        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(NAMES)}")
+    if img_size < SIZE_MULTIPLE or img_size % SIZE_MULTIPLE:
+        below = img_size // SIZE_MULTIPLE * SIZE_MULTIPLE
+        near = [size for size in (below, below + SIZE_MULTIPLE) if size > 0] or [SIZE_MULTIPLE]
+        raise ValueError(
+            f"img_size {img_size} is not a positive multiple of {SIZE_MULTIPLE}; "
+            f"the nearest allowed: {', '.join(str(size) for size in near)}"
+        )
+    if classes < 2:
+        raise ValueError(f"classes is {classes}; a segmentation needs at least 2 (background and one more)")
+    if name == "deeplab":
+        return deeplab.build(img_size, classes)
+    return efficientdet.build(name, img_size, classes)

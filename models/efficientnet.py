@@ -1,0 +1,146 @@
+"""EfficientNet backbone, with the layer names of `keras.applications`, so that its published weights load by name.
+
+Paper: Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, https://arxiv.org/abs/1905.11946.
+The classifier (from `top_conv` on) is left out, and so is stochastic depth: EfficientDet trains without it, which also keeps the
+training pass deterministic.
+
+Shapes: B images, H rows, W columns, C channels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import keras
+from keras import layers
+
+# Published weights expect RGB standardised with these ImageNet statistics of values in [0, 1].
+IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
+IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
+
+# (width, depth) multipliers of the paper's table.
+SCALING = {"b0": (1.0, 1.0), "b4": (1.4, 1.8)}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the paper's table 1: inverted residual blocks of the same kind, before scaling."""
+
+    kernel: int
+    repeats: int
+    filters: int
+    expand_ratio: int
+    stride: int
+
+
+STAGES = (
+    Stage(kernel=3, repeats=1, filters=16, expand_ratio=1, stride=1),
+    Stage(kernel=3, repeats=2, filters=24, expand_ratio=6, stride=2),
+    Stage(kernel=5, repeats=2, filters=40, expand_ratio=6, stride=2),
+    Stage(kernel=3, repeats=3, filters=80, expand_ratio=6, stride=2),
+    Stage(kernel=5, repeats=3, filters=112, expand_ratio=6, stride=1),
+    Stage(kernel=5, repeats=4, filters=192, expand_ratio=6, stride=2),
+    Stage(kernel=3, repeats=1, filters=320, expand_ratio=6, stride=1),
+)
+
+STEM_FILTERS = 32
+SQUEEZE_RATIO = 0.25
+
+
+def features(variant: str, image_BHWC: keras.KerasTensor) -> list[keras.KerasTensor]:
+    """Adds the backbone to a graph.
+
+    Args:
+        variant: "b0" or "b4".
+        image_BHWC: RGB in [-1, 1]; H and W are multiples of 32.
+
+    Returns:
+        The last features with stride 2, 4, 8, 16 and 32, finest first: what EfficientDet calls levels 1 to 5.
+    """
+    width, depth = SCALING[variant]
+    x = imagenet_standardised(image_BHWC)
+    x = _conv(x, _scaled_filters(STEM_FILTERS, width), 3, "stem_conv", strides=2)
+    x = _bn_swish(x, "stem_bn", "stem_activation")
+    by_stride: dict[int, keras.KerasTensor] = {}
+    stride = 2
+    for number, stage in enumerate(STAGES, start=1):
+        filters = _scaled_filters(stage.filters, width)
+        for repeat in range(math.ceil(depth * stage.repeats)):
+            strides = stage.stride if repeat == 0 else 1
+            prefix = f"block{number}{chr(ord('a') + repeat)}_"
+            x = _inverted_residual(x, filters, stage.kernel, strides, stage.expand_ratio, prefix)
+        stride *= stage.stride
+        by_stride[stride] = x
+    return [by_stride[stride] for stride in (2, 4, 8, 16, 32)]
+
+
+def imagenet_standardised(image_BHWC: keras.KerasTensor) -> keras.KerasTensor:
+    """Turns RGB in [-1, 1] into ((x + 1) / 2 - mean) / std, the input of the published weights.
+
+    `keras.applications` reaches the same in three steps: its files store the standard deviation as the variance of a Normalization
+    layer, which divides by the square root of it; a Rescaling by 1 / sqrt(std) follows.
+    """
+    scale = [0.5 / std for std in IMAGENET_STD_RGB]
+    offset = [(0.5 - mean) / std for mean, std in zip(IMAGENET_MEAN_RGB, IMAGENET_STD_RGB)]
+    return layers.Rescaling(scale, offset, name="imagenet_standardisation")(image_BHWC)
+
+
+def _scaled_filters(filters: int, width: float, divisor: int = 8) -> int:
+    """Scales a channel count and rounds it to a multiple of `divisor`, never down by more than 10 %."""
+    wanted = filters * width
+    rounded = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * wanted else rounded + divisor
+
+
+def _inverted_residual(
+    x_BHWC: keras.KerasTensor, filters: int, kernel: int, strides: int, expand_ratio: int, prefix: str
+) -> keras.KerasTensor:
+    """Expand, depthwise convolution, squeeze and excite, project; residual where the shape is kept."""
+    filters_in = x_BHWC.shape[-1]
+    x = x_BHWC
+    if expand_ratio != 1:
+        x = _conv(x, filters_in * expand_ratio, 1, f"{prefix}expand_conv")
+        x = _bn_swish(x, f"{prefix}expand_bn", f"{prefix}expand_activation")
+    # TensorFlow's SAME padding: for the even sizes that occur here, the asymmetric padding the weights were trained with.
+    x = layers.DepthwiseConv2D(
+        kernel,
+        strides=strides,
+        padding="same",
+        use_bias=False,
+        depthwise_initializer=_initializer(),
+        name=f"{prefix}dwconv",
+    )(x)
+    x = _bn_swish(x, f"{prefix}bn", f"{prefix}activation")
+    x = _squeeze_excite(x, max(1, int(filters_in * SQUEEZE_RATIO)), prefix)
+    x = _conv(x, filters, 1, f"{prefix}project_conv")
+    x = layers.BatchNormalization(name=f"{prefix}project_bn")(x)
+    if strides == 1 and filters_in == filters:
+        x = layers.Add(name=f"{prefix}add")([x, x_BHWC])
+    return x
+
+
+def _squeeze_excite(x_BHWC: keras.KerasTensor, filters_squeezed: int, prefix: str) -> keras.KerasTensor:
+    """Weighs channels by a gate computed from their means over the image."""
+    gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{prefix}se_squeeze")(x_BHWC)
+    gate = layers.Conv2D(
+        filters_squeezed, 1, activation="swish", kernel_initializer=_initializer(), name=f"{prefix}se_reduce"
+    )(gate)
+    gate = layers.Conv2D(
+        x_BHWC.shape[-1], 1, activation="sigmoid", kernel_initializer=_initializer(), name=f"{prefix}se_expand"
+    )(gate)
+    return layers.Multiply(name=f"{prefix}se_excite")([x_BHWC, gate])
+
+
+def _conv(x_BHWC: keras.KerasTensor, filters: int, kernel: int, name: str, strides: int = 1) -> keras.KerasTensor:
+    return layers.Conv2D(
+        filters, kernel, strides=strides, padding="same", use_bias=False, kernel_initializer=_initializer(), name=name
+    )(x_BHWC)
+
+
+def _bn_swish(x_BHWC: keras.KerasTensor, bn_name: str, activation_name: str) -> keras.KerasTensor:
+    x = layers.BatchNormalization(name=bn_name)(x_BHWC)
+    return layers.Activation("swish", name=activation_name)(x)
+
+
+def _initializer() -> keras.initializers.Initializer:
+    # A new instance for every layer: a shared one would repeat the same numbers.
+    return keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="truncated_normal")

@@ -1,0 +1,171 @@
+"""Layers that Keras lacks. Importing this module registers them, so that saved models open.
+
+Shapes: B images, H rows, W columns, C channels.
+"""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+_register = keras.saving.register_keras_serializable(package="widefov")
+
+
+@_register
+class FastFusion(keras.layers.Layer):
+    """Fast normalised fusion: a weighted mean of feature maps of one shape, with learnt non-negative weights.
+
+    out = sum_i relu(w_i) x_i / (sum_j relu(w_j) + 0.0001), one scalar per input, starting at 1.
+    Source: EfficientDet, https://arxiv.org/abs/1911.09070, section 3.3.
+    """
+
+    EPSILON = 1e-4
+
+    def build(self, input_shape: Sequence[Sequence[int | None]]) -> None:
+        """Makes one weight per input map."""
+        self.fusion_weights = self.add_weight(
+            name="fusion_weights", shape=(len(input_shape),), initializer="ones", trainable=True
+        )
+
+    def call(self, maps_BHWC: Sequence[keras.KerasTensor]) -> keras.KerasTensor:
+        """Returns the weighted mean, of the shape of each input."""
+        weights = ops.relu(self.fusion_weights)
+        weights = weights / (ops.sum(weights) + self.EPSILON)
+        fused = maps_BHWC[0] * weights[0]
+        for index in range(1, len(maps_BHWC)):
+            fused = fused + maps_BHWC[index] * weights[index]
+        return fused
+
+    def compute_output_shape(self, input_shape: Sequence[Sequence[int | None]]) -> tuple[int | None, ...]:
+        """Returns the shape of one input."""
+        return tuple(input_shape[0])
+
+
+@_register
+class FixedPadding(keras.layers.Layer):
+    """Pads rows and columns as the TensorFlow model zoo does before strided convolutions.
+
+    (k - 1) // 2 zeros before and the rest of k - 1 after, k the kernel's extent with its dilation, whatever the size of the map. SAME
+    padding instead depends on the size and shifts even-sized maps by a pixel against the trained weights.
+    """
+
+    def __init__(self, kernel: int, dilation: int = 1, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.kernel = kernel
+        self.dilation = dilation
+
+    def call(self, x_BHWC: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns the map with (k - 1) more rows and columns."""
+        total = (self.kernel - 1) * self.dilation
+        pad = (total // 2, total - total // 2)
+        return ops.pad(x_BHWC, ((0, 0), pad, pad, (0, 0)))
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "kernel": self.kernel, "dilation": self.dilation}
+
+
+@_register
+class AlignCornersResize(keras.layers.Layer):
+    """Bilinear resize whose corner pixels keep their place: output pixel i lies at i (size_in - 1) / (size_out - 1).
+
+    The public DeepLab weights were trained with this rule (`align_corners=True`), which `keras.ops.image.resize` lacks. Works for any
+    ratio, a map of 1x1 becomes constant. Always computed and returned in float32.
+
+    The resize is separable: one product with an interpolation matrix per axis, whose gradient is again a product. A gather of two taps
+    has a scatter as its gradient, slow on CPU.
+    """
+
+    def __init__(self, hw_out: Sequence[int], **kwargs) -> None:
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.hw_out = (int(hw_out[0]), int(hw_out[1]))
+
+    def call(self, x_BHWC: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns the map with `hw_out` rows and columns, float32."""
+        _, rows_in, columns_in, channels = x_BHWC.shape
+        rows_out, columns_out = self.hw_out
+        x = ops.reshape(x_BHWC, (-1, rows_in, columns_in * channels))
+        x = ops.matmul(ops.convert_to_tensor(interpolation_matrix(rows_in, rows_out)), x)
+        x = ops.reshape(x, (-1, rows_out, columns_in, channels))
+        return ops.matmul(ops.convert_to_tensor(interpolation_matrix(columns_in, columns_out)), x)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Returns (B, *hw_out, C)."""
+        return (input_shape[0], *self.hw_out, input_shape[-1])
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "hw_out": self.hw_out}
+
+
+def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Returns the align-corners linear interpolation along one axis, float32 (size_out, size_in); rows sum to 1."""
+    steps = max(size_out - 1, 1)
+    # Integer arithmetic: a position that falls on an input pixel falls on it exactly.
+    left, remainder = np.divmod(np.arange(size_out) * (size_in - 1), steps)
+    fraction = remainder / steps
+    matrix = np.zeros((size_out, size_in))
+    rows = np.arange(size_out)
+    matrix[rows, left] = 1.0 - fraction
+    inside = left + 1 < size_in
+    matrix[rows[inside], left[inside] + 1] = fraction[inside]
+    return matrix.astype(np.float32)
+
+
+@_register
+class RunningBatchNormalization(keras.layers.Layer):
+    """Batch normalisation for maps with too few values for statistics of their own, such as pooled 1x1 maps with batch 1.
+
+    Ordinary batch normalisation of a 1x1 map with one image returns beta, whatever the image: the only value is its own mean. This
+    layer normalises with its moving statistics in training as at inference, and updates them afterwards:
+
+        mean     <- a mean     + (1 - a) batch mean of x
+        variance <- a variance + (1 - a) batch mean of (x - old mean)^2
+
+    Deviations are taken from the old moving mean, so one value is enough, and both updates are means over samples: an image's output
+    does not depend on its batch, and averaging the statistics of all ranks gives exactly those of the joint batch.
+
+    No gradient flows through the statistics, so they, not the gradient, hold the scale. They start at mean 0 and variance 1: at first
+    the layer leaves its input as it is, and no correction of the start-up bias is wanted. A jump of the input against small
+    statistics is damped by the next update: afterwards it is at most 1 / sqrt(1 - a) deviations high. That bound is why the momentum
+    is lower than usual.
+
+    Weights, their order and the inference behaviour are those of `keras.layers.BatchNormalization`: gamma, beta, moving_mean,
+    moving_variance. With `trainable = False` the statistics stay as they are.
+    """
+
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-3, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Makes the four vectors, one value per channel."""
+        shape = (input_shape[-1],)
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
+        # Statistics stay in float32 under any precision policy.
+        frozen = {"shape": shape, "trainable": False, "autocast": False}
+        self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **frozen)
+        self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **frozen)
+
+    def call(self, x_BHWC: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
+        """Normalises every channel; in training also moves the statistics towards the batch's."""
+        x = ops.cast(x_BHWC, "float32")
+        mean = ops.convert_to_tensor(self.moving_mean)
+        variance = ops.convert_to_tensor(self.moving_variance)
+        if training and self.trainable:
+            axes = tuple(range(x.ndim - 1))
+            values = ops.stop_gradient(x)
+            self._move(self.moving_mean, mean, ops.mean(values, axes))
+            self._move(self.moving_variance, variance, ops.mean(ops.square(values - mean), axes))
+        scale = ops.cast(self.gamma, "float32") * ops.rsqrt(variance + self.epsilon)
+        return ops.cast((x - mean) * scale + ops.cast(self.beta, "float32"), self.compute_dtype)
+
+    def _move(self, variable: keras.Variable, old: keras.KerasTensor, target: keras.KerasTensor) -> None:
+        variable.assign(old * self.momentum + target * (1.0 - self.momentum))
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "momentum": self.momentum, "epsilon": self.epsilon}
