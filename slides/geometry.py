@@ -1,0 +1,145 @@
+"""Coordinate frames of a slide, and the only conversions between them.
+
+Frames (all are (x, y), x to the right, y down; arrays are (row, column) = (y, x)):
+
+    xy_l0   level-0 pixels, continuous. Pixel (i, j) covers [i, i+1) x [j, j+1); its centre is (i + 0.5, j + 0.5).
+    xy_lv   the same for the pixels of one pyramid level; xy_l0 = xy_lv * downsample_xy of that level.
+    xy_out  the same for the output pixels of one window; array element [r, c] covers [c, c+1) x [r, r+1).
+
+A point is never "a pixel": converting a pixel means converting its centre or its corners.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Pair = tuple[float, float]
+Points = NDArray[np.float64]  # shape (..., 2), last axis (x, y)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of a slide, and the output pixels it is cut into.
+
+    Attributes:
+        corner_xy_l0: Outer corner of the top-left output pixel, level-0 px. May lie outside the slide.
+        hw_out: Output rows and columns.
+        step_xy_l0: Level-0 px per output px, along x and along y.
+    """
+
+    corner_xy_l0: Pair
+    hw_out: tuple[int, int]
+    step_xy_l0: Pair
+
+    def __post_init__(self) -> None:
+        """Refuse what no reader can answer.
+
+        Raises:
+            ValueError: Non-finite numbers, steps that are not positive, or an empty output.
+        """
+        if not all(math.isfinite(v) for v in (*self.corner_xy_l0, *self.step_xy_l0)) or min(self.step_xy_l0) <= 0:
+            raise ValueError(
+                f"window corner {self.corner_xy_l0} and step {self.step_xy_l0} must be finite, the step > 0 level-0 px"
+            )
+        if min(self.hw_out) < 1:
+            raise ValueError(f"window of {self.hw_out} (rows, columns) is empty; both must be at least 1")
+
+    @property
+    def size_xy_l0(self) -> Pair:
+        """Width and height in level-0 px."""
+        return self.hw_out[1] * self.step_xy_l0[0], self.hw_out[0] * self.step_xy_l0[1]
+
+    @property
+    def center_xy_l0(self) -> Pair:
+        """Centre in level-0 px."""
+        width, height = self.size_xy_l0
+        return self.corner_xy_l0[0] + width / 2, self.corner_xy_l0[1] + height / 2
+
+
+def window_centred(center_xy_l0: Pair, hw_out: tuple[int, int], step_xy_l0: Pair) -> Window:
+    """Return the window of `hw_out` (rows, columns) at `step_xy_l0` whose centre is `center_xy_l0` (level-0 px)."""
+    corner_xy_l0 = (
+        center_xy_l0[0] - hw_out[1] * step_xy_l0[0] / 2,
+        center_xy_l0[1] - hw_out[0] * step_xy_l0[1] / 2,
+    )
+    return Window(corner_xy_l0, hw_out, step_xy_l0)
+
+
+def shifted_inside(window: Window, size_xy_l0: tuple[int, int]) -> Window:
+    """Move a window so that it lies inside the slide; size and step stay.
+
+    Along an axis where it is larger than the slide it is centred on the slide instead, so that the outside is
+    shared evenly by both borders.
+
+    Args:
+        window: Any window.
+        size_xy_l0: Width and height of the slide, level-0 px.
+    """
+
+    def moved(corner: float, extent: float, size: int) -> float:
+        return (size - extent) / 2 if extent > size else min(max(corner, 0.0), size - extent)
+
+    extent_x, extent_y = window.size_xy_l0
+    x, y = window.corner_xy_l0
+    corner_xy_l0 = (moved(x, extent_x, size_xy_l0[0]), moved(y, extent_y, size_xy_l0[1]))
+    return replace(window, corner_xy_l0=corner_xy_l0)
+
+
+def l0_from_out(window: Window, xy_out: ArrayLike) -> Points:
+    """Level-0 px of points given in output px of `window`; both have shape (..., 2), last axis (x, y)."""
+    xy_l0: Points = np.asarray(window.corner_xy_l0) + np.asarray(xy_out, np.float64) * np.asarray(window.step_xy_l0)
+    return xy_l0
+
+
+def out_from_l0(window: Window, xy_l0: ArrayLike) -> Points:
+    """Output px of `window` of points given in level-0 px; both have shape (..., 2), last axis (x, y)."""
+    xy_out: Points = (np.asarray(xy_l0, np.float64) - np.asarray(window.corner_xy_l0)) / np.asarray(window.step_xy_l0)
+    return xy_out
+
+
+def l0_from_lv(xy_lv: ArrayLike, downsample_xy: Pair) -> Points:
+    """Level-0 px of points given in px of a level with `downsample_xy`; shape (..., 2), last axis (x, y)."""
+    xy_l0: Points = np.asarray(xy_lv, np.float64) * np.asarray(downsample_xy)
+    return xy_l0
+
+
+def lv_from_l0(xy_l0: ArrayLike, downsample_xy: Pair) -> Points:
+    """Px of a level with `downsample_xy` of points given in level-0 px; shape (..., 2), last axis (x, y)."""
+    xy_lv: Points = np.asarray(xy_l0, np.float64) / np.asarray(downsample_xy)
+    return xy_lv
+
+
+def level_downsample_xy(size_xy_l0: tuple[int, int], size_xy_lv: tuple[int, int]) -> Pair:
+    """Level-0 px per px of a level, along x and y, from the two sizes.
+
+    A writer that halves an odd size drops or adds a partial pixel: 4443 px become 2221, but the factor is 2 and not
+    4443 / 2221 = 2.0005, which would be wrong by a whole pixel at the far border. So an integer k is taken, per axis,
+    where the level's size is the floor or the ceiling of size / k; else the ratio of the sizes. Where several integers
+    fit (tiny levels), one that fits both axes goes first, then a power of two, then the one nearest to the ratio.
+    """
+    fits_x, fits_y = (_integer_factors(n0, nl) for n0, nl in zip(size_xy_l0, size_xy_lv, strict=True))
+    both = fits_x & fits_y
+    factors = []
+    for n0, nl, fits in zip(size_xy_l0, size_xy_lv, (fits_x, fits_y), strict=True):
+        ratio = n0 / nl
+        candidates = both or fits
+        # A power of two has a single bit set: k & (k - 1) is 0.
+        best = min(candidates, key=lambda k: ((k & (k - 1)) != 0, abs(k - ratio)), default=None)
+        factors.append(ratio if best is None else float(best))
+    return factors[0], factors[1]
+
+
+def _integer_factors(n0: int, nl: int) -> set[int]:
+    """Every integer k for which `nl` is the floor or the ceiling of n0 / k."""
+    if not 0 < nl <= n0:
+        raise ValueError(f"a level of {nl} px under a level 0 of {n0} px: sizes must be positive and not grow")
+    if nl == 1:
+        # Anything from n0 / 2 up gives 1 px; the other axis decides, or else the ratio.
+        first, last = n0 // 2 + 1 if n0 > 1 else 1, 2 * n0
+    else:
+        first, last = n0 // (nl + 1), n0 // (nl - 1) + 1
+    return {k for k in range(max(first, 1), last + 1) if nl in (n0 // k, -(-n0 // k))}

@@ -1,0 +1,304 @@
+"""Slide: levels, spacing, and pixels of any window at any spacing.
+
+Tensor legend: H rows, W columns, C = 3 channels (RGB, uint8).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+from PIL import Image
+
+from slides.backends import (
+    READ_ERRORS,
+    Backend,
+    OpenSlideFile,
+    VipsTiff,
+    drop_handle,
+    handle,
+    tiff_levels,
+    vendor_of,
+)
+from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centred
+from slides.tags import Page
+
+SNAP = 1e-4
+UM_PX_RANGE = (0.05, 100.0)
+THUMBNAIL_PX = 64 * 2**20
+WHITE = 255
+# Reach of Pillow's bicubic kernel in input px at scale 1, and the most source px decoded for one band of a window.
+BICUBIC_REACH = 2.0
+BAND_PX = 32 * 2**20
+
+
+class SlideError(ValueError):
+    """A slide that cannot be used; the message names it, the window if any, and what to do."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a slide.
+
+    Attributes:
+        index: 0 is the finest.
+        size_xy: Width and height, px of this level.
+        downsample_xy: Level-0 px per px of this level, along x and y.
+    """
+
+    index: int
+    size_xy: tuple[int, int]
+    downsample_xy: Pair
+
+
+class Slide:
+    """A slide file: a light description that pickles, forks and is shared by threads; no file stays open in it.
+
+    Pixels come through handles that belong to the calling thread and process (see `backends.handle`).
+
+    Args:
+        path: TIFF, or anything OpenSlide opens.
+        um_px: Micrometres per level-0 px, one number or (x, y). Replaces what the file says.
+
+    Attributes:
+        path: The file.
+        id: File name without its suffix.
+        size_xy_l0: Width and height, level-0 px.
+        um_px_xy_l0: Micrometres per level-0 px along x and y.
+        levels: Finest first, strictly shrinking.
+
+    Raises:
+        SlideError: Missing, unreadable or truncated file, or unknown or impossible spacing.
+    """
+
+    def __init__(self, path: str | Path, um_px: float | Pair | None = None) -> None:
+        self.path = Path(path)
+        self.id = self.path.stem
+        self._pages: tuple[Page, ...] | None = None
+        if not self.path.is_file():
+            raise SlideError(f"slide {self.path}: no such file")
+        try:
+            vendor = vendor_of(self.path)
+            if vendor == "tiff":
+                self._pages = tiff_levels(self.path)
+                sizes = [page.size_xy for page in self._pages]
+                found = self._pages[0].um_px_xy
+            else:
+                sizes, found = _openslide_levels(self.path, vendor)
+        except READ_ERRORS as error:
+            raise SlideError(f"slide {self.path} cannot be opened: {_reason(error)}") from error
+        self.size_xy_l0: tuple[int, int] = sizes[0]
+        self.levels = tuple(
+            Level(index, size_xy, level_downsample_xy(sizes[0], size_xy)) for index, size_xy in enumerate(sizes)
+        )
+        self.um_px_xy_l0: Pair = _spacing(self.path, found, um_px)
+        try:
+            # Colour model and bit depth show only when the first pixel is decoded.
+            self._fetch(self.levels[-1], (0, 0), (1, 1))
+        except READ_ERRORS as error:
+            raise SlideError(f"slide {self.path} cannot be read: {_reason(error)}") from error
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.size_xy_l0))
+        return f"Slide({self.id}, {size} px, {len(self.levels)} levels, {self.um_px_xy_l0[0]:.4g} um/px)"
+
+    def window(self, center_xy_l0: Pair, hw_out: tuple[int, int], um_px: float) -> Window:
+        """Return the window of `hw_out` (rows, columns) centred at `center_xy_l0`, `um_px` micrometres per output px.
+
+        When the spacing is that of a level to within 1e-4, the window is laid exactly on that level's px, so that
+        reading copies pixels; the centre then moves by at most half a px of that level.
+        """
+        step_x, step_y = um_px / self.um_px_xy_l0[0], um_px / self.um_px_xy_l0[1]
+        for level in self.levels:
+            down_x, down_y = level.downsample_xy
+            if abs(step_x / down_x - 1) < SNAP and abs(step_y / down_y - 1) < SNAP:
+                loose = window_centred(center_xy_l0, hw_out, level.downsample_xy)
+                x, y = loose.corner_xy_l0
+                # floor(v + 0.5), not round: halves must not alternate with round's "to even".
+                corner_xy_l0 = math.floor(x / down_x + 0.5) * down_x, math.floor(y / down_y + 0.5) * down_y
+                return Window(corner_xy_l0, hw_out, level.downsample_xy)
+        return window_centred(center_xy_l0, hw_out, (step_x, step_y))
+
+    def level_for(self, step_xy_l0: Pair) -> Level:
+        """Return the nearest level at least as fine as `step_xy_l0` (level-0 px per output px); level 0 if none is."""
+        fine = [
+            level
+            for level in self.levels
+            if all(down <= step * (1 + SNAP) for down, step in zip(level.downsample_xy, step_xy_l0, strict=True))
+        ]
+        return fine[-1] if fine else self.levels[0]
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Read a window.
+
+        The nearest finer level is taken. Where the window lies on its px they are copied; otherwise they are resampled
+        with an antialiased bicubic kernel (Keys, a = -0.5, widened by the reduction) at the exact fractional place, so
+        that the result does not depend on where a window was cut. Memory is bounded at any spacing: coarse windows are
+        read in bands.
+
+        Args:
+            window: Any window, also partly or wholly outside the slide.
+
+        Returns:
+            image_HWC of shape (*window.hw_out, 3); white outside the slide.
+
+        Raises:
+            SlideError: The file cannot be decoded there.
+        """
+        level = self.level_for(window.step_xy_l0)
+        x, y = (float(v) for v in lv_from_l0(window.corner_xy_l0, level.downsample_xy))
+        scale_x, scale_y = (step / down for step, down in zip(window.step_xy_l0, level.downsample_xy, strict=True))
+        try:
+            if abs(scale_x - 1) < 1e-9 and abs(scale_y - 1) < 1e-9 and _whole(x) and _whole(y):
+                return self._padded(level, (round(x), round(y)), window.hw_out)[0]
+            return self._resampled(level, (x, y), window.hw_out, (scale_x, scale_y))
+        except READ_ERRORS as error:
+            raise SlideError(f"slide {self.path} cannot be read in {window}: {_reason(error)}") from error
+
+    def read_level(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> NDArray[np.uint8]:
+        """Read raw px of one level.
+
+        Args:
+            level: Index.
+            corner_xy_lv: First column and row, px of that level; may lie outside.
+            hw: Rows and columns.
+
+        Returns:
+            image_HWC of shape (*hw, 3); white outside the level.
+        """
+        try:
+            return self._padded(self.levels[level], corner_xy_lv, hw)[0]
+        except READ_ERRORS as error:
+            where = f"level {level}, corner {corner_xy_lv}, rows and columns {hw}"
+            raise SlideError(f"slide {self.path} cannot be read in {where}: {_reason(error)}") from error
+
+    def thumbnail(self, level: int) -> NDArray[np.uint8]:
+        """Read a whole level as image_HWC.
+
+        Raises:
+            ValueError: The level is larger than 64 Mpx.
+            SlideError: The file cannot be decoded.
+        """
+        width, height = self.levels[level].size_xy
+        if width * height > THUMBNAIL_PX:
+            fitting = [lv.index for lv in self.levels if lv.size_xy[0] * lv.size_xy[1] <= THUMBNAIL_PX]
+            raise ValueError(
+                f"slide {self.path}: level {level} has {width} x {height} px, more than the 64 Mpx of a thumbnail; "
+                f"levels that fit: {fitting or 'none'}"
+            )
+        return self.read_level(level, (0, 0), (height, width))
+
+    def _open(self) -> Backend:
+        return VipsTiff(self.path, self._pages) if self._pages is not None else OpenSlideFile(self.path)
+
+    def _fetch(
+        self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], float, float]:
+        """Decode px inside a level as RGB; see `Backend.fetch`."""
+        key = (str(self.path), self._pages is not None)
+        try:
+            pixels, shift_x, shift_y = handle(key, self._open).fetch(level.index, corner_xy_lv, hw)
+        except READ_ERRORS:
+            # OpenSlide refuses everything after its first error, although other tiles may be whole.
+            drop_handle(key)
+            raise
+        bands = pixels.shape[2]
+        if bands == 1:
+            return np.repeat(pixels, 3, axis=2), shift_x, shift_y
+        if bands == 4:
+            alpha = pixels[..., 3:].astype(np.uint16)
+            mixed = (pixels[..., :3] * alpha + WHITE * (255 - alpha) + 127) // 255
+            return mixed.astype(np.uint8), shift_x, shift_y
+        if bands != 3:
+            raise ValueError(f"{bands} channels; slides are RGB, RGBA or grey")
+        return pixels, shift_x, shift_y
+
+    def _padded(
+        self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], float, float]:
+        """Like `_fetch`, for any rectangle: white outside the level."""
+        (x, y), (height, width) = corner_xy_lv, hw
+        x0, x1 = max(x, 0), min(x + width, level.size_xy[0])
+        y0, y1 = max(y, 0), min(y + height, level.size_xy[1])
+        if x0 >= x1 or y0 >= y1:
+            return np.full((height, width, 3), WHITE, np.uint8), 0.0, 0.0
+        inside, shift_x, shift_y = self._fetch(level, (x0, y0), (y1 - y0, x1 - x0))
+        if inside.shape[:2] == hw:
+            return inside, shift_x, shift_y
+        image_HWC = np.full((height, width, 3), WHITE, np.uint8)
+        image_HWC[y0 - y : y1 - y, x0 - x : x1 - x] = inside
+        return image_HWC, shift_x, shift_y
+
+    def _resampled(self, level: Level, corner_xy_lv: Pair, hw: tuple[int, int], scale_xy: Pair) -> NDArray[np.uint8]:
+        """Resample px of a level: output px of `scale_xy` level px each from `corner_xy_lv` on."""
+        height, width = hw
+        # One px more than the kernel reaches: the backend's shift is at most half a px.
+        reach_x, reach_y = (math.ceil(BICUBIC_REACH * max(scale, 1.0)) + 1 for scale in scale_xy)
+        left = math.floor(corner_xy_lv[0]) - reach_x
+        right = math.ceil(corner_xy_lv[0] + width * scale_xy[0]) + reach_x
+        rows = max(1, math.floor((BAND_PX / (right - left) - 2 * reach_y - 2) / scale_xy[1]))
+        image_HWC = np.empty((height, width, 3), np.uint8)
+        for row in range(0, height, rows):
+            end = min(row + rows, height)
+            y0 = corner_xy_lv[1] + row * scale_xy[1]
+            y1 = corner_xy_lv[1] + end * scale_xy[1]
+            top, bottom = math.floor(y0) - reach_y, math.ceil(y1) + reach_y
+            source, shift_x, shift_y = self._padded(level, (left, top), (bottom - top, right - left))
+            box = (
+                corner_xy_lv[0] - left - shift_x,
+                y0 - top - shift_y,
+                corner_xy_lv[0] + width * scale_xy[0] - left - shift_x,
+                y1 - top - shift_y,
+            )
+            resized = Image.fromarray(source).resize((width, end - row), Image.Resampling.BICUBIC, box=box)
+            image_HWC[row:end] = np.asarray(resized)
+        return image_HWC
+
+
+def _whole(value: float) -> bool:
+    return abs(value - round(value)) < 1e-6
+
+
+def _reason(error: Exception) -> str:
+    """First two lines of an error: libvips repeats one line per damaged tile."""
+    if isinstance(error, openslide.OpenSlideError) and not str(error):
+        return type(error).__name__
+    lines = list(dict.fromkeys(line.strip() for line in str(error).splitlines() if line.strip()))
+    return "; ".join(lines[:2]) or type(error).__name__
+
+
+def _openslide_levels(path: Path, vendor: str | None) -> tuple[list[tuple[int, int]], Pair | None]:
+    """Sizes of the levels and micrometres per level-0 px as OpenSlide has them."""
+    if vendor is None:
+        raise ValueError("neither a TIFF nor a format of OpenSlide (SVS, NDPI, MRXS, SCN, BIF, ...)")
+    if vendor == "aperio":
+        tiff_levels(path)  # Raises for a truncated file, which OpenSlide opens.
+    with openslide.OpenSlide(str(path)) as slide:
+        mpp_x, mpp_y = (slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
+        sizes = [(int(width), int(height)) for width, height in slide.level_dimensions]
+    return sizes, (float(mpp_x), float(mpp_y)) if mpp_x and mpp_y else None
+
+
+def _spacing(path: Path, found: Pair | None, given: float | Pair | None) -> Pair:
+    """Choose and check the spacing, micrometres per level-0 px."""
+    low, high = UM_PX_RANGE
+    if given is not None:
+        pair = (given, given) if isinstance(given, (int, float)) else (given[0], given[1])
+        source = "given"
+    elif found is not None:
+        pair, source = found, "in the file"
+    else:
+        raise SlideError(
+            f"slide {path}: its spacing is unknown (no um/px in the file, or only a print resolution such as 72 dpi); "
+            "give micrometres per level-0 pixel with --mpp, e.g. --mpp 0.25"
+        )
+    if not all(math.isfinite(value) and low <= value <= high for value in pair):
+        raise SlideError(
+            f"slide {path}: the spacing {source}, {pair[0]:g} x {pair[1]:g} um/px, is impossible; allowed are {low:g} "
+            f"to {high:g}. Give micrometres per level-0 pixel with --mpp"
+        )
+    return float(pair[0]), float(pair[1])

@@ -1,0 +1,208 @@
+"""The few TIFF tags a slide reader must see itself: sizes, spacing, what each page is, whether the file is whole.
+
+libvips and OpenSlide hide the resolution unit "none", photometric interpretation and the byte ranges of tiles. Layout
+after the TIFF 6.0 specification and the BigTIFF proposal; NDPI's private 64-bit variant is not read here.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_PAGES = 4096
+UM_PER_UNIT = {2: 25400.0, 3: 10000.0}  # ResolutionUnit inch, centimetre; 1 is "none"
+# Dots per inch that cameras, scanners of paper and editors write when they know nothing: never a microscope's.
+PRINT_DPI = (72, 96, 100, 120, 144, 150, 200, 240, 300, 360, 400, 600, 720, 1200, 2400)
+
+_DTYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4"}
+_DTYPES |= {12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS, _XRES, _YRES, _UNIT = 273, 277, 279, 282, 283, 296
+_COLORMAP, _TILE_WIDTH, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 320, 322, 324, 325, 330
+_WANTED = {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS}
+_WANTED |= {_XRES, _YRES, _UNIT, _COLORMAP, _TILE_WIDTH, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS}
+
+Values = NDArray[np.generic]
+
+
+class TagError(ValueError):
+    """The file is no TIFF, or its directory cannot be true."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One image of a TIFF.
+
+    Attributes:
+        page: Index in the main chain.
+        subifd: Index among the page's sub-images, -1 for the page itself.
+        size_xy: Width and height, px.
+        tiled: Whether parts can be read without the rest.
+        bits: Bits per sample.
+        samples: Samples per pixel.
+        photometric: PhotometricInterpretation (0 white is zero, 1 black is zero, 2 RGB, 3 palette, 6 YCbCr).
+        subfile: NewSubfileType; bit 0 set for a reduced copy of another image.
+        um_px_xy: Micrometres per px along x and y, None where the tags do not say.
+        end: First byte after the last byte of its pixels.
+        colormap: (2**bits, 3) uint8 RGB of a palette image, else None.
+    """
+
+    page: int
+    subifd: int
+    size_xy: tuple[int, int]
+    tiled: bool
+    bits: int
+    samples: int
+    photometric: int
+    subfile: int
+    um_px_xy: tuple[float, float] | None
+    end: int
+    colormap: NDArray[np.uint8] | None = None
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether the first bytes are those of a TIFF or BigTIFF."""
+    with path.open("rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def read_pages(path: Path) -> tuple[Page, ...]:
+    """Read the directory of a TIFF: every page, each followed by its sub-images.
+
+    Raises:
+        TagError: Not a TIFF, a directory that points outside the file or at itself, or pixels beyond the end of the
+            file (a truncated copy).
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        pages = _Directory(file).pages()
+    size = path.stat().st_size
+    end = max(page.end for page in pages)
+    if end > size:
+        raise TagError(f"the file is truncated: its pixels reach to byte {end}, it has {size} bytes; copy it again")
+    return pages
+
+
+class _Directory:
+    """Walks the chain of image file directories of one open file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        head = self._bytes(0, 8)
+        if head[:2] not in (b"II", b"MM"):
+            raise TagError("not a TIFF")
+        self._order = "<" if head[:2] == b"II" else ">"
+        version = struct.unpack(self._order + "H", head[2:4])[0]
+        if version not in (42, 43):
+            raise TagError(f"not a TIFF: version {version}")
+        self._big = version == 43
+        if self._big:
+            self._first = self._number(8, "Q")
+        else:
+            self._first = struct.unpack(self._order + "I", head[4:8])[0]
+
+    def pages(self) -> tuple[Page, ...]:
+        pages: list[Page] = []
+        seen: set[int] = set()
+        offset, index = self._first, 0
+        while offset:
+            tags, following = self._entries(offset, seen)
+            pages.append(self._page(tags, index, -1))
+            for sub, where in enumerate(tags.get(_SUBIFDS, np.empty(0, np.int64)).tolist()):
+                pages.append(self._page(self._entries(int(where), seen)[0], index, sub))
+            offset, index = following, index + 1
+        if not pages:
+            raise TagError("a TIFF without any image")
+        return tuple(pages)
+
+    def _bytes(self, offset: int, count: int) -> bytes:
+        if offset < 0 or offset + count > self._size:
+            raise TagError(
+                f"the file is truncated or damaged: its directory needs byte {offset + count}, it has {self._size}"
+            )
+        self._file.seek(offset)
+        return self._file.read(count)
+
+    def _number(self, offset: int, code: str) -> int:
+        return int(struct.unpack(self._order + code, self._bytes(offset, struct.calcsize(code)))[0])
+
+    def _entries(self, offset: int, seen: set[int]) -> tuple[dict[int, Values], int]:
+        if offset in seen or len(seen) >= MAX_PAGES:
+            raise TagError(f"damaged directory: a loop or more than {MAX_PAGES} images")
+        seen.add(offset)
+        count_code, entry, word = ("Q", 20, "Q") if self._big else ("H", 12, "I")
+        start = offset + struct.calcsize(count_code)
+        count = self._number(offset, count_code)
+        block = self._bytes(start, count * entry)
+        tags: dict[int, Values] = {}
+        for at in range(0, len(block), entry):
+            tag, kind = struct.unpack(self._order + "HH", block[at : at + 4])
+            if tag in _WANTED and kind in _DTYPES:
+                tags[tag] = self._values(kind, block[at + 4 : at + entry], word)
+        return tags, self._number(start + count * entry, word)
+
+    def _values(self, kind: int, rest: bytes, word: str) -> Values:
+        half = struct.calcsize(word)
+        count = struct.unpack(self._order + word, rest[:half])[0]
+        dtype = np.dtype(self._order + _DTYPES[kind])
+        length = count * dtype.itemsize * (2 if kind in (5, 10) else 1)
+        if length <= half:
+            data = rest[half : half + length]
+        else:
+            data = self._bytes(struct.unpack(self._order + word, rest[half:])[0], length)
+        values: Values = np.frombuffer(data, dtype)
+        if kind in (5, 10):
+            pairs = values.reshape(-1, 2).astype(np.float64)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = pairs[:, 0] / pairs[:, 1]
+        return values
+
+    def _page(self, tags: dict[int, Values], page: int, subifd: int) -> Page:
+        def first(tag: int, default: int) -> int:
+            return int(tags[tag][0]) if tag in tags and tags[tag].size else default
+
+        size_xy = first(_WIDTH, 0), first(_HEIGHT, 0)
+        if min(size_xy) < 1:
+            raise TagError(f"damaged directory: image {page} of size {size_xy}")
+        tiled = _TILE_WIDTH in tags
+        offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, np.empty(0, np.int64))
+        counts = tags.get(_TILE_COUNTS if tiled else _STRIP_COUNTS, np.empty(0, np.int64))
+        end = 0
+        if offsets.size and offsets.size == counts.size:
+            end = int((offsets.astype(np.int64) + counts.astype(np.int64)).max())
+        colormap = None
+        if first(_PHOTOMETRIC, 1) == 3 and _COLORMAP in tags:
+            colormap = (tags[_COLORMAP].astype(np.int64) >> 8).astype(np.uint8).reshape(3, -1).T
+        return Page(
+            page,
+            subifd,
+            size_xy,
+            tiled,
+            bits=first(_BITS, 1),
+            samples=first(_SAMPLES, 1),
+            photometric=first(_PHOTOMETRIC, 1),
+            subfile=first(_SUBFILE, 0),
+            um_px_xy=_spacing(tags, first(_UNIT, 2)),
+            end=end,
+            colormap=colormap,
+        )
+
+
+def _spacing(tags: dict[int, Values], unit: int) -> tuple[float, float] | None:
+    """Micrometres per px from the resolution tags; None where they are absent, unit-less or a print resolution."""
+    if unit not in UM_PER_UNIT or _XRES not in tags or _YRES not in tags:
+        return None
+    px_per_unit = float(tags[_XRES][0]), float(tags[_YRES][0])
+    if not all(np.isfinite(value) and value > 0 for value in px_per_unit):
+        return None
+    um_px_x, um_px_y = (UM_PER_UNIT[unit] / value for value in px_per_unit)
+    if any(abs(25400 / um_px_x / dpi - 1) < 1e-3 for dpi in PRINT_DPI) or px_per_unit == (1.0, 1.0):
+        return None
+    return um_px_x, um_px_y
