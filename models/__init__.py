@@ -1,8 +1,10 @@
 """Segmentation networks by name, with one interface: images in, full-resolution class logits out.
 
-Importing this package registers its custom layers, so that `keras.models.load_model` opens a saved model after `import models`.
+Importing this package registers its custom layers, so that `keras.models.load_model` opens a saved model after
+`import models`.
 
-Shapes: B images, H rows, W columns, K classes. Every network maps image_BHWC, float32 RGB in [-1, 1], to logits_BHWK, float32.
+Shapes: B images, H rows, W columns, K classes. Every network maps image_BHWC, float32 RGB in [-1, 1], to logits_BHWK,
+float32.
 """
 
 import keras
@@ -24,7 +26,8 @@ def build(name: str, img_size: int, classes: int) -> keras.Model:
         classes: Number of classes K, at least 2.
 
     Returns:
-        A model from image_BHWC (B, img_size, img_size, 3), float32 in [-1, 1], to logits_BHWK (B, img_size, img_size, classes), float32.
+        A model from image_BHWC (B, img_size, img_size, 3), float32 in [-1, 1], to logits_BHWK (B, img_size, img_size,
+        classes), float32.
 
     Raises:
         ValueError: Unknown name, a size that is not a positive multiple of 128, or fewer than 2 classes.

@@ -3,11 +3,13 @@
 Papers: Chen et al., Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation,
 https://arxiv.org/abs/1802.02611 (figures 2 and 4); Chollet, Xception, https://arxiv.org/abs/1610.02357.
 
-Output stride 16. Differences from the public weights' training set-up, none of which changes inference: batch normalisation has
-momentum 0.99 instead of 0.9997, which would still remember its start after ten thousand steps, and `image_pooling_BN` normalises with
-its moving statistics in training too (see `RunningBatchNormalization`), because a pooled map of one image has no variance.
+Output stride 16. Differences from the public weights' training set-up, none of which changes inference: batch
+normalisation has momentum 0.99 instead of 0.9997, which would still remember its start after ten thousand steps, and
+`image_pooling_BN` normalises with its moving statistics in training too (see `RunningBatchNormalization`), because a
+pooled map of one image has no variance.
 
-With one image per normalisation group, `concat_projection_BN` still removes what is constant over that image, the pooled branch
+With one image per normalisation group, `concat_projection_BN` still removes what is constant over that image, the
+pooled branch
 included: the branch learns from two images on (batch size 2, or batch statistics joined over ranks).
 
 Shapes: B images, H rows, W columns, C channels, K classes.
@@ -96,7 +98,7 @@ def _separable(
     activate_inside: bool = True,
     epsilon: float = DECODER_EPSILON,
 ) -> keras.KerasTensor:
-    """Depthwise 3x3 (atrous) and pointwise 1x1 convolution, each with batch normalisation; see `_block` for the arguments."""
+    """Depthwise 3x3 (atrous) and pointwise 1x1 convolution, each with batch normalisation; arguments as in `_block`."""
     x = x_BHWC
     if not activate_inside:
         x = layers.ReLU(name=f"{prefix}_relu")(x)
@@ -115,7 +117,7 @@ def _separable(
 
 
 def _aspp(x_BHWC: keras.KerasTensor) -> keras.KerasTensor:
-    """Atrous spatial pyramid pooling: image pooling, 1x1 and three atrous convolutions, joined and projected to 256 channels."""
+    """Atrous spatial pyramid pooling: image pooling, 1x1 and three atrous convolutions, joined, projected to 256."""
     pooled = layers.GlobalAveragePooling2D(keepdims=True, name="image_pooling_mean")(x_BHWC)
     pooled = layers.Conv2D(256, 1, use_bias=False, name="image_pooling")(pooled)
     pooled = RunningBatchNormalization(epsilon=DECODER_EPSILON, name="image_pooling_BN")(pooled)

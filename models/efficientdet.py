@@ -1,7 +1,7 @@
 """EfficientDet for semantic segmentation: EfficientNet, a BiFPN over levels 1 to 7, and a head back to full resolution.
 
-Paper: Tan, Pang and Le, EfficientDet: Scalable and Efficient Object Detection, https://arxiv.org/abs/1911.09070, sections 3 and 5.3.
-Level l has stride 2**l. The detector starts at level 3; lesion borders need levels 1 and 2 as well.
+Paper: Tan, Pang and Le, EfficientDet: Scalable and Efficient Object Detection, https://arxiv.org/abs/1911.09070,
+sections 3 and 5.3. Level l has stride 2**l. The detector starts at level 3; lesion borders need levels 1 and 2 as well.
 
 Shapes: B images, H rows, W columns, C channels, F fused channels (the same on every level), K classes.
 """
@@ -58,8 +58,8 @@ def _coarser_levels(backbone: Levels, filters: int) -> Levels:
 def _bifpn_cell(levels: Levels, filters: int, prefix: str) -> Levels:
     """One BiFPN cell: a top-down pass, then a bottom-up pass that also sees the cell's inputs (paper, figure 2d).
 
-    Inputs with another number of channels than F (the backbone's, in the first cell) are resampled by a convolution of their own each
-    time they are used, as in the authors' code: levels 1-5 top-down, levels 2-5 bottom-up.
+    Inputs with another number of channels than F (the backbone's, in the first cell) are resampled by a convolution of
+    their own each time they are used, as in the authors' code: levels 1-5 top-down, levels 2-5 bottom-up.
     """
     top_down: Levels = {MAX_LEVEL: levels[MAX_LEVEL]}
     for level in range(MAX_LEVEL - 1, MIN_LEVEL - 1, -1):
@@ -87,7 +87,7 @@ def _fused(inputs: list[keras.KerasTensor], filters: int, prefix: str) -> keras.
 
 
 def _to_filters(x_BHWC: keras.KerasTensor, filters: int, prefix: str) -> keras.KerasTensor:
-    """Returns features with F channels: unchanged if they have them, else through a 1x1 convolution and batch normalisation."""
+    """Returns features with F channels: unchanged if they have them, else through a 1x1 convolution and batch norm."""
     if x_BHWC.shape[-1] == filters:
         return x_BHWC
     x = layers.Conv2D(filters, 1, name=f"{prefix}_conv")(x_BHWC)

@@ -1,8 +1,8 @@
 """EfficientNet backbone, with the layer names of `keras.applications`, so that its published weights load by name.
 
-Paper: Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, https://arxiv.org/abs/1905.11946.
-The classifier (from `top_conv` on) is left out, and so is stochastic depth: EfficientDet trains without it, which also keeps the
-training pass deterministic.
+Paper: Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks,
+https://arxiv.org/abs/1905.11946. The classifier (from `top_conv` on) is left out, and so is stochastic depth:
+EfficientDet trains without it, which also keeps the training pass deterministic.
 
 Shapes: B images, H rows, W columns, C channels.
 """
@@ -76,11 +76,11 @@ def features(variant: str, image_BHWC: keras.KerasTensor) -> list[keras.KerasTen
 def imagenet_standardised(image_BHWC: keras.KerasTensor) -> keras.KerasTensor:
     """Turns RGB in [-1, 1] into ((x + 1) / 2 - mean) / std, the input of the published weights.
 
-    `keras.applications` reaches the same in three steps: its files store the standard deviation as the variance of a Normalization
-    layer, which divides by the square root of it; a Rescaling by 1 / sqrt(std) follows.
+    `keras.applications` reaches the same in three steps: its files store the standard deviation as the variance of a
+    Normalization layer, which divides by the square root of it; a Rescaling by 1 / sqrt(std) follows.
     """
     scale = [0.5 / std for std in IMAGENET_STD_RGB]
-    offset = [(0.5 - mean) / std for mean, std in zip(IMAGENET_MEAN_RGB, IMAGENET_STD_RGB)]
+    offset = [(0.5 - mean) / std for mean, std in zip(IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, strict=True)]
     return layers.Rescaling(scale, offset, name="imagenet_standardisation")(image_BHWC)
 
 
@@ -100,7 +100,8 @@ def _inverted_residual(
     if expand_ratio != 1:
         x = _conv(x, filters_in * expand_ratio, 1, f"{prefix}expand_conv")
         x = _bn_swish(x, f"{prefix}expand_bn", f"{prefix}expand_activation")
-    # TensorFlow's SAME padding: for the even sizes that occur here, the asymmetric padding the weights were trained with.
+    # TensorFlow's SAME padding: for the even sizes that occur here, the asymmetric padding the weights were trained
+    # with.
     x = layers.DepthwiseConv2D(
         kernel,
         strides=strides,

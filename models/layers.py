@@ -46,8 +46,8 @@ class FastFusion(keras.layers.Layer):
 class FixedPadding(keras.layers.Layer):
     """Pads rows and columns as the TensorFlow model zoo does before strided convolutions.
 
-    (k - 1) // 2 zeros before and the rest of k - 1 after, k the kernel's extent with its dilation, whatever the size of the map. SAME
-    padding instead depends on the size and shifts even-sized maps by a pixel against the trained weights.
+    (k - 1) // 2 zeros before and the rest of k - 1 after, k the kernel's extent with its dilation, whatever the size of
+    the map. SAME padding instead depends on the size and shifts even-sized maps by a pixel against the trained weights.
     """
 
     def __init__(self, kernel: int, dilation: int = 1, **kwargs) -> None:
@@ -70,11 +70,11 @@ class FixedPadding(keras.layers.Layer):
 class AlignCornersResize(keras.layers.Layer):
     """Bilinear resize whose corner pixels keep their place: output pixel i lies at i (size_in - 1) / (size_out - 1).
 
-    The public DeepLab weights were trained with this rule (`align_corners=True`), which `keras.ops.image.resize` lacks. Works for any
-    ratio, a map of 1x1 becomes constant. Always computed and returned in float32.
+    The public DeepLab weights were trained with this rule (`align_corners=True`), which `keras.ops.image.resize` lacks.
+    Works for any ratio, a map of 1x1 becomes constant. Always computed and returned in float32.
 
-    The resize is separable: one product with an interpolation matrix per axis, whose gradient is again a product. A gather of two taps
-    has a scatter as its gradient, slow on CPU.
+    The resize is separable: one product with an interpolation matrix per axis, whose gradient is again a product. A
+    gather of two taps has a scatter as its gradient, slow on CPU.
     """
 
     def __init__(self, hw_out: Sequence[int], **kwargs) -> None:
@@ -115,24 +115,25 @@ def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
 
 @_register
 class RunningBatchNormalization(keras.layers.Layer):
-    """Batch normalisation for maps with too few values for statistics of their own, such as pooled 1x1 maps with batch 1.
+    """Batch normalisation for maps too small for statistics of their own, such as pooled 1x1 maps with batch 1.
 
-    Ordinary batch normalisation of a 1x1 map with one image returns beta, whatever the image: the only value is its own mean. This
-    layer normalises with its moving statistics in training as at inference, and updates them afterwards:
+    Ordinary batch normalisation of a 1x1 map with one image returns beta, whatever the image: the only value is its own
+    mean. This layer normalises with its moving statistics in training as at inference, and updates them afterwards:
 
         mean     <- a mean     + (1 - a) batch mean of x
         variance <- a variance + (1 - a) batch mean of (x - old mean)^2
 
-    Deviations are taken from the old moving mean, so one value is enough, and both updates are means over samples: an image's output
-    does not depend on its batch, and averaging the statistics of all ranks gives exactly those of the joint batch.
+    Deviations are taken from the old moving mean, so one value is enough, and both updates are means over samples: an
+    image's output does not depend on its batch, and averaging the statistics of all ranks gives exactly those of the
+    joint batch.
 
-    No gradient flows through the statistics, so they, not the gradient, hold the scale. They start at mean 0 and variance 1: at first
-    the layer leaves its input as it is, and no correction of the start-up bias is wanted. A jump of the input against small
-    statistics is damped by the next update: afterwards it is at most 1 / sqrt(1 - a) deviations high. That bound is why the momentum
-    is lower than usual.
+    No gradient flows through the statistics, so they, not the gradient, hold the scale. They start at mean 0 and
+    variance 1: at first the layer leaves its input as it is, and no correction of the start-up bias is wanted. A jump
+    of the input against small statistics is damped by the next update: afterwards it is at most 1 / sqrt(1 - a)
+    deviations high. That bound is why the momentum is lower than usual.
 
-    Weights, their order and the inference behaviour are those of `keras.layers.BatchNormalization`: gamma, beta, moving_mean,
-    moving_variance. With `trainable = False` the statistics stay as they are.
+    Weights, their order and the inference behaviour are those of `keras.layers.BatchNormalization`: gamma, beta,
+    moving_mean, moving_variance. With `trainable = False` the statistics stay as they are.
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-3, **kwargs) -> None:
