@@ -101,6 +101,13 @@ def out_from_l0(window: Window, xy_l0: ArrayLike) -> Points:
     return xy_out
 
 
+def pixel_centres_l0(window: Window) -> tuple[Points, Points]:
+    """Return level-0 x of the centres of a window's columns, shape (W,), and y of those of its rows, shape (H,)."""
+    height, width = window.hw_out
+    (x, y), (step_x, step_y) = window.corner_xy_l0, window.step_xy_l0
+    return x + (np.arange(width) + 0.5) * step_x, y + (np.arange(height) + 0.5) * step_y
+
+
 def l0_from_lv(xy_lv: ArrayLike, downsample_xy: Pair) -> Points:
     """Level-0 px of points given in px of a level with `downsample_xy`; shape (..., 2), last axis (x, y)."""
     xy_l0: Points = np.asarray(xy_lv, np.float64) * np.asarray(downsample_xy)
