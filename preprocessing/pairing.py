@@ -1,7 +1,8 @@
 """Which label belongs to which slide: by exact slide id, never by sort order or likeness.
 
 A slide's id is its file name without the last suffix. The label of slide `tumor_001` is `tumor_001.xml`, or one of
-`tumor_001_Mask.tif`, `tumor_001_mask.tif`, `tumor_001.tif`. Whatever does not pair that way is an error that names the files.
+`tumor_001_Mask.tif`, `tumor_001_mask.tif` and, outside the slides' folder, `tumor_001.tif`. Whatever does not pair that
+way is an error that names the files.
 """
 
 import re
@@ -9,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+# Not DICOM: there one slide is many .dcm files, so a file is not a slide.
 SLIDE_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff")} | {
-    name: (f".{name}",)
-    for name in ("svs", "ndpi", "mrxs", "vms", "vmu", "scn", "bif", "svslide", "czi", "dcm", "jp2", "png", "jpg")
+    name: (f".{name}",) for name in ("svs", "ndpi", "mrxs", "vms", "vmu", "scn", "bif", "svslide", "czi")
 }
 LABEL_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff"), "xml": (".xml",)}
 
@@ -57,7 +58,7 @@ def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", l
     For slides whose truth is unknown (prediction), use `find_slides` instead: here a missing label is a statement.
 
     Args:
-        slide_path: a folder (its top level, or its `center_K` folders where the top level has no such file) or one file.
+        slide_path: one file; or a folder: its top level, or its `center_K` folders where that has no such file.
         label_path: the same for the labels, may be the slides' folder; None when all slides are normal.
         slide_format: a key of `SLIDE_SUFFIXES`; `tif` also takes `.tiff`.
         label_format: a key of `LABEL_SUFFIXES`.
@@ -66,30 +67,32 @@ def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", l
         One case per slide, sorted by id.
 
     Raises:
-        ValueError: a path is missing, empty or without files of its format; two slides share an id; a slide has two labels;
-            a label has no slide; a CAMELYON16 `tumor_*` slide has no label; a label path was given and nothing pairs.
+        ValueError: a path is missing, empty or without files of its format; two slides share an id; a slide has two
+            labels; a label has no slide; a CAMELYON16 `tumor_*` slide has no label; a label path was given and nothing
+            pairs; none was given and masks lie beside the slides.
     """
     slides, masks = _slides_and_masks(slide_path, slide_format)
     if label_path is None:
-        return pair_files(slides, [], masks)
-    taken = {path.absolute() for path in slides}
+        if masks:
+            raise ValueError(
+                f"masks beside the slides, but no label path: {_named(masks)}; give {slide_path} as label path, "
+                "too, or move the masks elsewhere when all slides are normal"
+            )
+        return pair_files(slides, [])
+    neighbours = _slides_and_masks(slide_path.parent, slide_format)[0] if slide_path.is_file() else slides
+    taken = {path.resolve() for path in neighbours}
     found = list_files(label_path, label_format, "label")
-    labels = [path for path in found if path.absolute() not in taken]
-    if not labels:
-        raise ValueError(
-            f"label_path {label_path} with label_format {label_format!r} holds only the slides themselves, no labels; "
-            f"masks beside their slides are called <slide id>{_MASK_ENDING}.tif"
-        )
+    labels = [path for path in found if path.resolve() not in taken]
     # One slide picked out of a data set: the other slides' labels are no orphans.
-    one_of_many = slide_path.is_file() and label_path.is_dir()
-    if one_of_many:
+    if slide_path.is_file() and label_path.is_dir():
         labels = [path for path in labels if slides[0].stem in _ids_of_label(path)]
-    beside = [] if label_format in ("tif", "tiff") else masks
-    cases = pair_files(slides, labels, beside)
+    used = {path.resolve() for path in labels}
+    cases = pair_files(slides, labels, [path for path in masks if path.resolve() not in used])
     if not any(case.labelled for case in cases):
         raise ValueError(
-            f"no label in {label_path} ({_named(found)}) belongs to a slide in {slide_path} ({_named(slides)}): a label is called "
-            f"<slide id>.xml or <slide id>{_MASK_ENDING}.tif; leave the label path out when all slides are normal"
+            f"no label in {label_path} belongs to a slide of {slide_path}: slides are {_named(slides)}; files there "
+            f"are {_named(found)}; a label is called <slide id>.xml or <slide id>{_MASK_ENDING}.tif; leave the label "
+            "path out when all slides are normal"
         )
     return cases
 
@@ -109,7 +112,7 @@ def find_slides(slide_path: Path, slide_format: str = "tif") -> list[Case]:
     """
     slides, masks = _slides_and_masks(slide_path, slide_format)
     by_id = _slides_by_id(slides)
-    _check_orphans(by_id, masks)
+    _labels_by_id(by_id, masks)
     return [_case(slide_id, path, None) for slide_id, path in sorted(by_id.items())]
 
 
@@ -128,26 +131,22 @@ def pair_files(slides: Iterable[Path], labels: Iterable[Path], masks_beside: Ite
         ValueError: as in `pair`.
     """
     by_id = _slides_by_id(slides)
-    _check_orphans(by_id, masks_beside)
-    labels = sorted(labels)
-    _check_orphans(by_id, labels)
-    label_of: dict[str, list[Path]] = {}
-    for path in labels:
-        label_of.setdefault(_id_of_label(path, by_id), []).append(path)
-    doubled = [path for paths in label_of.values() if len(paths) > 1 for path in paths]
+    _labels_by_id(by_id, masks_beside)
+    labels_of = _labels_by_id(by_id, labels)
+    doubled = [path for paths in labels_of.values() if len(paths) > 1 for path in paths]
     if doubled:
-        raise ValueError(
-            f"more than one label for a slide: {_named(doubled)}; keep one label per slide in the label folder"
-        )
-    bare = [
-        path for slide_id, path in by_id.items() if slide_id.lower().startswith("tumor_") and slide_id not in label_of
-    ]
+        raise ValueError(f"more than one label for a slide: {_named(doubled)}; keep one label per slide")
+    unlabelled = sorted(slide_id for slide_id in by_id if slide_id not in labels_of)
+    bare = [by_id[slide_id] for slide_id in unlabelled if slide_id.lower().startswith("tumor_")]
     if bare:
         raise ValueError(
             f"tumour slides without a label: {_named(bare)}; by their CAMELYON16 names they are not normal slides: "
             "give the folder with their labels, add the missing files, or take these slides out"
         )
-    return [_case(slide_id, path, label_of.get(slide_id, [None])[0]) for slide_id, path in sorted(by_id.items())]
+    return [
+        _case(slide_id, path, labels_of[slide_id][0] if slide_id in labels_of else None)
+        for slide_id, path in sorted(by_id.items())
+    ]
 
 
 def list_files(path: Path, file_format: str, what: str) -> list[Path]:
@@ -188,8 +187,8 @@ def list_files(path: Path, file_format: str, what: str) -> list[Path]:
         there = sorted({entry.suffix.lower() or "files without a suffix" for entry in entries if entry.is_file()})
         held = f"there are {', '.join(there)}" if there else ("only folders" if entries else "it is empty")
         raise ValueError(
-            f"{what}_path {path} holds no {' or '.join(suffixes)} file ({held}); only its top level and folders called center_K "
-            f"are searched; check the path and {what}_format"
+            f"{what}_path {path} holds no {' or '.join(suffixes)} file ({held}); only its top level and folders called "
+            f"center_K are searched; check the path and {what}_format"
         )
     dangling = [entry for entry in found if not entry.exists()]
     if dangling:
@@ -209,7 +208,7 @@ def known_problems(cases: Iterable[Case]) -> list[str]:
         One sentence per slide concerned, in the order of the cases.
     """
     return [
-        f"{case.slide_path.name} {_KNOWN_PROBLEMS[case.slide_id.lower()]}; it is used as it is: take it out if that matters to you"
+        f"{case.slide_path} {_KNOWN_PROBLEMS[case.slide_id.lower()]}; it is used as it is: take it out if that matters"
         for case in cases
         if case.slide_id.lower() in _KNOWN_PROBLEMS
     ]
@@ -230,8 +229,8 @@ def centre_of(slide_path: Path) -> int | None:
         if folder:
             return int(folder[1])
     patient = _PATIENT.match(slide_path.name.split(".")[0])
-    number = int(patient[2]) if patient else None
-    return None if number is None or number > 199 else number % 100 // 20
+    number = int(patient[2]) if patient else -1
+    return number % 100 // 20 if number in range(200) else None
 
 
 def _case(slide_id: str, slide_path: Path, label_path: Path | None) -> Case:
@@ -265,26 +264,33 @@ def _ids_of_label(path: Path) -> list[str]:
     return [path.stem, path.stem[: -len(_MASK_ENDING)]] if is_mask else [path.stem]
 
 
-def _id_of_label(path: Path, slide_ids: Iterable[str]) -> str | None:
-    return next((slide_id for slide_id in _ids_of_label(path) if slide_id in slide_ids), None)
-
-
-def _check_orphans(by_id: dict[str, Path], labels: Iterable[Path]) -> None:
-    orphans = [path for path in labels if _id_of_label(path, by_id) is None]
+def _labels_by_id(by_id: dict[str, Path], labels: Iterable[Path]) -> dict[str, list[Path]]:
+    """The labels of each slide that has any; ValueError when a label belongs to none."""
+    labels_of: dict[str, list[Path]] = {}
+    orphans = []
+    for path in sorted(labels):
+        slide_id = next((name for name in _ids_of_label(path) if name in by_id), None)
+        if slide_id is None:
+            orphans.append(path)
+        else:
+            labels_of.setdefault(slide_id, []).append(path)
     if not orphans:
-        return
+        return labels_of
     lower = {slide_id.lower(): slide_id for slide_id in by_id}
-    near = {lower[key] for path in orphans for slide_id in _ids_of_label(path) if (key := slide_id.lower()) in lower}
+    near = {lower[name.lower()] for path in orphans for name in _ids_of_label(path) if name.lower() in lower}
     hint = f"; capitals count, and these slides differ only in them: {', '.join(sorted(near))}" if near else ""
     raise ValueError(
-        f"labels without a slide: {_named(orphans)}{hint}; a label is called <slide id>.xml or <slide id>{_MASK_ENDING}.tif: "
-        "add the slides, rename the labels or take them out"
+        f"labels without a slide: {_named(orphans)}{hint}; a label is called <slide id>.xml or "
+        f"<slide id>{_MASK_ENDING}.tif: add the slides, rename the labels or take them out"
     )
 
 
 def _entries(folder: Path) -> list[Path]:
     # Hidden files: macOS leaves `._tumor_001.tif` beside `tumor_001.tif` on network drives.
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise ValueError(f"folder {folder} cannot be listed: {error.strerror}; check its permissions") from error
 
 
 def _of_format(entries: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
