@@ -1,0 +1,227 @@
+"""Pre-trained weights by layer name, from Keras 2 and Keras 3 files.
+
+A file is read as an archive of named arrays: no layer, configuration or pickled object in it is ever built or run, so
+files from strangers (with Lambda layers, say) are safe to open, and layers this installation does not know are no
+obstacle.
+"""
+
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import numpy.typing as npt
+
+SUFFIXES = (".h5", ".hdf5", ".keras")
+
+# A run folder holds several models; these are the ones meant for further use, best first.
+PREFERRED = ("final.keras", "best.keras")
+
+MISSING_IN_MODEL = "the model has no layer of this name"
+MISSING_IN_FILE = "the file has no layer of this name"
+
+Stored = dict[str, list[h5py.Dataset]]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a weight file gave.
+
+    Attributes:
+        loaded: Names of the layers that took the file's weights, in the model's order.
+        skipped: (layer, reason) for every layer with weights, of the model or of the file, that did not.
+    """
+
+    loaded: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
+    """Copies weights into a model's layers of the same name; layers whose arrays do not all fit in shape are skipped.
+
+    Reads Keras 2 `.h5` (weights or whole models), Keras 3 `.weights.h5` and `.keras`. The model changes only after the
+    whole file was read without a fault.
+
+    Args:
+        model: A built model.
+        path: A weight file, or a folder with one (a run folder: `final.keras`, else `best.keras`).
+
+    Returns:
+        The layers loaded and those skipped, with reasons.
+
+    Raises:
+        ValueError: The path holds no weight file or several, the file is damaged or of another kind, or nothing in it
+            fits the model.
+    """
+    file = weight_file(Path(path))
+    try:
+        with _stored_layers(file) as stored:
+            return _transfer(model, stored, file)
+    except (OSError, KeyError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"weights {file} cannot be read; the file is truncated or no Keras file: {error}") from error
+
+
+def weight_file(path: Path) -> Path:
+    """Returns the weight file a path means: itself, or the one in a folder.
+
+    Raises:
+        ValueError: Nothing there, an unknown suffix, or a folder with no weight file or with several.
+    """
+    if path.is_dir():
+        for name in PREFERRED:
+            if (path / name).is_file():
+                return path / name
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        if len(files) != 1:
+            found = ", ".join(file.name for file in files) or "none"
+            raise ValueError(
+                f"weights folder {path} must hold one file ending in {', '.join(SUFFIXES)}, "
+                f"or {' or '.join(PREFERRED)}; found: {found}. Name the file itself."
+            )
+        return files[0]
+    if not path.is_file():
+        raise ValueError(
+            f"weights {path} do not exist; name a file ending in {', '.join(SUFFIXES)} or a folder with one"
+        )
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"weights {path} are of an unknown kind; allowed are files ending in {', '.join(SUFFIXES)}")
+    return path
+
+
+@contextmanager
+def _stored_layers(file: Path) -> Iterator[Stored]:
+    """Opens a weight file as layer name -> datasets, valid inside the context."""
+    with tempfile.TemporaryFile() as unpacked:
+        source: object = file
+        if file.suffix == ".keras":
+            with zipfile.ZipFile(file) as archive, archive.open("model.weights.h5") as member:
+                shutil.copyfileobj(member, unpacked)
+            source = unpacked
+        with h5py.File(source, "r") as h5:
+            if "layer_names" in h5.attrs or "layer_names0" in h5.attrs:
+                yield _keras2_layers(h5)
+            elif "model_weights" in h5:
+                yield _keras2_layers(_member(h5, "model_weights"))
+            else:
+                yield _keras3_layers(h5, file)
+
+
+def _keras2_layers(group: h5py.Group) -> Stored:
+    """Lists the layers of a Keras 2 file: attribute `layer_names`, per layer a group with attribute `weight_names`."""
+    stored: Stored = {}
+    for layer_name in _texts(group, "layer_names"):
+        layer = _member(group, layer_name)
+        names = _texts(layer, "weight_names")
+        # A model used as a layer keeps all its layers' weights in one group; their own names stand in the weights'
+        # paths.
+        owners = [name.split("/")[-2] if "/" in name else layer_name for name in names]
+        nested = len(set(owners)) > 1
+        for name, owner in zip(names, owners, strict=True):
+            stored.setdefault(owner if nested else layer_name, []).append(_member(layer, name))
+    return stored
+
+
+def _keras3_layers(h5: h5py.File, file: Path) -> Stored:
+    """Lists the layers of a Keras 3 file: groups `vars`, with the layer\'s name as attribute and datasets 0, 1, ..."""
+    groups: list[str] = []
+    h5.visit(lambda path: groups.append(path) if path.rsplit("/", 1)[-1] == "vars" else None)
+    stored: Stored = {}
+    unnamed = False
+    for path in groups:
+        group = _member(h5, path)
+        if not len(group) or path.startswith("optimizer/") or "/seed_generator" in path:
+            continue
+        if "name" not in group.attrs:
+            unnamed = True
+            continue
+        name = _text(group.attrs["name"])
+        if name in stored:
+            raise ValueError(f"weights {file} hold two layers named {name!r}: names do not identify them")
+        stored[name] = [_member(group, key) for key in sorted(filter(str.isdigit, group), key=int)]
+    if unnamed and not stored:
+        raise ValueError(
+            f"weights {file} carry no layer names (an early Keras 3 wrote them); "
+            "open them with keras.models.load_model in a current Keras and save them again"
+        )
+    return stored
+
+
+def _member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+    """Returns a group or dataset inside the file itself; links and arrays that lead to other files are refused."""
+    node = group
+    for part in path.split("/"):
+        if not isinstance(node, h5py.Group) or part not in node:
+            raise KeyError(f"{group.name}/{path} is missing")
+        if not isinstance(node.get(part, getlink=True), h5py.HardLink):
+            raise TypeError(f"{group.name}/{path} is a link, which weight files have no use for")
+        node = node[part]
+    if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual or node.dtype.kind not in "fiu"):
+        raise TypeError(f"{group.name}/{path} is no plain array of numbers")
+    return node
+
+
+def _texts(group: h5py.Group, attribute: str) -> list[str]:
+    """Returns a list of names; Keras splits long lists over attributes `NAME0`, `NAME1`, ..."""
+    if attribute in group.attrs:
+        return [_text(value) for value in group.attrs[attribute]]
+    names: list[str] = []
+    chunk = 0
+    while f"{attribute}{chunk}" in group.attrs:
+        names += [_text(value) for value in group.attrs[f"{attribute}{chunk}"]]
+        chunk += 1
+    if not chunk:
+        raise KeyError(f"{group.name} lacks the attribute {attribute}")
+    return names
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _transfer(model: keras.Model, stored: Stored, file: Path) -> LoadReport:
+    targets = {layer.name: layer for layer in model.layers if layer.weights}
+    arrays: dict[str, list[npt.NDArray[np.generic]]] = {}
+    skipped: list[tuple[str, str]] = []
+    for name, layer in targets.items():
+        reason = _misfit(layer, stored[name]) if name in stored else MISSING_IN_FILE
+        if reason is None:
+            arrays[name] = [dataset[()] for dataset in stored[name]]
+            if not all(np.isfinite(array).all() for array in arrays[name]):
+                del arrays[name]
+                reason = "the file's values are not all finite"
+        if reason is not None:
+            skipped.append((name, reason))
+    skipped += [(name, MISSING_IN_MODEL) for name in stored if name not in targets]
+    if not arrays:
+        raise ValueError(
+            f"weights {file} do not fit model {model.name}: no layer has the same name and shapes. "
+            f"Layers in the file: {_sample(stored)}; in the model: {_sample(targets)}. "
+            "Choose the --model the file was made for, or other weights."
+        )
+    for name, values in arrays.items():
+        targets[name].set_weights(values)
+    return LoadReport(loaded=list(arrays), skipped=skipped)
+
+
+def _misfit(layer: keras.Layer, datasets: list[h5py.Dataset]) -> str | None:
+    """Returns why the arrays do not fit the layer, None if they do; from the shapes alone, before any array is read."""
+    wanted = [tuple(weight.shape) for weight in layer.weights]
+    given = [tuple(dataset.shape) for dataset in datasets]
+    if wanted == given:
+        return None
+    return f"shapes {_shapes(given)} in the file, {_shapes(wanted)} in the model"
+
+
+def _shapes(shapes: list[tuple[int, ...]]) -> str:
+    return " ".join("x".join(str(side) for side in shape) or "scalar" for shape in shapes)
+
+
+def _sample(names: Collection[str]) -> str:
+    first = ", ".join(list(names)[:5]) or "none"
+    return f"{first}, ... ({len(names)} in all)" if len(names) > 5 else first
