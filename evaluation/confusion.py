@@ -1,0 +1,206 @@
+"""Pixel scores from sums: one confusion matrix and one histogram of tumour probabilities.
+
+K: classes. N: bins of the tumour probability. P: pixels. Counts of patches, slides and ranks add up before any score is
+taken, so the scores of a whole set do not depend on how it was cut into patches or shared over ranks.
+
+confusion_KK: int64, rows truth, columns prediction. histogram_2N: int64, row 0 pixels that are not tumour, row 1
+tumour; bin i holds the probabilities in [i / N, (i + 1) / N), the last one also 1.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE = 255
+"""Label of pixels without truth: never counted."""
+
+Counts = NDArray[np.int64]
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one set of pixels; NaN where a score is undefined.
+
+    Attributes:
+        iou_K: intersection over union per class.
+        dice_K: Dice coefficient per class.
+        miou: mean of `iou_K` over the classes that occur in truth or prediction.
+        accuracy: share of pixels predicted right.
+        auc: area under the ROC curve of the tumour probability.
+    """
+
+    iou_K: Values  # noqa: N815, the shape is part of the name
+    dice_K: Values  # noqa: N815
+    miou: float
+    accuracy: float
+    auc: float
+
+
+def scores(confusion_KK: Counts, histogram_2N: Counts) -> Scores:
+    """All scores from the sums over a set.
+
+    Args:
+        confusion_KK: pixel counts, rows truth, columns prediction.
+        histogram_2N: pixel counts by tumour probability, row 0 not tumour, row 1 tumour.
+
+    Returns:
+        The scores.
+    """
+    return Scores(
+        iou_K=iou(confusion_KK),
+        dice_K=dice(confusion_KK),
+        miou=miou(confusion_KK),
+        accuracy=accuracy(confusion_KK),
+        auc=auc(histogram_2N),
+    )
+
+
+def iou(confusion_KK: Counts) -> Values:
+    """Intersection over union (Jaccard index) per class: TP / (TP + FP + FN).
+
+    Args:
+        confusion_KK: pixel counts, rows truth, columns prediction.
+
+    Returns:
+        iou_K; NaN for a class that occurs neither in truth nor in prediction. Source: PASCAL VOC, Everingham et al. 2010.
+    """
+    right_K, truth_K, predicted_K = _marginals(confusion_KK)
+    return _ratio(right_K, truth_K + predicted_K - right_K)
+
+
+def dice(confusion_KK: Counts) -> Values:
+    """Dice coefficient per class: 2 TP / (2 TP + FP + FN).
+
+    Args:
+        confusion_KK: pixel counts, rows truth, columns prediction.
+
+    Returns:
+        dice_K; NaN for a class that occurs neither in truth nor in prediction. Source: Dice 1945.
+    """
+    right_K, truth_K, predicted_K = _marginals(confusion_KK)
+    return _ratio(2 * right_K, truth_K + predicted_K)
+
+
+def miou(confusion_KK: Counts) -> float:
+    """Mean intersection over union over the classes that occur in truth or prediction.
+
+    A class that occurs in neither has no IoU and does not count, rather than as 0 or 1.
+
+    Args:
+        confusion_KK: pixel counts, rows truth, columns prediction.
+
+    Returns:
+        The mean; NaN without any pixel.
+    """
+    iou_K = iou(confusion_KK)
+    occurs_K = ~np.isnan(iou_K)
+    return float(iou_K[occurs_K].mean()) if occurs_K.any() else float("nan")
+
+
+def accuracy(confusion_KK: Counts) -> float:
+    """Share of pixels predicted right.
+
+    Args:
+        confusion_KK: pixel counts, rows truth, columns prediction.
+
+    Returns:
+        The share; NaN without any pixel.
+    """
+    right_K, truth_K, _ = _marginals(confusion_KK)
+    return float(_ratio(right_K.sum(keepdims=True), truth_K.sum(keepdims=True))[0])
+
+
+def auc(histogram_2N: Counts) -> float:
+    """Area under the ROC curve: the chance that a tumour pixel gets a higher probability than another pixel.
+
+    Ties count half. Pixels of one bin are ties, which is the trapezoidal rule on the ROC curve through the edges of the
+    bins. It differs from the area of the unbinned probabilities by at most half the share of (tumour, other) pairs that
+    meet in one bin.
+
+    Args:
+        histogram_2N: pixel counts by tumour probability, row 0 not tumour, row 1 tumour.
+
+    Returns:
+        The area; NaN when there are no tumour pixels or no others. Source: Hanley and McNeil 1982, Radiology 143.
+    """
+    assert histogram_2N.shape == (2, histogram_2N.size // 2), histogram_2N.shape
+    other_N, tumour_N = histogram_2N.astype(np.int64)
+    if not other_N.sum() or not tumour_N.sum():
+        return float("nan")
+    # Twice the other pixels below, ties half: integers keep it exact until the division.
+    below_N = 2 * np.cumsum(other_N) - other_N
+    # Python's integers: the product of two counts of a large set does not fit into 64 bits.
+    pairs = sum(int(count) * int(below) for count, below in zip(tumour_N, below_N, strict=True))
+    return pairs / (2 * int(tumour_N.sum()) * int(other_N.sum()))
+
+
+def confusion_from_labels(
+    truth: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], classes: int
+) -> Counts:
+    """Count pixels by true and predicted class.
+
+    Args:
+        truth: classes 0 .. classes - 1 or IGNORE, any shape.
+        prediction: classes 0 .. classes - 1, the shape of `truth`; where `truth` is IGNORE its value does not matter.
+        classes: number of classes K.
+
+    Returns:
+        confusion_KK, int64, rows truth, columns prediction.
+
+    Raises:
+        ValueError: shapes differ, or a class is out of range.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth of shape {truth.shape} and prediction of shape {prediction.shape} must have one shape")
+    counted = truth != IGNORE
+    truth_P, prediction_P = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
+    for name, classes_P in (("truth", truth_P), ("prediction", prediction_P)):
+        wrong = np.unique(classes_P[(classes_P < 0) | (classes_P >= classes)])
+        if wrong.size:
+            raise ValueError(
+                f"{name} holds {wrong.tolist()[:10]}; with {classes} classes 0 to {classes - 1} are allowed"
+            )
+    return np.bincount(truth_P * classes + prediction_P, minlength=classes * classes).reshape(classes, classes)
+
+
+def histogram_from_probabilities(truth: NDArray[np.integer[Any]], p: NDArray[np.floating[Any]], bins: int) -> Counts:
+    """Count pixels by tumour probability, apart for tumour and the rest.
+
+    Args:
+        truth: class 1 is tumour, IGNORE is not counted, any other class is not tumour; any shape.
+        p: tumour probability in [0, 1], the shape of `truth`; where `truth` is IGNORE its value does not matter.
+        bins: number of bins N of equal width over [0, 1].
+
+    Returns:
+        histogram_2N, int64, row 0 not tumour, row 1 tumour.
+
+    Raises:
+        ValueError: shapes differ, or a probability is NaN or outside [0, 1].
+    """
+    if truth.shape != p.shape:
+        raise ValueError(f"truth of shape {truth.shape} and probabilities of shape {p.shape} must have one shape")
+    counted = truth != IGNORE
+    p_P = p[counted]
+    outside = p_P[~((p_P >= 0) & (p_P <= 1))]
+    if outside.size:
+        raise ValueError(
+            f"{outside.size} probabilities are not within [0, 1], the first is {outside[0]}; pass a softmax"
+        )
+    # The last bin takes 1 itself.
+    bin_P = np.minimum((p_P.astype(np.float64) * bins).astype(np.int64), bins - 1)
+    row_P = (truth[counted] == 1).astype(np.int64)
+    return np.bincount(row_P * bins + bin_P, minlength=2 * bins).reshape(2, bins)
+
+
+def _marginals(confusion_KK: Counts) -> tuple[Counts, Counts, Counts]:
+    """Pixels per class: predicted right, in truth, predicted."""
+    assert confusion_KK.shape == (len(confusion_KK),) * 2, confusion_KK.shape
+    return np.diagonal(confusion_KK), confusion_KK.sum(axis=1), confusion_KK.sum(axis=0)
+
+
+def _ratio(part: Counts, whole: Counts) -> Values:
+    """Part / whole, NaN where whole is 0."""
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
