@@ -212,8 +212,8 @@ class MaskTruth:
 
 def _px_under(along_l0: NDArray[np.float64], level: Level, axis: int) -> NDArray[np.int64]:
     """Index of the px of a level under each level-0 coordinate; the last px also covers a remainder."""
-    px = np.floor(along_l0 / level.downsample_xy[axis]).astype(np.int64)
-    return np.minimum(px, level.size_xy[axis] - 1)
+    px: NDArray[np.int64] = np.floor(along_l0 / level.downsample_xy[axis]).astype(np.int64)
+    return px.clip(max=level.size_xy[axis] - 1)
 
 
 def _stored_values(page: Page) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -240,4 +240,5 @@ def _colour_key(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     if pixels.shape[2] == 1:
         return pixels[..., 0].astype(np.int64)
     rgb = pixels.astype(np.int64)
-    return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    key: NDArray[np.int64] = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    return key

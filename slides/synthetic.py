@@ -1,0 +1,233 @@
+"""Small slides with known truth: position-coded ones for tests, H&E-like ones for the demo and benchmarks.
+
+python -m slides.synthetic --out DIR [--seed S]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import pyvips
+import shapely
+import tifffile
+from numpy.typing import NDArray
+
+from slides.geometry import Window
+from slides.raster import edges_of, rasterise
+from slides.texture import STAINS, blob, stained_tissue
+
+Ring = NDArray[np.float64]
+
+
+def exact_code(x_l0: NDArray[np.float64], y_l0: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return RGB (H, W, 3) that names the level-0 px under the points of a grid; for slides of up to 4096 px a side.
+
+    Red is the upper 8 bits of x, blue the lower 8 bits of y, green the rest. `decode` inverts it.
+    """
+    x, y = np.meshgrid(np.floor(x_l0).astype(np.int64), np.floor(y_l0).astype(np.int64))
+    code_HWC: NDArray[np.uint8] = np.stack([x >> 4, (x & 15) << 4 | y >> 8, y & 255], axis=2).astype(np.uint8)
+    return code_HWC
+
+
+def decode(code_HWC: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return x and y of the level-0 px that `exact_code` named, (H, W) each."""
+    red, green, blue = np.moveaxis(code_HWC.astype(np.int64), 2, 0)
+    return red << 4 | green >> 4, (green & 15) << 8 | blue
+
+
+def ramp_code(x_l0: NDArray[np.float64], y_l0: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return RGB (H, W, 3) that changes linearly: red x / 16, green y / 16, blue (x + y) / 32 (rounded)."""
+    x, y = np.meshgrid(x_l0, y_l0)
+    ramps = np.rint(np.stack([x / 16, y / 16, (x + y) / 32], axis=2))
+    code_HWC: NDArray[np.uint8] = np.clip(ramps, 0, 255).astype(np.uint8)
+    return code_HWC
+
+
+def position_coded(
+    path: Path,
+    size_xy: tuple[int, int],
+    downsamples: Sequence[float] = (1.0,),
+    tile: int = 128,
+    um_px: float | None = 0.25,
+    smooth: bool = False,
+) -> None:
+    """Write a lossless pyramid whose pixels tell where they came from.
+
+    Each level is the code sampled at the centres of its pixels, so it is true to its place at any downsample.
+
+    Args:
+        path: TIFF to write.
+        size_xy: Width and height, level-0 px, at most 4096.
+        downsamples: Level-0 px per px, starting with 1; sizes are rounded down.
+        tile: Side of the tiles, a multiple of 16.
+        um_px: Micrometres per level-0 px for the resolution tags; None writes no spacing.
+        smooth: `ramp_code` instead of `exact_code`.
+    """
+    if max(size_xy) > 4096 or downsamples[0] != 1:
+        raise ValueError(f"size {size_xy} and downsamples {downsamples}: at most 4096 px, the first downsample 1")
+    code = ramp_code if smooth else exact_code
+    levels = []
+    for down in downsamples:
+        width, height = (int(side / down) for side in size_xy)
+        levels.append(code((np.arange(width) + 0.5) * down, (np.arange(height) + 0.5) * down))
+    write_levels(path, levels, tile, um_px)
+
+
+def write_levels(
+    path: Path, levels: Iterable[NDArray[np.uint8]], tile: int = 128, um_px: float | None = 0.25, unit: str = "cm"
+) -> None:
+    """Write given levels as one lossless tiled TIFF, finest first.
+
+    Args:
+        path: TIFF to write.
+        levels: (H, W, 3) RGB or (H, W) one-channel each.
+        tile: Side of the tiles, a multiple of 16.
+        um_px: Micrometres per px of the first level; None writes no spacing.
+        unit: "cm" or "inch".
+    """
+    um_per_unit = {"cm": 10000.0, "inch": 25400.0}[unit]
+    resolution = (1.0, 1.0) if um_px is None else (um_per_unit / um_px, um_per_unit / um_px)
+    with tifffile.TiffWriter(path) as tiff:
+        for index, level in enumerate(levels):
+            tiff.write(
+                level,
+                photometric="rgb" if level.ndim == 3 else "minisblack",
+                tile=(tile, tile),
+                compression="zlib",
+                subfiletype=1 if index else 0,
+                resolution=resolution,
+                resolutionunit="none" if um_px is None else {"cm": "centimeter", "inch": "inch"}[unit],
+                metadata=None,
+            )
+
+
+def write_pyramid(path: Path, image: NDArray[np.uint8], um_px: float, lossless: bool = False) -> None:
+    """Write a pyramid as scanners' exporters do: JPEG 256 px tiles, halved levels, spacing in centimetre tags.
+
+    Args:
+        path: TIFF to write.
+        image: (H, W, 3) RGB, or (H, W) for a mask.
+        um_px: Micrometres per px.
+        lossless: Deflate, and levels by maximum instead of mean: for masks.
+    """
+    bands = image.shape[2] if image.ndim == 3 else 1
+    memory = pyvips.Image.new_from_memory(
+        np.ascontiguousarray(image).data, image.shape[1], image.shape[0], bands, "uchar"
+    )
+    memory = memory.copy(interpretation="srgb" if bands == 3 else "b-w", xres=1000 / um_px, yres=1000 / um_px)
+    options = {"compression": "deflate", "region_shrink": "max"} if lossless else {"compression": "jpeg", "Q": 88}
+    memory.tiffsave(
+        str(path), tile=True, tile_width=256, tile_height=256, pyramid=True, depth="onetile", resunit="cm", **options
+    )
+
+
+def write_asap(path: Path, areas: Iterable[tuple[str, Ring]]) -> None:
+    """Write ASAP XML.
+
+    Args:
+        path: File to write.
+        areas: Group and outline (N, 2), level-0 px (x, y), not closed.
+    """
+    lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "\t<Annotations>"]
+    for number, (group, ring) in enumerate(areas):
+        lines.append(
+            f'\t\t<Annotation Name="Annotation {number}" Type="Polygon" PartOfGroup={quoteattr(group)} Color="#F4FA58">'
+        )
+        lines.append("\t\t\t<Coordinates>")
+        lines += [f'\t\t\t\t<Coordinate Order="{i}" X="{x:.4f}" Y="{y:.4f}" />' for i, (x, y) in enumerate(ring)]
+        lines += ["\t\t\t</Coordinates>", "\t\t</Annotation>"]
+    lines += ["\t</Annotations>", "\t<AnnotationGroups />", "</ASAP_Annotations>", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class DemoSlide:
+    """Plan of one demo slide: where it goes, size (level-0 px), spacing (um/px), stain, tumours (with hole or not)."""
+
+    name: str
+    split: str
+    size_xy: tuple[int, int]
+    um_px: float
+    stain: str
+    tumours: tuple[tuple[float, float, float, bool], ...] = ()
+
+
+# Tumours: centre as a share of width and height, radius as a share of the shorter side, whether a hole is cut.
+DEMO = (
+    DemoSlide(
+        "tumor_001", "train", (3517, 2893), 0.25, "standard", ((0.36, 0.42, 0.24, True), (0.72, 0.62, 0.11, False))
+    ),
+    DemoSlide("tumor_002", "train", (3089, 3331), 0.243, "violet", ((0.56, 0.38, 0.25, True),)),
+    DemoSlide("tumor_003", "train", (3643, 2771), 0.25, "pale", ((0.64, 0.52, 0.27, True), (0.28, 0.36, 0.08, False))),
+    DemoSlide("normal_001", "train", (3271, 2659), 0.25, "pink"),
+    DemoSlide("tumor_101", "val", (3389, 3001), 0.25, "pink", ((0.42, 0.55, 0.26, True), (0.72, 0.34, 0.1, False))),
+    DemoSlide("tumor_102", "val", (3163, 2837), 0.25, "standard", ((0.55, 0.47, 0.22, True),)),
+)
+
+
+def make_demo(out: Path, seed: int = 0) -> list[Path]:
+    """Write the demo data set: H&E-like slides, ASAP XML and masks of those with tumour.
+
+    Folders `train` and `val`, each with `images`, `annotations` and `masks`, as in CAMELYON16: 3 + 2 slides with tumour
+    (an exclusion cut from the largest), one without; four stains. Takes about 20 s on one core.
+
+    Args:
+        out: Folder; made when missing.
+        seed: The same seed gives the same slides.
+
+    Returns:
+        Paths of the slides.
+    """
+    return [
+        _write_demo_slide(Path(out), plan, np.random.default_rng([seed, number])) for number, plan in enumerate(DEMO)
+    ]
+
+
+def _write_demo_slide(out: Path, plan: DemoSlide, rng: np.random.Generator) -> Path:
+    folders = {name: out / plan.split / name for name in ("images", "annotations", "masks")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    width, height = plan.size_xy
+    window = Window((0.0, 0.0), (height, width), (1.0, 1.0))
+    half = np.array([width, height]) / 2
+    tissue = blob(rng, half, half * rng.uniform(0.86, 0.9, 2), roughness=0.05)
+    areas: list[tuple[str, Ring]] = []
+    for share_x, share_y, share_r, has_hole in plan.tumours:
+        centre_xy, radius = np.array([share_x * width, share_y * height]), share_r * min(width, height)
+        areas.append(("_0", blob(rng, centre_xy, np.full(2, radius), roughness=0.16)))
+        if has_hole:
+            where = centre_xy + rng.uniform(-0.2, 0.2, 2) * radius
+            areas.append(("_2", blob(rng, where, np.full(2, 0.33 * radius), roughness=0.12)))
+    tissue_HW = rasterise(edges_of([shapely.Polygon(tissue)]), window)
+    tumour_HW = np.zeros((height, width), np.bool_)
+    # As the label map paints: exclusions last.
+    for group, ring in sorted(areas, key=lambda area: area[0]):
+        tumour_HW[rasterise(edges_of([shapely.Polygon(np.round(ring, 4))]), window)] = group == "_0"
+    image_HWC = stained_tissue(rng, tissue_HW, tumour_HW, STAINS[plan.stain])
+    slide_path = folders["images"] / f"{plan.name}.tif"
+    write_pyramid(slide_path, image_HWC, plan.um_px)
+    if areas:
+        write_asap(folders["annotations"] / f"{plan.name}.xml", areas)
+        write_pyramid(folders["masks"] / f"{plan.name}_Mask.tif", tumour_HW.astype(np.uint8), plan.um_px, lossless=True)
+    return slide_path
+
+
+def main() -> None:
+    """Write the demo slides from the command line."""
+    parser = argparse.ArgumentParser(description="write small H&E-like slides with annotations and masks")
+    parser.add_argument("--out", type=Path, required=True, help="folder for train/ and val/")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same slides (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    for path in make_demo(arguments.out, arguments.seed):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
