@@ -7,7 +7,6 @@ confusion_KK: int64, rows truth, columns prediction. histogram_2N: int64, row 0 
 tumour; bin i holds the probabilities in [i / N, (i + 1) / N), the last one also 1.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,69 +15,35 @@ from numpy.typing import NDArray
 IGNORE = 255
 """Label of pixels without truth: never counted."""
 
+BINS = 1024
+"""Bins of the tumour probability in training and evaluation, so that their histograms add up."""
+
 Counts = NDArray[np.int64]
 Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """All scores of one set of pixels; NaN where a score is undefined.
-
-    Attributes:
-        iou_K: intersection over union per class.
-        dice_K: Dice coefficient per class.
-        miou: mean of `iou_K` over the classes that occur in truth or prediction.
-        accuracy: share of pixels predicted right.
-        auc: area under the ROC curve of the tumour probability.
-    """
-
-    iou_K: Values  # noqa: N815, the shape is part of the name
-    dice_K: Values  # noqa: N815
-    miou: float
-    accuracy: float
-    auc: float
-
-
-def scores(confusion_KK: Counts, histogram_2N: Counts) -> Scores:
-    """All scores from the sums over a set.
-
-    Args:
-        confusion_KK: pixel counts, rows truth, columns prediction.
-        histogram_2N: pixel counts by tumour probability, row 0 not tumour, row 1 tumour.
-
-    Returns:
-        The scores.
-    """
-    return Scores(
-        iou_K=iou(confusion_KK),
-        dice_K=dice(confusion_KK),
-        miou=miou(confusion_KK),
-        accuracy=accuracy(confusion_KK),
-        auc=auc(histogram_2N),
-    )
-
-
-def iou(confusion_KK: Counts) -> Values:
+def iou_K(confusion_KK: Counts) -> Values:  # noqa: N802, the shape is part of the name
     """Intersection over union (Jaccard index) per class: TP / (TP + FP + FN).
 
     Args:
         confusion_KK: pixel counts, rows truth, columns prediction.
 
     Returns:
-        iou_K; NaN for a class that occurs neither in truth nor in prediction. Source: PASCAL VOC, Everingham et al. 2010.
+        One value per class; NaN for a class that occurs neither in truth nor in prediction. Source: Everingham et al.
+        2010, PASCAL VOC.
     """
     right_K, truth_K, predicted_K = _marginals(confusion_KK)
     return _ratio(right_K, truth_K + predicted_K - right_K)
 
 
-def dice(confusion_KK: Counts) -> Values:
+def dice_K(confusion_KK: Counts) -> Values:  # noqa: N802
     """Dice coefficient per class: 2 TP / (2 TP + FP + FN).
 
     Args:
         confusion_KK: pixel counts, rows truth, columns prediction.
 
     Returns:
-        dice_K; NaN for a class that occurs neither in truth nor in prediction. Source: Dice 1945.
+        One value per class; NaN for a class that occurs neither in truth nor in prediction. Source: Dice 1945.
     """
     right_K, truth_K, predicted_K = _marginals(confusion_KK)
     return _ratio(2 * right_K, truth_K + predicted_K)
@@ -95,9 +60,9 @@ def miou(confusion_KK: Counts) -> float:
     Returns:
         The mean; NaN without any pixel.
     """
-    iou_K = iou(confusion_KK)
-    occurs_K = ~np.isnan(iou_K)
-    return float(iou_K[occurs_K].mean()) if occurs_K.any() else float("nan")
+    values_K = iou_K(confusion_KK)
+    occurs_K = ~np.isnan(values_K)
+    return float(values_K[occurs_K].mean()) if occurs_K.any() else float("nan")
 
 
 def accuracy(confusion_KK: Counts) -> float:
@@ -166,11 +131,13 @@ def confusion_from_labels(
     return np.bincount(truth_P * classes + prediction_P, minlength=classes * classes).reshape(classes, classes)
 
 
-def histogram_from_probabilities(truth: NDArray[np.integer[Any]], p: NDArray[np.floating[Any]], bins: int) -> Counts:
+def histogram_from_probabilities(
+    truth: NDArray[np.integer[Any]], p: NDArray[np.floating[Any]], bins: int = BINS
+) -> Counts:
     """Count pixels by tumour probability, apart for tumour and the rest.
 
     Args:
-        truth: class 1 is tumour, IGNORE is not counted, any other class is not tumour; any shape.
+        truth: class 0 is not tumour, every other class is, IGNORE is not counted; any shape.
         p: tumour probability in [0, 1], the shape of `truth`; where `truth` is IGNORE its value does not matter.
         bins: number of bins N of equal width over [0, 1].
 
@@ -191,7 +158,7 @@ def histogram_from_probabilities(truth: NDArray[np.integer[Any]], p: NDArray[np.
         )
     # The last bin takes 1 itself.
     bin_P = np.minimum((p_P.astype(np.float64) * bins).astype(np.int64), bins - 1)
-    row_P = (truth[counted] == 1).astype(np.int64)
+    row_P = (truth[counted] != 0).astype(np.int64)
     return np.bincount(row_P * bins + bin_P, minlength=2 * bins).reshape(2, bins)
 
 

@@ -11,11 +11,10 @@ from evaluation.confusion import (
     accuracy,
     auc,
     confusion_from_labels,
-    dice,
+    dice_K,
     histogram_from_probabilities,
-    iou,
+    iou_K,
     miou,
-    scores,
 )
 
 # Rows truth, columns prediction.
@@ -42,37 +41,28 @@ def test_a_prediction_out_of_range_is_allowed_only_where_truth_is_ignored() -> N
 
 
 def test_scores_on_paper() -> None:
-    assert iou(CONFUSION_22) == pytest.approx([5 / 8, 4 / 7])
-    assert dice(CONFUSION_22) == pytest.approx([10 / 13, 8 / 11])
+    assert iou_K(CONFUSION_22) == pytest.approx([5 / 8, 4 / 7])
+    assert dice_K(CONFUSION_22) == pytest.approx([10 / 13, 8 / 11])
     assert miou(CONFUSION_22) == pytest.approx((5 / 8 + 4 / 7) / 2)
     assert accuracy(CONFUSION_22) == pytest.approx(0.75)
 
 
 def test_a_class_that_never_occurs_has_no_score_and_a_missed_one_has_zero() -> None:
     confusion_KK = np.array([[6, 0, 2], [0, 0, 0], [0, 0, 0]])
-    assert iou(confusion_KK).tolist() == pytest.approx([0.75, math.nan, 0.0], nan_ok=True)
-    assert dice(confusion_KK).tolist() == pytest.approx([12 / 14, math.nan, 0.0], nan_ok=True)
+    assert iou_K(confusion_KK).tolist() == pytest.approx([0.75, math.nan, 0.0], nan_ok=True)
+    assert dice_K(confusion_KK).tolist() == pytest.approx([12 / 14, math.nan, 0.0], nan_ok=True)
     assert miou(confusion_KK) == pytest.approx(0.375)
 
 
 def test_no_pixel_means_no_score() -> None:
-    none = scores(np.zeros((2, 2), np.int64), np.zeros((2, 5), np.int64))
-    assert np.isnan(none.iou_K).tolist() == [True, True]
-    assert np.isnan(none.dice_K).tolist() == [True, True]
-    assert [math.isnan(value) for value in (none.miou, none.accuracy, none.auc)] == [True, True, True]
-
-
-def test_scores_gathers_each_score_under_its_name() -> None:
-    every = scores(CONFUSION_22, np.array([[3, 1, 0], [0, 1, 1]]))
-    assert every.iou_K.tolist() == pytest.approx([5 / 8, 4 / 7])
-    assert every.dice_K.tolist() == pytest.approx([10 / 13, 8 / 11])
-    assert (every.miou, every.accuracy, every.auc) == pytest.approx(((5 / 8 + 4 / 7) / 2, 0.75, 15 / 16))
+    none_KK = np.zeros((2, 2), np.int64)
+    assert np.isnan([*iou_K(none_KK), *dice_K(none_KK), miou(none_KK), accuracy(none_KK)]).tolist() == [True] * 6
 
 
 def test_histogram_bins() -> None:
     truth_HW = np.array([[0, 0, 1, 2], [1, 1, IGNORE, 0]], np.uint8)
     p_HW = np.array([[0.0, 0.24, 0.25, 0.5], [1.0, 0.99, math.nan, 0.75]])
-    assert histogram_from_probabilities(truth_HW, p_HW, 4).tolist() == [[2, 0, 1, 1], [0, 1, 0, 2]]
+    assert histogram_from_probabilities(truth_HW, p_HW, 4).tolist() == [[2, 0, 0, 1], [0, 1, 1, 2]]
 
 
 @pytest.mark.parametrize("p", [-0.01, 1.01, math.nan, math.inf])
@@ -112,8 +102,8 @@ def test_against_scikit_learn() -> None:
     prediction_P = np.where(rng.random(997) < 0.6, truth_P, rng.integers(0, 3, 997))
     confusion_KK = confusion_from_labels(truth_P, prediction_P, 3)
     assert confusion_KK.tolist() == metrics.confusion_matrix(truth_P, prediction_P).tolist()
-    assert iou(confusion_KK) == pytest.approx(metrics.jaccard_score(truth_P, prediction_P, average=None), rel=1e-12)
-    assert dice(confusion_KK) == pytest.approx(metrics.f1_score(truth_P, prediction_P, average=None), rel=1e-12)
+    assert iou_K(confusion_KK) == pytest.approx(metrics.jaccard_score(truth_P, prediction_P, average=None), rel=1e-12)
+    assert dice_K(confusion_KK) == pytest.approx(metrics.f1_score(truth_P, prediction_P, average=None), rel=1e-12)
     assert accuracy(confusion_KK) == pytest.approx(metrics.accuracy_score(truth_P, prediction_P), rel=1e-12)
 
 
