@@ -157,26 +157,25 @@ wf_horovod_from_wheel() {
 }
 
 # wf_try_horovod: two ranks that see each other. With the library of another MPI each would think it is alone.
-wf_try_horovod() (
-    export HOROVOD_LOG_LEVEL=error TF_CPP_MIN_LOG_LEVEL=2 CUDA_VISIBLE_DEVICES=''
-    launcher=("$wf_mpi_bin/mpirun" --oversubscribe)
-    if [[ $wf_flavour == openmpi ]]; then
-        if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
-    else
-        launcher=("$wf_mpi_bin/mpiexec.hydra")
-    fi
+wf_try_horovod() {
+    local -a quiet start
+    local trial
+    quiet=(env HOROVOD_LOG_LEVEL=error TF_CPP_MIN_LOG_LEVEL=2 CUDA_VISIBLE_DEVICES=)
+    if ((EUID == 0)); then quiet+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1); fi
+    start=("$wf_mpi_bin/mpiexec.hydra" -np 2)
+    if [[ $wf_flavour == openmpi ]]; then start=("$wf_mpi_bin/mpirun" --oversubscribe -np 2); fi
     trial='import sys, horovod.tensorflow as hvd
 hvd.init()
 built = {"MPI": hvd.mpi_built(), "Gloo": hvd.gloo_built()}
 built.update({"NCCL": hvd.nccl_built()} if sys.argv[1] == "1" else {})
 assert all(built.values()), f"Horovod was built without a part it needs: {built}"
-assert int(sys.argv[2]) in (0, hvd.size()), f"2 ranks were started, Horovod sees {hvd.size()}"'
+assert hvd.size() == int(sys.argv[2]), f"{sys.argv[2]} ranks were started, Horovod sees {hvd.size()}"'
     # Without a launcher first: a library that does not load is told more clearly.
-    "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 1 || exit 1
-    "${launcher[@]}" -np 2 "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 2 && exit 0
+    "${quiet[@]}" "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 1 || return 1
+    "${quiet[@]}" "${start[@]}" "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 2 && return 0
     # Some clusters forbid mpirun where people log in.
-    [[ $wf_mpi == system ]] && printf 'two ranks could not be started with %s here; going on\n' "${launcher[*]}"
-)
+    [[ $wf_mpi == system ]] && printf 'two ranks could not be started with %s here; going on\n' "${start[*]}"
+}
 
 # wf_write FILE KEY=VALUE...: the file appears complete or not at all.
 wf_write() {

@@ -95,13 +95,15 @@ wf_activate() {
     local stamp=$wf_venv/.widefov-stamp mpi_bin
     if [[ ${WIDEFOV_ENV:-} == active ]]; then
         wf_python=$(command -v python || command -v python3) || wf_die "no python on PATH." "activate an environment."
-        wf_flavour=$(wf_flavour_of mpiexec.hydra mpirun)
+        wf_flavour=$(wf_flavour_of_horovod)
         return 0
     fi
     # shellcheck disable=SC2034  # for the scripts that source this file
     wf_python=$wf_venv/bin/python
     mpi_bin=$(wf_read mpi_bin "$stamp")
     wf_flavour=$(wf_read flavour "$stamp")
+    # Nothing set up yet: only a dry run comes here.
+    wf_flavour=${wf_flavour:-${WIDEFOV_MPI:-openmpi}}
     if [[ -n $mpi_bin && $mpi_bin != "$wf_venv/bin" ]]; then PATH=$mpi_bin:$PATH; fi
     export PATH=$wf_venv/bin:$PATH VIRTUAL_ENV=$wf_venv
     unset PYTHONHOME
@@ -119,6 +121,19 @@ wf_flavour_of() {
         esac
     done
     printf unknown
+}
+
+# wf_flavour_of_horovod: by the library the active Horovod was linked with (.40 is Open MPI's, .12 MPICH's and Intel's);
+# a launcher of another MPI would start ranks that do not see each other.
+wf_flavour_of_horovod() {
+    local folder library
+    folder=$("$wf_python" -c 'import importlib.util as u; print(u.find_spec("horovod").submodule_search_locations[0])' \
+        2>/dev/null) || folder=''
+    for library in "$folder"/tensorflow/mpi_lib*.so; do
+        if grep -qs 'libmpi\.so\.40' "$library"; then printf openmpi && return 0; fi
+        if grep -qs 'libmpi\.so\.12' "$library"; then wf_flavour_of mpiexec.hydra && return 0; fi
+    done
+    wf_flavour_of mpirun mpiexec.hydra
 }
 
 # wf_check_active: the environment that is active must hold everything; name what it lacks. No import, so no wait.

@@ -1,0 +1,244 @@
+#!/usr/bin/env bash
+# Trains. The first use on a machine also sets it up (setup_env.sh).
+#
+#   ./run_train.sh                               the demo: makes small slides and trains on them with 2 ranks
+#   NP=4 ./run_train.sh --img_size 1024 ...      train.py with these arguments on 4 ranks
+#   ./run_train.sh --help                        the arguments of train.py
+#
+# Choices, all optional:
+#   NP=N              ranks in all (default: SLURM's tasks; else one per GPU; else one per CPU socket)
+#   HOSTS=a:4,b:4     machines and their ranks;  HOSTFILE=FILE: the same from a file of the launcher's format
+#   LAUNCHER=NAME     mpirun, hydra, srun, horovodrun or none (default: srun inside a SLURM job; none for one rank;
+#                     else what belongs to the MPI that Horovod was built with)
+#   LAUNCHER_ARGS=... more arguments for the launcher, split at blanks
+#   WIDEFOV_SRUN_MPI=pmix   the value of srun --mpi=
+#   OMP_NUM_THREADS=N       threads per rank (default: cores / ranks on this machine)
+#   DRY_RUN=1         print the command, run nothing, set nothing up
+# and those of setup_env.sh (WIDEFOV_VENV, WIDEFOV_MPI, WIDEFOV_ENV=active ...: ./setup_env.sh --help).
+
+set -euo pipefail
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+# shellcheck source=setup_env.sh
+. "$root/setup_env.sh"
+
+fail() {
+    printf 'run_train.sh: %s\n' "$1" >&2
+    exit 2
+}
+
+# --- This machine -----------------------------------------------------------------------------------------------------
+
+count_gpus() {
+    local -a listed
+    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        IFS=, read -r -a listed <<<"$CUDA_VISIBLE_DEVICES"
+        # -1 is the usual way to hide all of them.
+        if [[ ${listed[0]:--1} == -1 ]]; then printf 0; else printf '%d' "${#listed[@]}"; fi
+    else
+        # Nothing printed and no error where there is no driver.
+        { nvidia-smi -L 2>/dev/null || true; } | awk '/^GPU/ { n++ } END { print n + 0 }'
+    fi
+}
+
+# count_cpus WHAT: sockets or cores among the CPUs this process may use ("Cpus_allowed_list: 0-3,8"), at least 1.
+count_cpus() {
+    local column=2 allowed
+    [[ $1 == sockets ]] || column=2,3
+    allowed=$(awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status)
+    { lscpu -p=cpu,socket,core 2>/dev/null || true; } | awk -F, -v allowed="$allowed" -v what="$column" '
+        BEGIN {
+            n = split(allowed, part, ",")
+            for (i = 1; i <= n; i++) {
+                m = split(part[i], end, "-")
+                for (cpu = end[1] + 0; cpu <= end[m] + 0; cpu++) may[cpu] = 1
+            }
+        }
+        !/^#/ && ($1 in may) { seen[what == "2" ? $2 : $2 "," $3] = 1 }
+        END { for (key in seen) count++; print count ? count : 1 }'
+}
+
+# --- How many ranks, where, with how many threads ---------------------------------------------------------------------
+
+in_slurm() { [[ -n ${SLURM_JOB_ID:-} ]] && command -v srun >/dev/null; }
+
+# A process that mpirun, mpiexec or srun started is a rank already: it must not start others.
+is_rank() { [[ -n ${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${PMIX_RANK:-}${HOROVOD_RANK:-} ]]; }
+
+count_hosts() {
+    local -a named
+    if [[ -n ${HOSTS:-} ]]; then
+        IFS=, read -r -a named <<<"$HOSTS"
+        printf '%d' "${#named[@]}"
+    elif [[ -n ${HOSTFILE:-} ]]; then
+        awk '!/^[ \t]*(#|$)/ { n++ } END { print n ? n : 1 }' "$HOSTFILE"
+    else
+        printf 1
+    fi
+}
+
+count_slots() {
+    printf '%s' "$HOSTS" | awk -v RS=, '{ n += (split($1, part, ":") > 1) ? part[2] : 1 } END { print n }'
+}
+
+choose_ranks() {
+    local gpus
+    hosts=$(count_hosts)
+    gpus=$(count_gpus)
+    if [[ -n ${NP:-} ]]; then
+        ranks=$NP
+    elif in_slurm; then
+        ranks=${SLURM_NTASKS:-$((gpus > 0 ? gpus * ${SLURM_JOB_NUM_NODES:-1} : ${SLURM_JOB_NUM_NODES:-1}))}
+    elif [[ -n ${HOSTS:-} ]]; then
+        ranks=$(count_slots)
+    elif ((gpus > 0)); then
+        ranks=$((gpus * hosts))
+    else
+        # One rank's threads fill a socket without crossing to the other's memory; more ranks would only need more memory.
+        ranks=$(($(count_cpus sockets) * hosts))
+    fi
+    [[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "NP=$ranks is not a whole number of ranks, 1 or more. Example: NP=4 ./run_train.sh ..."
+    if in_slurm; then hosts=${SLURM_JOB_NUM_NODES:-$hosts}; fi
+    ranks_per_host=$(((ranks + hosts - 1) / hosts))
+}
+
+choose_threads() {
+    local logical cores
+    logical=$(OMP_NUM_THREADS='' OMP_THREAD_LIMIT='' nproc)
+    cores=$(count_cpus cores)
+    if [[ ${launcher:-} == srun ]]; then
+        # The batch step may be bound to fewer CPUs than its tasks will get.
+        logical=${SLURM_CPUS_ON_NODE:-$logical}
+        cores=$logical
+        if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then logical=$((SLURM_CPUS_PER_TASK * ranks_per_host)); fi
+    fi
+    cores_per_rank=$((cores / ranks_per_host))
+    threads=$((logical / ranks_per_host))
+    if ((threads < 1)); then threads=1; fi
+    threads=${OMP_NUM_THREADS:-$threads}
+    [[ $threads =~ ^[1-9][0-9]*$ ]] || fail "OMP_NUM_THREADS=$threads is not a whole number of threads, 1 or more."
+    # TensorFlow has a second pool, for independent operations: they seldom wait for more than one other.
+    settings=(OMP_NUM_THREADS="$threads" TF_NUM_INTRAOP_THREADS="${TF_NUM_INTRAOP_THREADS:-$threads}"
+        TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}")
+}
+
+choose_launcher() {
+    launcher=${LAUNCHER:-}
+    if [[ -z $launcher ]]; then
+        if is_rank || { ((ranks == 1)) && ! in_slurm && [[ -z ${HOSTS:-}${HOSTFILE:-} ]]; }; then
+            launcher=none
+        elif in_slurm; then
+            launcher=srun
+        else
+            case $wf_flavour in
+                mpich | intel) launcher=hydra ;;
+                *) launcher=mpirun ;;
+            esac
+        fi
+    fi
+    case $launcher in
+        mpirun | hydra | srun | horovodrun) ;;
+        none) ((ranks == 1)) || is_rank || fail "LAUNCHER=none starts one rank, but NP=$ranks: leave one of them away." ;;
+        *) fail "LAUNCHER=$launcher is none of mpirun, hydra, srun, horovodrun, none." ;;
+    esac
+}
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+mpirun_command() {
+    local name
+    command=(mpirun -np "$ranks")
+    if [[ -n ${HOSTS:-} ]]; then command+=(--host "$HOSTS"); fi
+    if [[ -n ${HOSTFILE:-} ]]; then command+=(--hostfile "$HOSTFILE"); fi
+    if ((cores_per_rank >= 1)); then
+        # PE: this many cores for each rank, next to each other; its threads stay on them.
+        command+=(-map-by "ppr:$ranks_per_host:node:PE=$cores_per_rank" --bind-to core)
+    else
+        command+=(-map-by "ppr:$ranks_per_host:node" --bind-to none --oversubscribe)
+    fi
+    # Open MPI hands its own variables to other machines, not ours.
+    for name in PATH LD_LIBRARY_PATH PYTHONPATH CAMELYON_ROOT CUDA_VISIBLE_DEVICES OMP_NUM_THREADS \
+        TF_NUM_INTRAOP_THREADS TF_CPP_MIN_LOG_LEVEL $(compgen -e | grep -E '^(HOROVOD|NCCL)_' || true); do
+        if [[ -n ${!name:-} || " ${settings[*]}" == *" $name="* ]]; then command+=(-x "$name"); fi
+    done
+    if ((EUID == 0)); then settings+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1); fi
+}
+
+hydra_command() {
+    command=(mpiexec.hydra -np "$ranks")
+    if [[ $wf_flavour == intel ]]; then
+        if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$(sed 's/:[0-9]*//g' <<<"$HOSTS")"); fi
+        if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
+        # Intel MPI pins by itself: one share of the cores for each rank.
+        settings+=(I_MPI_PIN_DOMAIN="${I_MPI_PIN_DOMAIN:-auto}")
+    else
+        if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$HOSTS"); fi
+        if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
+        if ((cores_per_rank >= 1)); then command+=(-bind-to "core:$cores_per_rank"); else command+=(-bind-to none); fi
+    fi
+    if [[ -n ${HOSTFILE:-} ]]; then command+=(-f "$HOSTFILE"); fi
+}
+
+srun_command() {
+    command=(srun "--mpi=${WIDEFOV_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 "--ntasks=$ranks"
+        "--cpus-per-task=${SLURM_CPUS_PER_TASK:-$threads}" --cpu-bind=cores)
+    [[ -z ${HOSTS:-}${HOSTFILE:-} ]] || fail "inside a SLURM job the machines are SLURM's: leave HOSTS and HOSTFILE away."
+}
+
+horovodrun_command() {
+    # The module, not the script horovodrun: its first line names the interpreter by a path that may hold blanks.
+    command=("$wf_python" -c 'from horovod.runner.launch import run_commandline; run_commandline()' -np "$ranks")
+    if [[ -n ${HOSTS:-} ]]; then command+=(-H "$HOSTS"); fi
+    if [[ -n ${HOSTFILE:-} ]]; then command+=(--hostfile "$HOSTFILE"); fi
+    if ((cores_per_rank >= 1)); then
+        command+=(--binding-args "--bind-to core --map-by slot:PE=$cores_per_rank")
+    else
+        command+=(--mpi-args=--oversubscribe)
+    fi
+}
+
+# launch ARGUMENT...: replaces this script by the launcher, so that a signal to the script is one to the launcher, which
+# ends all ranks.
+launch() {
+    local -a extra=()
+    local word
+    choose_ranks
+    choose_launcher
+    if [[ $launcher == none ]]; then ranks_per_host=1; fi
+    choose_threads
+    command=()
+    if [[ $launcher == none ]]; then
+        # A rank of someone else's launcher: the threads are that launcher's to choose.
+        if is_rank; then settings=(TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"); fi
+    else
+        "${launcher}_command"
+    fi
+    read -r -a extra <<<"${LAUNCHER_ARGS:-}" || true
+    command=(env "${settings[@]}" ${command[@]+"${command[@]}"} ${extra[@]+"${extra[@]}"} "$wf_python" -u "$@")
+    if [[ ${DRY_RUN:-} == 1 ]]; then
+        word=$(printf '%q ' "${command[@]}")
+        printf '%s\n' "${word% }"
+        exit 0
+    fi
+    exec "${command[@]}"
+}
+
+demo() {
+    local out=runs/demo
+    NP=${NP:-2}
+    if [[ ${DRY_RUN:-} != 1 ]]; then
+        printf '%s\n' "Demo: makes small synthetic slides in $root/$out/slides (under a minute), trains effdetd0 on them with" \
+            "$NP MPI ranks and validates (up to 10 minutes on 2 cores). Your own slides: ./run_train.sh --help"
+        (cd -- "$root" && TF_CPP_MIN_LOG_LEVEL=2 "$wf_python" -m slides.synthetic --out "$out/slides")
+    fi
+    # The paths in demo.args are relative to the repository.
+    cd -- "$root"
+    launch train.py @experiments/demo.args
+}
+
+if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
+wf_activate
+case "${1:-}" in
+    -h | --help) TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2} exec "$wf_python" "$root/train.py" "$@" ;;
+    '') if (($# == 0)); then demo; fi ;;
+esac
+launch "$root/train.py" "$@"
