@@ -154,18 +154,22 @@ class RunningBatchNormalization(keras.layers.Layer):
     def call(self, x_BHWC: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
         """Normalises every channel; in training also moves the statistics towards the batch's."""
         x = ops.cast(x_BHWC, "float32")
-        mean = ops.convert_to_tensor(self.moving_mean)
-        variance = ops.convert_to_tensor(self.moving_variance)
+        scale = ops.cast(self.gamma, "float32") * ops.rsqrt(self.moving_variance + self.epsilon)
+        normalised = (x - self.moving_mean) * scale + ops.cast(self.beta, "float32")
         if training and self.trainable:
-            axes = tuple(range(x.ndim - 1))
-            values = ops.stop_gradient(x)
-            self._move(self.moving_mean, mean, ops.mean(values, axes))
-            self._move(self.moving_variance, variance, ops.mean(ops.square(values - mean), axes))
-        scale = ops.cast(self.gamma, "float32") * ops.rsqrt(variance + self.epsilon)
-        return ops.cast((x - mean) * scale + ops.cast(self.beta, "float32"), self.compute_dtype)
+            # Last, and both at once: everything above and both new values are made from the old statistics.
+            mean, variance = self._moved(ops.stop_gradient(x))
+            self.moving_mean.assign(mean)
+            self.moving_variance.assign(variance)
+        return ops.cast(normalised, self.compute_dtype)
 
-    def _move(self, variable: keras.Variable, old: keras.KerasTensor, target: keras.KerasTensor) -> None:
-        variable.assign(old * self.momentum + target * (1.0 - self.momentum))
+    def _moved(self, x_BHWC: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+        """Returns the next moving mean and variance, each (C,)."""
+        axes = tuple(range(x_BHWC.ndim - 1))
+        mean = ops.mean(x_BHWC, axes)
+        variance = ops.mean(ops.square(x_BHWC - self.moving_mean), axes)
+        keep, take = self.momentum, 1.0 - self.momentum
+        return self.moving_mean * keep + mean * take, self.moving_variance * keep + variance * take
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""

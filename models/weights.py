@@ -128,7 +128,7 @@ def _keras2_layers(group: h5py.Group) -> Stored:
 
 
 def _keras3_layers(h5: h5py.File, file: Path) -> Stored:
-    """Lists the layers of a Keras 3 file: groups `vars`, with the layer\'s name as attribute and datasets 0, 1, ..."""
+    """Lists the layers of a Keras 3 file: groups `vars`, named by an attribute, with datasets 0, 1, ..."""
     groups: list[str] = []
     h5.visit(lambda path: groups.append(path) if path.rsplit("/", 1)[-1] == "vars" else None)
     stored: Stored = {}

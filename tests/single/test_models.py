@@ -1,0 +1,292 @@
+"""The networks: their sizes, their arithmetic against independent references, saving and exporting."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import models
+from models import deeplab, efficientdet, efficientnet
+
+RNG = np.random.default_rng(20)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    keras.utils.set_random_seed(3)
+    yield
+    keras.backend.clear_session()
+
+
+def random_image(batch: int, size: int) -> np.ndarray:
+    return np.random.default_rng(5).uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
+
+
+def disturb_batch_norms(model: keras.Model) -> None:
+    """Moves every batch norm away from its start, so that a wrong epsilon, order or missing layer shows."""
+    rng = np.random.default_rng(7)
+    for layer in model.layers:
+        if "BatchNormalization" in type(layer).__name__:
+            shape = layer.gamma.shape
+            layer.set_weights(
+                [
+                    rng.uniform(0.8, 1.2, shape),
+                    rng.normal(0, 0.1, shape),
+                    rng.normal(0, 0.1, shape),
+                    rng.uniform(0.5, 1.5, shape),
+                ]
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "count"),
+    [("effdetd0", 2, 4_085_621), ("effdetd0", 5, 4_087_160), ("effdetd4", 2, 21_428_593), ("deeplab", 2, 41_253_330)],
+)
+def test_parameters(name: str, classes: int, count: int) -> None:
+    assert models.build(name, 128, classes).count_params() == count
+
+
+@pytest.mark.parametrize(("name", "size", "classes"), [("effdetd0", 384, 3), ("deeplab", 128, 7)])
+def test_logits_are_float32_at_full_resolution(name: str, size: int, classes: int) -> None:
+    logits = models.build(name, size, classes)(random_image(1, size))
+    assert logits.shape == (1, size, size, classes)
+    assert logits.dtype == tf.float32
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"), [(0, "allowed: 128"), (100, "allowed: 128"), (200, "allowed: 128, 256"), (1000, "896, 1024")]
+)
+def test_size_must_be_a_multiple_of_128(size: int, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"img_size {size} is not a positive multiple of 128.*{nearest}$"):
+        models.build("effdetd0", size, 2)
+
+
+def test_name_and_classes_are_checked() -> None:
+    with pytest.raises(ValueError, match="model 'unet' is unknown; choose one of effdetd0, effdetd4, deeplab"):
+        models.build("unet", 128, 2)
+    with pytest.raises(ValueError, match="classes is 1; "):
+        models.build("deeplab", 128, 1)
+
+
+@pytest.mark.parametrize(
+    ("variant", "reference", "outputs"),
+    [
+        ("b0", keras.applications.EfficientNetB0, ["project_bn 1a", "add 2b", "add 3b", "add 5c", "project_bn 7a"]),
+        ("b4", keras.applications.EfficientNetB4, ["add 1b", "add 2d", "add 3d", "add 5f", "add 7b"]),
+    ],
+)
+def test_backbone_equals_keras_applications(variant: str, reference: type, outputs: list[str]) -> None:
+    # Not square: rows and columns pad alike. Input of the reference: what its own first layers make of values in [0, 255].
+    source = reference(weights=None, include_top=False, input_shape=(64, 96, 3))
+    disturb_batch_norms(source)
+    source.get_layer("normalization").set_weights([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 0])
+    stem_input = source.get_layer("normalization").output
+    names = [f"block{block}_{layer}" for layer, block in (output.split() for output in outputs)]
+    expected_model = keras.Model(source.input, [stem_input, *(source.get_layer(name).output for name in names)])
+
+    image = keras.Input((64, 96, 3))
+    ours = keras.Model(image, efficientnet.features(variant, image))
+    for layer in ours.layers:
+        if layer.weights:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+    bytes_BHWC = RNG.integers(0, 256, (2, 64, 96, 3)).astype(np.float32)
+    # The published graph divides by sqrt(std) twice; an untrained one lacks the second division: fold it into the stem.
+    stem = source.get_layer("stem_conv")
+    kernel = stem.get_weights()[0]
+    stem.set_weights([kernel / np.sqrt([0.229, 0.224, 0.225])[:, None].astype(np.float32)])
+    expected = expected_model(bytes_BHWC)[1:]
+    got = ours(bytes_BHWC / 127.5 - 1.0)
+
+    strides = [64 // feature.shape[1] for feature in got]
+    assert strides == [2, 4, 8, 16, 32]
+    worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(got, expected, strict=True))
+    assert worst < 1e-4
+
+
+def batch_norm(x_HWC: np.ndarray, weights: list[np.ndarray], epsilon: float) -> np.ndarray:
+    gamma, beta, mean, variance = weights
+    return (x_HWC - mean) / np.sqrt(variance + epsilon) * gamma + beta
+
+
+def depthwise(x_HWC: np.ndarray, kernel: np.ndarray, stride: int, rate: int) -> np.ndarray:
+    """A 3x3 depthwise convolution, one sum per output value: padded by `rate` on every side, then every `stride`-th place."""
+    rows, columns, channels = x_HWC.shape
+    padded = np.zeros((rows + 2 * rate, columns + 2 * rate, channels))
+    padded[rate : rate + rows, rate : rate + columns] = x_HWC
+    out = np.zeros((-(-rows // stride), -(-columns // stride), channels))
+    for row, column, channel in np.ndindex(out.shape):
+        for i, j in np.ndindex(3, 3):
+            value = padded[row * stride + i * rate, column * stride + j * rate, channel]
+            out[row, column, channel] += value * kernel[i, j, channel, 0]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("stride", "rate", "activate_inside", "epsilon"), [(2, 1, False, 1e-3), (1, 2, True, 1e-5), (2, 2, False, 1e-3)]
+)
+def test_separable_convolution_against_sums(stride: int, rate: int, activate_inside: bool, epsilon: float) -> None:
+    if stride > 1 and rate > 1:
+        # TensorFlow has no strided atrous convolution, and the network needs none: only the padding is checked.
+        padded = models.layers.FixedPadding(3, rate)(np.ones((1, 6, 8, 1), np.float32))
+        assert padded.shape == (1, 10, 12, 1)
+        return
+    image = keras.Input((6, 8, 3))
+    model = keras.Model(image, deeplab._separable(image, 2, "unit", stride, rate, activate_inside, epsilon))
+    disturb_batch_norms(model)
+    # Tiny variances: a wrong epsilon would show.
+    for name in ("unit_depthwise_BN", "unit_pointwise_BN"):
+        layer = model.get_layer(name)
+        layer.set_weights([*layer.get_weights()[:3], layer.get_weights()[3] * 1e-3])
+    x_HWC = RNG.normal(size=(6, 8, 3))
+    relu = lambda values: np.maximum(values, 0)  # noqa: E731
+    y = x_HWC if activate_inside else relu(x_HWC)
+    y = depthwise(y, model.get_layer("unit_depthwise").get_weights()[0], stride, rate)
+    y = batch_norm(y, model.get_layer("unit_depthwise_BN").get_weights(), epsilon)
+    y = relu(y) if activate_inside else y
+    y = y @ model.get_layer("unit_pointwise").get_weights()[0][0, 0]
+    y = batch_norm(y, model.get_layer("unit_pointwise_BN").get_weights(), epsilon)
+    y = relu(y) if activate_inside else y
+    got = np.asarray(model(x_HWC[None].astype(np.float32)))[0]
+    assert got.shape == ((3, 4, 2) if stride == 2 else (6, 8, 2))
+    assert np.abs(got - y).max() / np.abs(y).max() < 1e-5
+
+
+def test_bifpn_node_against_sums() -> None:
+    fine, coarse = keras.Input((4, 6, 3)), keras.Input((2, 3, 3))
+    upsampled = keras.layers.UpSampling2D(2)(coarse)
+    model = keras.Model([fine, coarse], efficientdet._fused([fine, upsampled], 3, "node"))
+    disturb_batch_norms(model)
+    model.get_layer("node_fuse").set_weights([np.array([0.5, -2.0])])
+    fine_HWC, coarse_HWC = RNG.normal(size=(4, 6, 3)), RNG.normal(size=(2, 3, 3))
+    kernel, pointwise, _ = model.get_layer("node_conv").get_weights()
+    bias = np.array([0.1, -0.2, 0.3])
+    model.get_layer("node_conv").set_weights([kernel, pointwise, bias])
+
+    def node(weight_fine: float, weight_coarse: float) -> np.ndarray:
+        repeated = coarse_HWC.repeat(2, axis=0).repeat(2, axis=1)
+        total = max(weight_fine, 0) + max(weight_coarse, 0) + 1e-4
+        x = (max(weight_fine, 0) * fine_HWC + max(weight_coarse, 0) * repeated) / total
+        x = x / (1 + np.exp(-x))
+        x = depthwise(x, kernel, 1, 1) @ pointwise[0, 0] + bias
+        return batch_norm(x, model.get_layer("node_bn").get_weights(), 1e-3)
+
+    inputs = [fine_HWC[None].astype(np.float32), coarse_HWC[None].astype(np.float32)]
+    # A negative weight counts as zero.
+    np.testing.assert_allclose(np.asarray(model(inputs))[0], node(0.5, 0.0), atol=1e-5)
+    model.get_layer("node_fuse").set_weights([np.array([0.5, 1.5])])
+    np.testing.assert_allclose(np.asarray(model(inputs))[0], node(0.5, 1.5), atol=1e-5)
+
+
+def test_bifpn_has_29_fusion_weights_per_cell() -> None:
+    model = models.build("effdetd0", 128, 2)
+    sizes = [layer.fusion_weights.shape[0] for layer in model.layers if layer.name.endswith("_fuse")]
+    assert (len(sizes), sum(sizes)) == (36, 87)
+
+
+@pytest.mark.parametrize("name", ["effdetd0", "deeplab"])
+def test_gradient_reaches_every_variable_and_the_loss_falls(name: str) -> None:
+    model = models.build(name, 128, 3)
+    image = random_image(2, 128)
+    label_BHW = np.zeros((2, 128, 128), np.int32)
+    label_BHW[0, :50] = 1
+    label_BHW[1, :, 70:] = 2
+    optimizer = keras.optimizers.Adam(1e-3)
+    variables = [variable.value for variable in model.trainable_variables]
+
+    def step() -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(label_BHW, model(image, training=True))
+            )
+        gradients = tape.gradient(loss, variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss, gradients
+
+    optimizer.build(model.trainable_variables)
+    first, gradients = step()
+    assert len(gradients) == (563 if name == "effdetd0" else 287)
+    dead = [
+        variable.path
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
+        if gradient is None or not np.any(gradient)
+    ]
+    assert dead == []
+    for _ in range(4):
+        last, _ = step()
+    assert float(last) < 0.9 * float(first)
+
+
+def test_deeplab_layer_names_are_the_public_ones() -> None:
+    names = [layer.name for layer in models.build("deeplab", 128, 2).layers if layer.weights]
+    expected = ["entry_flow_conv1_1", "entry_flow_conv1_2"]
+    units = [("entry_flow_block1", 1), ("entry_flow_block2", 1), ("entry_flow_block3", 1)]
+    units += [(f"middle_flow_unit_{unit}", 0) for unit in range(1, 17)] + [
+        ("exit_flow_block1", 1),
+        ("exit_flow_block2", 0),
+    ]
+    for unit, shortcut in units:
+        expected += [f"{unit}_separable_conv{i}_{half}" for i in (1, 2, 3) for half in ("depthwise", "pointwise")]
+        expected += [f"{unit}_shortcut"] * shortcut
+    expected += ["image_pooling", "aspp0", "concat_projection", "feature_projection0"]
+    expected += [
+        f"{unit}_{half}"
+        for unit in ("aspp1", "aspp2", "aspp3", "decoder_conv0", "decoder_conv1")
+        for half in ("depthwise", "pointwise")
+    ]
+    expected += [f"{name}_BN" for name in expected] + ["logits"]
+    assert sorted(names) == sorted(expected)
+
+
+def test_deeplab_epsilons_and_strides() -> None:
+    model = models.build("deeplab", 128, 2)
+    assert model.get_layer("middle_flow_unit_3_separable_conv2_pointwise_BN").epsilon == 1e-3
+    assert model.get_layer("aspp2_depthwise_BN").epsilon == 1e-5
+    assert model.get_layer("image_pooling_BN").epsilon == 1e-5
+    assert model.get_layer("decoder_conv1_pointwise_BN").epsilon == 1e-5
+    assert model.get_layer("entry_flow_block2_separable_conv2_pointwise_BN").output.shape == (None, 32, 32, 256)
+    assert model.get_layer("exit_flow_block2_separable_conv3_pointwise_relu").output.shape == (None, 8, 8, 2048)
+    assert [model.get_layer(f"aspp{i}_depthwise").dilation_rate for i in (1, 2, 3)] == [(6, 6), (12, 12), (18, 18)]
+    assert model.get_layer("exit_flow_block2_separable_conv1_depthwise").dilation_rate == (2, 2)
+
+
+LOAD = """
+import sys, numpy as np, keras
+import models
+model = keras.models.load_model(sys.argv[1])
+np.save(sys.argv[3], model(np.load(sys.argv[2]), training=False))
+"""
+
+SERVE = """
+import sys, numpy as np, tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+np.save(sys.argv[3], model.serve(np.load(sys.argv[2])))
+assert "models" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("name", ["effdetd0", "deeplab"])
+def test_saved_and_exported_models_give_the_same_logits(name: str, tmp_path, pytestconfig) -> None:
+    model = models.build(name, 128, 3)
+    disturb_batch_norms(model)
+    image = random_image(1, 128)
+    np.save(tmp_path / "image.npy", image)
+    expected = np.asarray(model(image, training=False))
+    model.save(tmp_path / "model.keras")
+    model.export(tmp_path / "served", verbose=False)
+    for script, source, folder in ((LOAD, "model.keras", pytestconfig.rootpath), (SERVE, "served", tmp_path)):
+        arguments = [tmp_path / source, tmp_path / "image.npy", tmp_path / "logits.npy"]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        logits = np.load(tmp_path / "logits.npy")
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+        (tmp_path / "logits.npy").unlink()
