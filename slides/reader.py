@@ -28,6 +28,8 @@ from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, windo
 from slides.tags import Page
 
 SNAP = 1e-4
+# Largest distance, in px of a level, between the px asked for and those the backend gives, that is left as it is.
+MAX_SHIFT = 0.02
 UM_PX_RANGE = (0.05, 100.0)
 THUMBNAIL_PX = 64 * 2**20
 WHITE = 255
@@ -154,7 +156,9 @@ class Slide:
         scale_x, scale_y = (step / down for step, down in zip(window.step_xy_l0, level.downsample_xy, strict=True))
         try:
             if abs(scale_x - 1) < 1e-9 and abs(scale_y - 1) < 1e-9 and _whole(x) and _whole(y):
-                return self._padded(level, (round(x), round(y)), window.hw_out)[0]
+                image_HWC, shift_x, shift_y = self._padded(level, (round(x), round(y)), window.hw_out)
+                if max(abs(shift_x), abs(shift_y)) < MAX_SHIFT:
+                    return image_HWC
             return self._resampled(level, (x, y), window.hw_out, (scale_x, scale_y))
         except READ_ERRORS as error:
             raise SlideError(f"slide {self.path} cannot be read in {window}: {_reason(error)}") from error
@@ -168,7 +172,8 @@ class Slide:
             hw: Rows and columns.
 
         Returns:
-            image_HWC of shape (*hw, 3); white outside the level.
+            image_HWC of shape (*hw, 3); white outside the level. Formats read by OpenSlide, on levels whose size was
+            rounded: up to half a level-0 px off, since OpenSlide is asked in whole level-0 px; `read` corrects this.
         """
         try:
             return self._padded(self.levels[level], corner_xy_lv, hw)[0]

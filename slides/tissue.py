@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,7 @@ def tissue_mask(rgb_HWC: NDArray[np.uint8], um_px: float) -> NDArray[np.bool_]:
     """
     hsv_HWC = cv2.cvtColor(np.ascontiguousarray(rgb_HWC), cv2.COLOR_RGB2HSV)
     saturation, value = hsv_HWC[..., 1], hsv_HWC[..., 2]
+    stained: NDArray[np.integer[Any] | np.floating[Any]]
     stained = ((saturation >= MIN_SATURATION) & (value >= MIN_VALUE)).astype(np.uint8)
     # An 8-bit median of OpenCV takes any odd width; 1 leaves the image as it is.
     stained = cv2.medianBlur(stained, min(_odd(MEDIAN_UM / um_px), 255))

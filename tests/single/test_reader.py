@@ -1,0 +1,388 @@
+"""Reading: where every pixel came from, spacing, and files that are not what they seem."""
+
+import multiprocessing
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from slides import backends
+from slides.geometry import Window
+from slides.reader import Slide, SlideError
+from slides.synthetic import decode, position_coded, write_levels, write_pyramid
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """613 x 437 px; levels at 1, 2.5 and 7.3."""
+    path = tmp_path_factory.mktemp("exact") / "exact.tif"
+    position_coded(path, (613, 437), (1.0, 2.5, 7.3), tile=64)
+    return Slide(path)
+
+
+@pytest.fixture(scope="module")
+def smooth(tmp_path_factory):
+    """2628 x 1460 px, whole numbers of 7.3; linear ramps: red x / 16, green y / 16, blue (x + y) / 32."""
+    path = tmp_path_factory.mktemp("smooth") / "smooth.tif"
+    position_coded(path, (2628, 1460), (1.0, 2.5, 7.3), tile=64, smooth=True)
+    return Slide(path)
+
+
+def test_levels_and_spacing(exact):
+    assert exact.id == "exact"
+    assert exact.size_xy_l0 == (613, 437)
+    assert [level.size_xy for level in exact.levels] == [(613, 437), (245, 174), (83, 59)]
+    assert exact.um_px_xy_l0 == pytest.approx((0.25, 0.25), rel=1e-6)
+    assert exact.levels[1].downsample_xy == pytest.approx((2.5, 2.5), rel=5e-3)
+
+
+def test_level_0_pixels_are_copied_from_their_place(exact):
+    image = exact.read(exact.window((300.0, 200.0), (50, 70), 0.25))
+    x, y = decode(image)
+    assert x[0].tolist() == list(range(265, 335))
+    assert y[:, 0].tolist() == list(range(175, 225))
+    assert (x == x[:1]).all()
+    assert (y == y[:, :1]).all()
+
+
+def test_window_is_snapped_to_whole_pixels_within_half_a_pixel(exact):
+    window = exact.window((300.3, 200.6), (50, 71), 0.25 * (1 + 5e-5))
+    assert window.step_xy_l0 == (1.0, 1.0)
+    assert window.corner_xy_l0 == (265.0, 176.0)
+    assert exact.window((300.3, 200.6), (50, 71), 0.25 * (1 + 5e-4)).corner_xy_l0 != (265.0, 176.0)
+
+
+def test_coarse_level_is_copied_when_the_window_lies_on_it(exact):
+    down_x, down_y = exact.levels[1].downsample_xy
+    image = exact.read(Window((40 * down_x, 30 * down_y), (20, 33), (down_x, down_y)))
+    assert np.array_equal(image, exact.read_level(1, (40, 30), (20, 33)))
+    x, y = decode(image)
+    # The level was sampled at (i + 0.5) * 2.5.
+    assert x[0, :4].tolist() == [101, 103, 106, 108]
+    assert y[:4, 0].tolist() == [76, 78, 81, 83]
+
+
+def test_window_over_the_corner_is_white_outside(exact):
+    image = exact.read(Window((-3.0, 430.0), (10, 8), (1.0, 1.0)))
+    assert (image[:, :3] == 255).all()
+    assert (image[7:] == 255).all()
+    x, y = decode(image[:7, 3:])
+    assert x[0].tolist() == [0, 1, 2, 3, 4]
+    assert y[:, 0].tolist() == [430, 431, 432, 433, 434, 435, 436]
+
+
+def test_window_beyond_the_slide_is_white(exact):
+    assert (exact.read(Window((5000.0, -9000.0), (5, 7), (1.0, 1.0))) == 255).all()
+    assert (exact.read(Window((5000.0, -9000.0), (5, 7), (1.3, 1.3))) == 255).all()
+    assert exact.read(Window((5000.0, -9000.0), (5, 7), (1.3, 1.3))).shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("step", [0.6, 1.0288, 1.9, 2.7, 5.0, 9.5])
+def test_resampled_pixels_show_the_code_of_their_own_centre(smooth, step):
+    window = Window((333.37, 211.83), (60, 90), (step, step))
+    image = smooth.read(window).astype(float)
+    x = 333.37 + (np.arange(90) + 0.5) * step
+    y = 211.83 + (np.arange(60) + 0.5) * step
+    # Stored ramps are rounded to 1 of 255, that is 16 level-0 px; means over a line average this out. A shift by half
+    # an output pixel of 5 level-0 px would show as 0.16.
+    assert (image[..., 0] - x / 16).mean() == pytest.approx(0, abs=0.05)
+    assert (image[..., 1] - (y / 16)[:, None]).mean() == pytest.approx(0, abs=0.05)
+    assert np.abs(image[..., 0] - x / 16).max() < 1.2
+    assert np.abs(image[..., 1] - (y / 16)[:, None]).max() < 1.2
+
+
+def test_nearest_finer_level_is_taken(exact):
+    chosen = [exact.level_for((step, step)).index for step in (0.5, 1.0, 2.49, 2.52, 7.2, 7.5, 80.0)]
+    assert chosen == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_overlapping_windows_agree_wherever_they_were_cut(tmp_path):
+    noise = np.random.default_rng(5).integers(0, 256, (211, 307, 3), dtype=np.uint8)
+    write_levels(tmp_path / "noise.tif", [noise], tile=64)
+    slide = Slide(tmp_path / "noise.tif")
+    step = 1.53
+    whole = slide.read(Window((-20.3, -9.7), (150, 220), (step, step)))
+    cut = slide.read(Window((-20.3 + 37 * step, -9.7 + 21 * step), (90, 130), (step, step)))
+    difference = np.abs(whole[21:111, 37:167].astype(int) - cut)
+    # Cutting elsewhere rounds fractional places differently in the 16th digit, so a few sums round to the next integer.
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 5e-3
+
+
+def test_bands_of_coarse_windows_equal_one_read(exact, monkeypatch):
+    window = Window((-30.5, 11.25), (40, 60), (9.7, 9.7))
+    whole = exact.read(window)
+    monkeypatch.setattr("slides.reader.BAND_PX", 2000)
+    assert np.abs(whole.astype(int) - exact.read(window)).max() <= 1
+
+
+def test_resampling_agrees_with_an_area_mean_on_smooth_tissue(tmp_path):
+    y, x = np.mgrid[:240, :320]
+    waves = np.uint8(128 + 60 * np.sin(x / 25) + 50 * np.cos(y / 31))
+    write_levels(tmp_path / "waves.tif", [np.stack([waves] * 3, axis=2)], tile=64)
+    image = Slide(tmp_path / "waves.tif").read(Window((40.0, 30.0), (40, 60), (4.0, 4.0)))
+    mean = waves[30:190, 40:280].reshape(40, 4, 60, 4).mean(axis=(1, 3))
+    assert np.abs(image[..., 0] - mean).max() < 1.6
+
+
+@pytest.mark.parametrize(("unit", "um_px"), [("cm", 0.243), ("inch", 0.2271), ("cm", 4.032)])
+def test_spacing_comes_from_the_tags(tmp_path, unit, um_px):
+    write_levels(tmp_path / "a.tif", [np.zeros((40, 50, 3), np.uint8)], tile=16, um_px=um_px, unit=unit)
+    assert Slide(tmp_path / "a.tif").um_px_xy_l0 == pytest.approx((um_px, um_px), rel=1e-5)
+
+
+def test_spacing_along_x_and_y_is_not_mixed_up(tmp_path):
+    options = {"tile": (16, 16), "photometric": "rgb", "resolutionunit": "centimeter", "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 50, 3), np.uint8), resolution=(40000.0, 20000.0), **options)
+    assert Slide(tmp_path / "a.tif").um_px_xy_l0 == (0.25, 0.5)
+    assert Slide(tmp_path / "a.tif").window((20.0, 20.0), (10, 8), 0.5).step_xy_l0 == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "unit"), [((1, 1), "none"), ((72, 72), "inch"), ((118.11, 118.11), "centimeter"), ((0, 0), "inch")]
+)
+def test_print_resolutions_are_no_spacing(tmp_path, resolution, unit):
+    options = {"tile": (16, 16), "photometric": "rgb", "metadata": None}
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((40, 50, 3), np.uint8), resolution=resolution, resolutionunit=unit, **options)
+    with pytest.raises(SlideError, match=r"a\.tif.*--mpp"):
+        Slide(path)
+    assert Slide(path, um_px=0.25).um_px_xy_l0 == (0.25, 0.25)
+    assert Slide(path, um_px=(0.25, 0.5)).um_px_xy_l0 == (0.25, 0.5)
+
+
+@pytest.mark.parametrize("um_px", [0.0, -1.0, 0.01, 250.0, float("nan")])
+def test_impossible_spacing_is_refused(exact, um_px):
+    with pytest.raises(SlideError, match="impossible"):
+        Slide(exact.path, um_px=um_px)
+
+
+def test_label_and_macro_pages_are_no_levels(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for height, width, tile in ((300, 401, 64), (150, 200, None), (90, 90, 64), (150, 200, 64), (75, 100, 64)):
+            tiff.write(
+                np.full((height, width, 3), 9, np.uint8),
+                photometric="rgb",
+                tile=(tile, tile) if tile else None,
+                resolution=(40000, 40000),
+                resolutionunit="centimeter",
+                metadata=None,
+            )
+    slide = Slide(path)
+    assert [level.size_xy for level in slide.levels] == [(401, 300), (200, 150), (100, 75)]
+    assert (slide.read_level(1, (0, 0), (150, 200)) == 9).all()
+
+
+def test_levels_in_sub_images_are_found(tmp_path):
+    path = tmp_path / "a.tif"
+    options = {"photometric": "rgb", "tile": (32, 32), "metadata": None, "resolutionunit": "centimeter"}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(np.full((101, 150, 3), 10, np.uint8), subifds=1, resolution=(40000, 40000), **options)
+        tiff.write(np.full((50, 75, 3), 20, np.uint8), subfiletype=1, resolution=(20000, 20000), **options)
+    slide = Slide(path)
+    assert [level.size_xy for level in slide.levels] == [(150, 101), (75, 50)]
+    assert slide.read_level(1, (3, 4), (2, 2)).ravel().tolist() == [20] * 12
+
+
+def test_grey_is_read_as_rgb_and_alpha_on_white(tmp_path):
+    write_levels(tmp_path / "grey.tif", [np.full((40, 50), 77, np.uint8)], tile=16)
+    assert Slide(tmp_path / "grey.tif").read_level(0, (1, 2), (1, 2)).tolist() == [[[77, 77, 77], [77, 77, 77]]]
+    rgba = np.zeros((40, 50, 4), np.uint8)
+    rgba[:, 25:, 3] = 255
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "tile": (16, 16), "metadata": None}
+    tifffile.imwrite(tmp_path / "rgba.tif", rgba, resolution=(40000, 40000), resolutionunit="centimeter", **options)
+    assert Slide(tmp_path / "rgba.tif").read_level(0, (24, 2), (1, 2)).tolist() == [[[255, 255, 255], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize(("dtype", "message"), [(np.uint16, "8-bit"), (np.float32, "8-bit")])
+def test_other_sample_types_are_refused(tmp_path, dtype, message):
+    path = tmp_path / "deep.tif"
+    tifffile.imwrite(path, np.zeros((40, 50, 3), dtype), tile=(16, 16), photometric="rgb", metadata=None)
+    with pytest.raises(SlideError, match=message):
+        Slide(path, um_px=0.25)
+
+
+def test_channels_in_separate_pages_are_refused(tmp_path):
+    path = tmp_path / "channels.tif"
+    write_levels(path, [np.zeros((40, 50), np.uint8), np.ones((40, 50), np.uint8)], tile=16)
+    with pytest.raises(SlideError, match="channels or focal planes"):
+        Slide(path)
+
+
+def test_large_images_without_tiles_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "strips.tif"
+    tifffile.imwrite(path, np.zeros((40, 50, 3), np.uint8), photometric="rgb", metadata=None)
+    assert Slide(path, um_px=0.25).size_xy_l0 == (50, 40)
+    monkeypatch.setattr(backends, "MAX_STRIP_PX", 1999)
+    with pytest.raises(SlideError, match="no tiles and 50 x 40 px"):
+        Slide(path, um_px=0.25)
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(SlideError, match="no such file"):
+        Slide(tmp_path / "none.tif")
+    (tmp_path / "text.tif").write_text("I am no slide")
+    with pytest.raises(SlideError, match=r"text\.tif.*neither a TIFF"):
+        Slide(tmp_path / "text.tif")
+    (tmp_path / "empty.tif").write_bytes(b"")
+    with pytest.raises(SlideError, match=r"empty\.tif"):
+        Slide(tmp_path / "empty.tif")
+
+
+@pytest.fixture
+def jpeg_slide(tmp_path):
+    image = np.random.default_rng(3).integers(0, 256, (700, 900, 3), dtype=np.uint8)
+    write_pyramid(tmp_path / "jpeg.tif", image, 0.25)
+    return tmp_path / "jpeg.tif"
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999])
+def test_truncated_slide_is_refused_when_opened(jpeg_slide, share):
+    data = jpeg_slide.read_bytes()
+    jpeg_slide.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(SlideError, match=r"jpeg\.tif"):
+        Slide(jpeg_slide)
+
+
+def test_truncated_behind_its_directory_is_refused_when_opened(tmp_path):
+    path = tmp_path / "a.tif"
+    position_coded(path, (500, 300), tile=64)
+    data = path.read_bytes()
+    with tifffile.TiffFile(path) as tiff:
+        tail = tiff.pages[0].dataoffsets[-1]
+    assert tail > 1000
+    path.write_bytes(data[: tail + 3])
+    with pytest.raises(SlideError, match="truncated"):
+        Slide(path)
+
+
+def test_damaged_tile_raises_there_and_only_there(jpeg_slide):
+    slide = Slide(jpeg_slide)
+    with tifffile.TiffFile(jpeg_slide) as tiff:
+        start, count = tiff.pages[0].dataoffsets[5], tiff.pages[0].databytecounts[5]
+    data = bytearray(jpeg_slide.read_bytes())
+    data[start : start + count] = bytes(count)
+    jpeg_slide.write_bytes(bytes(data))
+    # Tile 5 of 4 in a row: columns 256 to 511, rows 256 to 511.
+    with pytest.raises(SlideError, match=r"jpeg\.tif cannot be read in Window"):
+        slide.read(Window((300.0, 300.0), (20, 30), (1.0, 1.0)))
+    assert slide.read(Window((600.0, 300.0), (20, 30), (1.0, 1.0))).shape == (20, 30, 3)
+
+
+def test_thumbnail_is_bounded(exact, monkeypatch):
+    assert exact.thumbnail(2).shape == (59, 83, 3)
+    monkeypatch.setattr("slides.reader.THUMBNAIL_PX", 83 * 59)
+    assert exact.thumbnail(2).shape == (59, 83, 3)
+    with pytest.raises(ValueError, match=r"levels that fit: \[2\]"):
+        exact.thumbnail(1)
+
+
+def _codes(slide):
+    return decode(slide.read(Window((17.0, 23.0), (2, 3), (1.0, 1.0))))[0].tolist()
+
+
+def test_slide_is_picklable_and_light(exact):
+    data = pickle.dumps(exact)
+    assert len(data) < 4000
+    assert _codes(pickle.loads(data)) == [[17, 18, 19], [17, 18, 19]]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_forked_and_spawned_processes_read(exact, method):
+    assert _codes(exact) == [[17, 18, 19], [17, 18, 19]]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        results = pool.map_async(_codes, [exact] * 6).get(timeout=120)
+    assert results == [[[17, 18, 19], [17, 18, 19]]] * 6
+
+
+def test_threads_read_the_same_pixels(exact):
+    windows = [exact.window((60.0 + 40 * i, 70.0 + 25 * i), (64, 96), 0.41) for i in range(8)]
+    expected = [exact.read(window) for window in windows]
+    wrong = []
+
+    def work():
+        wrong.extend(
+            i for _ in range(5) for i, window in enumerate(windows) if (exact.read(window) != expected[i]).any()
+        )
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(expected) == 8
+
+
+def test_open_files_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "MAX_HANDLES", 3)
+    slides = []
+    for number in range(6):
+        position_coded(tmp_path / f"{number}.tif", (40 + number, 50), tile=16)
+        slides.append(Slide(tmp_path / f"{number}.tif"))
+    sizes = [slide.thumbnail(0).shape[1] for slide in slides + slides]
+    assert sizes == [40, 41, 42, 43, 44, 45] * 2
+    assert backends.open_handles() == 3
+    links = [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()]
+    assert sum(link.parent == tmp_path for link in links) <= 3
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "size", "levels", "um_px"),
+    [
+        ("CMU-1-Small-Region.svs", (2220, 2967), 1, 0.499),
+        ("fluorescence-dapi.ndpi", (3968, 4864), 7, 0.228175),
+        ("tissue-mask-mpp4.tif", (864, 800), 2, 4.031984),
+    ],
+)
+def test_real_slides_open(name, size, levels, um_px):
+    slide = Slide(DATA / "slides" / name)
+    assert slide.size_xy_l0 == size
+    assert len(slide.levels) == levels
+    assert slide.um_px_xy_l0 == pytest.approx((um_px, um_px), rel=1e-5)
+    image = slide.read(slide.window((size[0] / 2, size[1] / 2), (120, 200), um_px * 1.7))
+    assert image.shape == (120, 200, 3)
+    assert len(np.unique(image)) >= 2
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["tcga-cr-7395-01a-01-ts1.svs", "kidney-48-5.tif"])
+def test_real_slides_without_spacing_need_it(name):
+    with pytest.raises(SlideError, match=rf"{name}.*--mpp"):
+        Slide(DATA / "slides" / name)
+    assert Slide(DATA / "slides" / name, um_px=0.5).thumbnail(0).std() > 1
+
+
+@needs_data
+def test_level_1_of_a_svs_lies_on_level_0_at_the_far_corner():
+    import cv2
+
+    slide = Slide(DATA / "slides" / "tcga-cr-7395-01a-01-ts1.svs", um_px=0.25)
+    assert slide.levels[1].downsample_xy == (2.0, 2.0)
+    # A factor of 2.0005 would move level 1 by 1 level-0 px here.
+    near = np.float32(slide.read(Window((3800.0, 2600.0), (256, 256), (2.0, 2.0))).mean(axis=2))
+    fine = slide.read_level(0, (3800, 2600), (512, 512)).mean(axis=2).reshape(256, 2, 256, 2)
+    (x, y), peak = cv2.phaseCorrelate(near, np.float32(fine.mean(axis=(1, 3))), cv2.createHanningWindow((256, 256), 5))
+    assert peak > 0.5
+    assert abs(x) < 0.1
+    assert abs(y) < 0.1
+
+
+@needs_data
+def test_libvips_and_openslide_show_the_same_pixels():
+    import openslide
+
+    path = DATA / "c16mosaic" / "train" / "images" / "tumor_901.tif"
+    ours = Slide(path).read_level(0, (2200, 1500), (300, 400))
+    with openslide.OpenSlide(str(path)) as other:
+        theirs = np.asarray(other.read_region((2200, 1500), 0, (400, 300)))[..., :3]
+    assert ours.std() > 20
+    assert np.abs(ours.astype(int) - theirs).max() <= 2
