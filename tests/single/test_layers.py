@@ -57,10 +57,10 @@ def test_fixed_padding_of_an_even_kernel_has_the_odd_row_after() -> None:
 def test_fusion_by_hand() -> None:
     layer = FastFusion()
     maps = [np.full((1, 2, 3, 1), value, np.float32) for value in (2.0, 10.0, 100.0)]
-    # (2 + 10 + 100) / 3.0001
+    # A sum of 112 over 3.0001.
     np.testing.assert_allclose(layer(maps), np.full((1, 2, 3, 1), 37.332089), rtol=1e-6)
     layer.set_weights([np.array([1.0, 3.0, -5.0])])
-    # (2 + 30) / 4.0001: a negative weight counts as zero
+    # Now (2 + 30) / 4.0001, as a negative weight counts as zero
     np.testing.assert_allclose(layer(maps), np.full((1, 2, 3, 1), 7.9998), rtol=1e-6)
 
 
@@ -100,7 +100,7 @@ def test_running_norm_statistics_of_two_ranks_average_to_those_of_the_joint_batc
     variance = np.mean([layer.moving_variance for layer in ranks], axis=0)
     np.testing.assert_allclose(mean, joint.moving_mean, rtol=1e-6)
     np.testing.assert_allclose(variance, joint.moving_variance, rtol=1e-6)
-    # 0.75 * 10 + 0.25 * (1 + 3 + 4 + 9) / 4
+    # The mean of 1, 3, 4 and 9 is 4.25: 7.5 + 1.0625.
     assert float(joint.moving_mean[0]) == pytest.approx(8.5625)
 
 

@@ -83,7 +83,10 @@ def test_backbone_equals_keras_applications(variant: str, reference: type, outpu
     # Not square: rows and columns pad alike. Input of the reference: what its own first layers make of values in [0, 255].
     source = reference(weights=None, include_top=False, input_shape=(64, 96, 3))
     disturb_batch_norms(source)
-    source.get_layer("normalization").set_weights([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 0])
+    # As in the published files: the standard deviations stand where variances belong.
+    normalization = source.get_layer("normalization")
+    normalization.set_weights([np.array(v) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 0)])
+    normalization.finalize_state()
     stem_input = source.get_layer("normalization").output
     names = [f"block{block}_{layer}" for layer, block in (output.split() for output in outputs)]
     expected_model = keras.Model(source.input, [stem_input, *(source.get_layer(name).output for name in names)])
@@ -113,7 +116,7 @@ def batch_norm(x_HWC: np.ndarray, weights: list[np.ndarray], epsilon: float) -> 
 
 
 def depthwise(x_HWC: np.ndarray, kernel: np.ndarray, stride: int, rate: int) -> np.ndarray:
-    """A 3x3 depthwise convolution, one sum per output value: padded by `rate` on every side, then every `stride`-th place."""
+    """A 3x3 depthwise convolution as sums: padded by `rate` on every side, computed at every `stride`-th place."""
     rows, columns, channels = x_HWC.shape
     padded = np.zeros((rows + 2 * rate, columns + 2 * rate, channels))
     padded[rate : rate + rows, rate : rate + columns] = x_HWC
@@ -125,15 +128,8 @@ def depthwise(x_HWC: np.ndarray, kernel: np.ndarray, stride: int, rate: int) -> 
     return out
 
 
-@pytest.mark.parametrize(
-    ("stride", "rate", "activate_inside", "epsilon"), [(2, 1, False, 1e-3), (1, 2, True, 1e-5), (2, 2, False, 1e-3)]
-)
+@pytest.mark.parametrize(("stride", "rate", "activate_inside", "epsilon"), [(2, 1, False, 1e-3), (1, 2, True, 1e-5)])
 def test_separable_convolution_against_sums(stride: int, rate: int, activate_inside: bool, epsilon: float) -> None:
-    if stride > 1 and rate > 1:
-        # TensorFlow has no strided atrous convolution, and the network needs none: only the padding is checked.
-        padded = models.layers.FixedPadding(3, rate)(np.ones((1, 6, 8, 1), np.float32))
-        assert padded.shape == (1, 10, 12, 1)
-        return
     image = keras.Input((6, 8, 3))
     model = keras.Model(image, deeplab._separable(image, 2, "unit", stride, rate, activate_inside, epsilon))
     disturb_batch_norms(model)
@@ -199,16 +195,15 @@ def test_gradient_reaches_every_variable_and_the_loss_falls(name: str) -> None:
 
     def step() -> tuple[tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(label_BHW, model(image, training=True))
-            )
+            logits_BHWK = model(image, training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(label_BHW, logits_BHWK))
         gradients = tape.gradient(loss, variables)
         optimizer.apply(gradients, model.trainable_variables)
         return loss, gradients
 
     optimizer.build(model.trainable_variables)
     first, gradients = step()
-    assert len(gradients) == (563 if name == "effdetd0" else 287)
+    assert len(gradients) == (484 if name == "effdetd0" else 440)
     dead = [
         variable.path
         for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
