@@ -1,0 +1,399 @@
+"""Truth: pixel centres, whole and cut windows, tiny lesions, masks of every kind."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvips
+import shapely
+import tifffile
+
+from slides.annotation import DEFAULT_LABEL_MAP, AnnotationError
+from slides.geometry import Window
+from slides.outline import outlines
+from slides.raster import edges_of, rasterise, touched_cells
+from slides.reader import Slide
+from slides.synthetic import position_coded, write_asap, write_levels
+from slides.truth import IGNORE, EmptyTruth, MaskTruth, XmlTruth, open_truth
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "c16mosaic" / "train"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """90 x 70 px, one level."""
+    path = tmp_path_factory.mktemp("truth") / "slide.tif"
+    position_coded(path, (90, 70), tile=16)
+    return Slide(path)
+
+
+def square(x, y, width, height):
+    return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]], float)
+
+
+def xml_truth(tmp_path, slide, areas, label_map=DEFAULT_LABEL_MAP):
+    write_asap(tmp_path / "a.xml", areas)
+    return XmlTruth(tmp_path / "a.xml", slide, label_map)
+
+
+def mask_truth(tmp_path, slide, levels, value_map=None):
+    write_levels(tmp_path / "a.tif", levels, tile=16)
+    return MaskTruth(tmp_path / "a.tif", slide, value_map)
+
+
+def whole(slide, step=1.0):
+    width, height = (round(side / step) for side in slide.size_xy_l0)
+    return Window((0.0, 0.0), (height, width), (step, step))
+
+
+# Raster rule
+
+
+def test_a_pixel_belongs_where_its_centre_lies():
+    edges = edges_of([shapely.Polygon([(1.5, 1.4), (4.5, 1.4), (4.5, 3.6), (1.5, 3.6)])])
+    # Centres on the left edge are inside, on the right edge outside.
+    expected = [[0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]]
+    assert rasterise(edges, Window((0.0, 0.0), (5, 6), (1.0, 1.0))).astype(int).tolist() == expected
+
+
+def test_rectangles_with_a_common_edge_neither_share_nor_lose_pixels():
+    a = shapely.Polygon([(0, 0), (7, 0), (3, 9), (0, 9)])
+    b = shapely.Polygon([(7, 0), (11, 0), (11, 9), (3, 9)])
+    window = Window((-1.0, -1.0), (22, 26), (0.5, 0.5))
+    masks = [rasterise(edges_of([polygon]), window).astype(int) for polygon in (a, b)]
+    assert (sum(masks) == rasterise(edges_of([shapely.box(0, 0, 11, 9)]), window)).all()
+    # Areas 45 and 54 in pixels of 0.25.
+    assert [int(mask.sum()) for mask in masks] == [180, 216]
+
+
+def test_holes_and_islands_in_them():
+    ring = shapely.Polygon(square(1, 1, 8, 6), [square(2, 2, 6, 4)])
+    island = shapely.box(4, 3, 5, 4)
+    inside = rasterise(edges_of([ring, island]), Window((0.0, 0.0), (8, 10), (1.0, 1.0)))
+    assert inside.sum() == 48 - 24 + 1
+    assert inside[3, 4]
+    assert not inside[3, 3]
+
+
+@pytest.mark.parametrize("step", [1.0, 0.5, 1.25])
+def test_windows_put_together_equal_the_whole(step):
+    rng = np.random.default_rng(7)
+    angle = np.sort(rng.uniform(0, 2 * np.pi, 200))
+    radius = rng.uniform(15, 45, 200)
+    star = shapely.Polygon(np.stack([50 + radius * np.cos(angle), 48 + radius * np.sin(angle)], axis=1))
+    edges = edges_of([star])
+    full = rasterise(edges, Window((-4.0, -2.0), (84, 90), (step, step)))
+    parts = [
+        [rasterise(edges, Window((-4 + 30 * c * step, -2 + 21 * r * step), (21, 30), (step, step))) for c in range(3)]
+        for r in range(4)
+    ]
+    assert np.array_equal(np.block(parts), full)
+    x, y = np.meshgrid(-4 + (np.arange(90) + 0.5) * step, -2 + (np.arange(84) + 0.5) * step)
+    assert np.array_equal(full, shapely.contains_xy(star, x, y))
+    assert 1000 < full.sum() < 7000
+
+
+def test_nothing_in_sight_is_empty():
+    edges = edges_of([shapely.box(100, 100, 120, 130)])
+    for corner in ((0.0, 0.0), (0.0, 100.0), (130.0, 100.0), (100.0, 140.0)):
+        assert rasterise(edges, Window(corner, (20, 30), (1.0, 1.0))).sum() == 0
+    assert rasterise(edges_of([]), Window((0.0, 0.0), (2, 3), (1.0, 1.0))).tolist() == [[False] * 3] * 2
+
+
+def test_touched_cells_are_those_an_edge_passes_through():
+    edges = edges_of([shapely.Polygon([(1, 1), (17, 5), (1, 5)])])
+    # Cells of 4: the slanted edge goes from (0, 0) to (4, 1); corners and grid lines alone touch nothing.
+    expected = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
+    assert touched_cells(edges, 4, (3, 5)).astype(int).tolist() == expected
+    assert touched_cells(edges_of([shapely.box(4, 4, 12, 8)]), 4, (3, 5)).sum() == 0
+
+
+# Outlines
+
+
+def test_outlines_run_along_the_outer_edges_of_cells():
+    grid = np.zeros((5, 7), bool)
+    grid[1:4, 2:6] = True
+    grid[2, 3] = False
+    (found,) = outlines(grid, 10)
+    assert found.bounds == (20, 10, 60, 40)
+    assert found.area == 1100
+    assert [ring.bounds for ring in shapely.get_rings(found)[1:]] == [(30, 20, 40, 30)]
+
+
+def test_outlines_of_any_grid_are_valid_disjoint_and_give_it_back():
+    rng = np.random.default_rng(11)
+    wrong = 0
+    for _ in range(150):
+        height, width = rng.integers(1, 9, 2)
+        grid = rng.random((height, width)) < rng.choice([0.3, 0.5, 0.8])
+        found = outlines(grid, 2)
+        back = rasterise(edges_of(found), Window((0.0, 0.0), (height, width), (2.0, 2.0)))
+        valid = all(part.is_valid for part in found) and sum(part.area for part in found) == 4 * grid.sum()
+        wrong += not (valid and np.array_equal(back, grid))
+    assert wrong == 0
+
+
+def test_cells_that_touch_at_a_corner_are_two_polygons_and_holes_stay_apart():
+    assert len(outlines(np.array([[1, 0, 0], [0, 1, 1]], bool), 1)) == 2
+    ring = np.ones((4, 5), bool)
+    ring[1, 1] = ring[2, 2] = False
+    (found,) = outlines(ring, 1)
+    assert (found.is_valid, found.area, len(found.interiors)) == (True, 18, 2)
+
+
+# XML
+
+
+def test_label_is_class_inside_0_around_and_ignore_outside(tmp_path, slide):
+    truth = xml_truth(tmp_path, slide, [("_0", square(80, 60, 10, 10)), ("_2", square(84, 62, 2, 3))])
+    label = truth.label(Window((79.0, 60.0), (12, 13), (1.0, 1.0)))
+    assert label[0].tolist() == [0] + [1] * 10 + [IGNORE] * 2
+    assert label[3].tolist() == [0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, IGNORE, IGNORE]
+    assert (label[10:] == IGNORE).all()
+    assert (label == 1).sum() == 94
+    assert (label == 0).sum() == 10 + 6
+    assert truth.slide_id == "slide"
+
+
+def test_label_agrees_with_the_image_at_any_step(tmp_path, slide):
+    truth = xml_truth(tmp_path, slide, [("_0", square(20, 10, 30, 40))])
+    label = truth.label(Window((15.5, 5.25), (20, 12), (3.0, 2.5)))
+    columns = [c for c in range(12) if 20 <= 15.5 + (c + 0.5) * 3 < 50]
+    rows = [r for r in range(20) if 10 <= 5.25 + (r + 0.5) * 2.5 < 50]
+    assert (columns[0], columns[-1], rows[0], rows[-1]) == (1, 10, 2, 17)
+    assert np.argwhere(label == 1).min(axis=0).tolist() == [2, 1]
+    assert np.argwhere(label == 1).max(axis=0).tolist() == [17, 10]
+    assert (label == 1).sum() == len(columns) * len(rows)
+
+
+def test_own_regions_of_class_0(tmp_path, slide):
+    truth = xml_truth(tmp_path, slide, [("normal", square(5, 5, 20, 10)), ("tumor", square(15, 5, 20, 10))])
+    # The default map paints normal last.
+    assert truth.classes == frozenset({0, 1})
+    assert [part.bounds for part in truth.regions(0)] == [(5, 5, 25, 15)]
+    assert [part.bounds for part in truth.regions(1)] == [(25, 5, 35, 15)]
+    assert truth.regions(2) == []
+
+
+def test_a_lesion_smaller_than_a_cell_survives(tmp_path, slide):
+    truth = xml_truth(tmp_path, slide, [("_0", square(33.2, 17.6, 0.2, 0.1))])
+    occurs = truth.label_max(16, 1)
+    assert occurs.shape == (5, 6)
+    assert np.argwhere(occurs).tolist() == [[1, 2]]
+    assert truth.label_max(16, 0).all()
+    assert truth.label(whole(slide)).max() == 0
+
+
+def test_occurrence_is_exact_at_cell_borders(tmp_path, slide):
+    truth = xml_truth(tmp_path, slide, [("_0", square(16, 32, 32, 16))])
+    assert np.argwhere(truth.label_max(16, 1)).tolist() == [[2, 1], [2, 2]]
+    assert np.argwhere(~truth.label_max(16, 0)).tolist() == [[2, 1], [2, 2]]
+    inner = xml_truth(tmp_path, slide, [("_0", square(10, 10, 60, 50))])
+    assert inner.label_max(10, 1).sum() == 6 * 5
+
+
+def test_annotations_are_clipped_to_the_slide_and_noted(tmp_path, slide):
+    truth = xml_truth(tmp_path, slide, [("_0", square(80, 60, 30, 30))])
+    assert [part.bounds for part in truth.regions(1)] == [(80, 60, 90, 70)]
+    assert "800 level-0 px2 lie outside" in truth.notes[0]
+    with pytest.raises(AnnotationError, match="every annotation lies outside"):
+        xml_truth(tmp_path, slide, [("_0", square(91, 0, 10, 10))])
+
+
+def test_class_255_is_painted_as_ignore(tmp_path, slide):
+    areas = [("a", square(0, 0, 9, 9)), ("unsure", square(3, 3, 2, 4))]
+    truth = xml_truth(tmp_path, slide, areas, {"a": 1, "unsure": 255})
+    label = truth.label(whole(slide))
+    assert np.bincount(label.ravel(), minlength=256)[[0, 1, 255]].tolist() == [90 * 70 - 81, 73, 8]
+    assert truth.classes == frozenset({1})
+    with pytest.raises(ValueError, match="classes"):
+        xml_truth(tmp_path, slide, areas, {"a": 1, "unsure": 256})
+
+
+# Masks
+
+
+def spots(shape=(70, 90)):
+    mask = np.zeros(shape, np.uint8)
+    mask[10:30, 20:55] = 1
+    mask[15:18, 30:34] = 0
+    mask[64, 85] = 1
+    return mask
+
+
+@pytest.mark.parametrize("value", [1, 255, 7])
+def test_any_value_but_0_is_tumour_by_default(tmp_path, slide, value):
+    truth = mask_truth(tmp_path, slide, [spots() * value])
+    assert np.array_equal(truth.label(whole(slide)), spots())
+    assert truth.classes == frozenset({1})
+    assert sum(part.area for part in truth.regions(1)) == 20 * 35 - 12 + 1
+    assert len(truth.regions(1)) == 2
+
+
+def test_label_of_a_cut_window_and_outside(tmp_path, slide):
+    truth = mask_truth(tmp_path, slide, [spots()])
+    expected = np.full((80, 100), IGNORE)
+    expected[5:75, 5:95] = spots()
+    assert np.array_equal(truth.label(Window((-5.0, -5.0), (80, 100), (1.0, 1.0))), expected)
+    assert (truth.label(Window((200.0, 0.0), (4, 5), (1.0, 1.0))) == IGNORE).all()
+
+
+@pytest.mark.parametrize("step", [0.5, 1.3, 2.0, 3.7])
+def test_label_is_the_pixel_under_the_centre(tmp_path, slide, step):
+    codes = np.random.default_rng(2).integers(0, 5, (70, 90), dtype=np.uint8)
+    truth = mask_truth(tmp_path, slide, [codes], {0: 0, 1: 1, 2: 2, 3: 3, 4: 255})
+    label = truth.label(Window((3.2, 4.7), (15, 20), (step, step)))
+    x = np.floor(3.2 + (np.arange(20) + 0.5) * step).astype(int)
+    y = np.floor(4.7 + (np.arange(15) + 0.5) * step).astype(int)
+    assert np.array_equal(label, np.where(codes == 4, 255, codes)[np.ix_(y, x)])
+
+
+def test_coarse_labels_come_from_a_level_of_at_least_two_px_per_step(tmp_path, slide):
+    levels = [np.full((70, 90), 1), np.full((35, 45), 2), np.full((17, 22), 3), np.full((8, 11), 4)]
+    truth = mask_truth(tmp_path, slide, [level.astype(np.uint8) for level in levels], {1: 1, 2: 2, 3: 3, 4: 4})
+    picked = [int(truth.label(Window((0.0, 0.0), (3, 4), (step, step))).max()) for step in (1.0, 4.0, 4.5, 8.0, 16.0)]
+    assert picked == [1, 1, 2, 3, 4]
+
+
+def test_bands_of_coarse_windows_equal_one_read(tmp_path, slide, monkeypatch):
+    truth = mask_truth(tmp_path, slide, [spots()])
+    window = Window((-4.0, -7.0), (25, 30), (3.5, 3.5))
+    once = truth.label(window)
+    monkeypatch.setattr("slides.mask_truth.SCAN_PX", 500)
+    assert np.array_equal(truth.label(window), once)
+    assert sorted(np.unique(once).tolist()) == [0, 1, 255]
+
+
+def test_a_single_pixel_survives_the_largest_cell(tmp_path, slide):
+    truth = mask_truth(tmp_path, slide, [spots()])
+    assert np.argwhere(truth.label_max(32, 1)).tolist() == [[0, 0], [0, 1], [2, 2]]
+    assert truth.label_max(7, 1).shape == (10, 13)
+    assert truth.label_max(7, 1)[9, 12]
+    assert np.array_equal(truth.label_max(1, 1), spots().astype(bool))
+
+
+def test_large_masks_are_scanned_at_a_coarser_level(tmp_path, slide, monkeypatch):
+    coarse = np.zeros((17, 22), np.uint8)
+    coarse[3, 5] = 1
+    truth = mask_truth(tmp_path, slide, [spots(), np.zeros((35, 45), np.uint8), coarse, np.zeros((8, 11), np.uint8)])
+    monkeypatch.setattr("slides.mask_truth.SCAN_LEVEL0_PX", 1000)
+    # 2 um/px are 8 level-0 px here; cells of 4 px allow level 2 at most.
+    assert np.argwhere(truth.label_max(4, 1)).tolist() == [[3, 5]]
+    assert truth.label_max(4, 1).shape == (18, 23)
+    assert not truth.label_max(16, 1).any()
+
+
+def test_outlines_of_large_masks_use_cells(tmp_path, slide, monkeypatch):
+    truth = mask_truth(tmp_path, slide, [spots()])
+    monkeypatch.setattr("slides.mask_truth.SCAN_PX", 500)
+    found = truth.regions(1)
+    assert sorted(part.bounds for part in found) == [(20, 8, 56, 32), (84, 64, 88, 68)]
+
+
+def test_values_that_are_not_listed_are_an_error(tmp_path, slide):
+    truth = mask_truth(tmp_path, slide, [spots() * 9], {0: 0, 1: 1})
+    with pytest.raises(ValueError, match=r"a\.tif holds values \[9\].*--mask_values"):
+        truth.label(whole(slide))
+    assert (truth.label(Window((60.0, 0.0), (5, 6), (1.0, 1.0))) == 0).all()
+
+
+@pytest.mark.parametrize("value_map", [{0: 0, 256: 1}, {0: 0, 1: 300}, {0: 0, 1: -1}])
+def test_impossible_value_maps_are_refused(tmp_path, slide, value_map):
+    with pytest.raises(ValueError, match="--mask_values"):
+        mask_truth(tmp_path, slide, [spots()], value_map)
+
+
+def test_mask_of_another_size_is_refused(tmp_path, slide):
+    with pytest.raises(ValueError, match=r"a\.tif has 90 x 69 px.*slide\.tif 90 x 70"):
+        mask_truth(tmp_path, slide, [spots((69, 90))])
+
+
+@pytest.mark.parametrize(("image", "message"), [(np.zeros((70, 90, 3), np.uint8), "3 channels"), (None, "truncated")])
+def test_unusable_masks_are_refused(tmp_path, slide, image, message):
+    path = tmp_path / "a.tif"
+    write_levels(path, [spots() if image is None else image], tile=16)
+    if image is None:
+        path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=rf"a\.tif.*{message}"):
+        MaskTruth(path, slide)
+
+
+def test_1_bit_masks_hold_0_and_1(tmp_path, slide):
+    for photometric in ("minisblack", "miniswhite"):
+        path = tmp_path / f"{photometric}.tif"
+        tifffile.imwrite(path, spots().astype(bool), tile=(16, 16), photometric=photometric, metadata=None)
+        assert np.array_equal(MaskTruth(path, slide, {0: 0, 1: 3}).label(whole(slide)), spots() * 3)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_packed_masks_give_the_stored_number(tmp_path, slide, bits):
+    top = 2**bits - 1
+    stretched = np.ascontiguousarray(spots() * 255)
+    image = pyvips.Image.new_from_memory(stretched.data, 90, 70, 1, "uchar").copy(interpretation="b-w")
+    image.tiffsave(str(tmp_path / "a.tif"), tile=True, tile_width=16, tile_height=16, bitdepth=bits)
+    assert tifffile.TiffFile(tmp_path / "a.tif").pages[0].bitspersample == bits
+    assert np.array_equal(MaskTruth(tmp_path / "a.tif", slide, {0: 0, top: 5}).label(whole(slide)), spots() * 5)
+
+
+def test_masks_that_call_white_zero_keep_their_stored_values(tmp_path, slide):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, spots() * 2, tile=(16, 16), photometric="miniswhite", metadata=None)
+    assert np.array_equal(MaskTruth(path, slide, {0: 0, 2: 1}).label(whole(slide)), spots())
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_palette_masks_give_their_index(tmp_path, slide, grey):
+    colours = np.zeros((3, 256), np.uint16)
+    colours[:, 1], colours[:, 2] = ((200, 200, 200), (9, 9, 9)) if grey else ((255, 0, 0), (0, 255, 0))
+    path = tmp_path / "a.tif"
+    indices = spots() * 2
+    indices[0, 0] = 1
+    tifffile.imwrite(path, indices, tile=(16, 16), photometric="palette", colormap=colours * 257, metadata=None)
+    label = MaskTruth(path, slide, {0: 0, 1: 4, 2: 1}).label(whole(slide))
+    assert label[0, 0] == 4
+    assert np.array_equal(label[1:], spots()[1:])
+
+
+# One interface
+
+
+def test_suffix_chooses_the_kind(tmp_path, slide):
+    write_asap(tmp_path / "a.XML", [("_0", square(1, 2, 30, 20))])
+    write_levels(tmp_path / "a.tif", [spots()], tile=16)
+    kinds = [type(open_truth(path, slide)) for path in (None, tmp_path / "a.XML", tmp_path / "a.tif")]
+    assert kinds == [EmptyTruth, XmlTruth, MaskTruth]
+    with pytest.raises(ValueError, match=r"a\.json.*labels are"):
+        open_truth(tmp_path / "a.json", slide)
+
+
+def test_a_slide_without_tumour(slide):
+    truth = open_truth(None, slide)
+    label = truth.label(Window((-2.0, -1.0), (6, 9), (1.0, 1.0)))
+    assert (label == 0).sum() == 5 * 7
+    assert (label == IGNORE).sum() == 54 - 35
+    assert truth.label_max(32, 0).tolist() == [[True] * 3] * 3
+    assert not truth.label_max(32, 1).any()
+    assert (truth.regions(1), truth.classes) == ([], frozenset())
+
+
+def test_truths_are_picklable(tmp_path, slide):
+    truths = [xml_truth(tmp_path, slide, [("_0", square(20, 10, 35, 20))]), mask_truth(tmp_path, slide, [spots()])]
+    again = pickle.loads(pickle.dumps(truths))
+    assert [int((truth.label(whole(slide)) == 1).sum()) for truth in again] == [700, 689]
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "positive"), [("tumor_901", 1090092), ("tumor_903", 971739)])
+def test_xml_and_mask_of_real_slides_agree(name, positive):
+    slide = Slide(DATA / "images" / f"{name}.tif")
+    drawn = open_truth(DATA / "annotations" / f"{name}.xml", slide)
+    mask = open_truth(DATA / "masks" / f"{name}_Mask.tif", slide)
+    window = whole(slide)
+    assert (mask.label(window) == 1).sum() == positive
+    assert (drawn.label(window) == 1).sum() == pytest.approx(positive, rel=0.005)
+    # The masks were filled by another rule, which counts pixels on the outline.
+    assert (mask.label(window) != drawn.label(window)).sum() < 0.005 * positive
+    assert (mask.label_max(128, 1) != drawn.label_max(128, 1)).sum() <= 1
