@@ -5,6 +5,7 @@
 #   ./run_tests.sh single -k reader         one part (single, parallel, integration), with arguments for pytest
 #
 #   NP=2            ranks of the parallel part
+#   WIDEFOV_TEST_MPICH=0   leave out the launch by mpiexec.hydra, for which .venv-mpich is made (once, 5-10 minutes)
 #   PART_TIMEOUT=S  seconds after which a part that hangs is ended (default: 900)
 
 set -uo pipefail
@@ -54,6 +55,9 @@ has_tests() { compgen -G "tests/$1/test_*.py" >/dev/null; }
 
 wf_ensure
 wf_activate
+if [[ ${parts[*]} == *integration* && ${WIDEFOV_TEST_MPICH:-1} != 0 && -z ${WIDEFOV_ENV:-} ]]; then
+    WIDEFOV_MPI=mpich WIDEFOV_VENV=$root/.venv-mpich ./setup_env.sh || exit 1
+fi
 report=()
 failed=0
 for part in "${parts[@]}"; do

@@ -166,7 +166,7 @@ mpirun_command() {
 hydra_command() {
     command=(mpiexec.hydra -np "$ranks")
     if [[ $wf_flavour == intel ]]; then
-        if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$(sed 's/:[0-9]*//g' <<<"$HOSTS")"); fi
+        if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$(printf %s "$HOSTS" | sed "s/:[0-9]*//g")"); fi
         if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
         # Intel MPI pins by itself: one share of the cores for each rank.
         settings+=(I_MPI_PIN_DOMAIN="${I_MPI_PIN_DOMAIN:-auto}")

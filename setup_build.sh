@@ -1,7 +1,7 @@
 # Second half of setup_env.sh, which sources it only when there is something to make and sets the variables used here.
 # shellcheck shell=bash disable=SC2154
 
-# wf_check_compiler: Horovod needs C++17; found out now rather than after the downloads.
+# wf_check_compiler: Horovod needs C++17, and nvcc for NCCL; found out now rather than after the downloads.
 wf_check_compiler() {
     local trial
     trial=$(mktemp -d)
@@ -12,6 +12,9 @@ wf_check_compiler() {
             "install g++ 9 or newer (Debian/Ubuntu: g++; clusters: module load gcc) or name one: CXX=/path/to/g++"
     fi
     rm -rf "$trial"
+    ((wf_gpu == 0)) || command -v nvcc >/dev/null || [[ -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]] ||
+        wf_die "a GPU is here, but no CUDA toolkit (nvcc), which Horovod needs to be built with NCCL." \
+            "load a CUDA 12 module or set CUDA_HOME, or build for CPUs only: WIDEFOV_GPU=0 ./setup_env.sh"
 }
 
 wf_check_space() {
@@ -104,9 +107,6 @@ wf_install_packages() {
 # Written from Horovod's and NVIDIA's documentation and NOT tried: no machine with a GPU was at hand.
 wf_prepare_nccl() {
     local packaged
-    command -v nvcc >/dev/null || [[ -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]] ||
-        wf_die "a GPU is here, but no CUDA toolkit (nvcc), which Horovod needs to be built with NCCL." \
-            "load a CUDA 12 module or set CUDA_HOME, or build for CPUs only: WIDEFOV_GPU=0 ./setup_env.sh"
     export HOROVOD_GPU_OPERATIONS=NCCL
     [[ -z ${HOROVOD_NCCL_HOME:-} ]] || return 0
     packaged=$("$wf_venv/bin/python" -c 'import nvidia.nccl; print(nvidia.nccl.__path__[0])')
@@ -160,16 +160,17 @@ wf_horovod_from_wheel() {
 wf_try_horovod() {
     local -a quiet start
     local trial
-    quiet=(env HOROVOD_LOG_LEVEL=error TF_CPP_MIN_LOG_LEVEL=2 CUDA_VISIBLE_DEVICES=)
+    quiet=(env HOROVOD_LOG_LEVEL=error TF_CPP_MIN_LOG_LEVEL=3 CUDA_VISIBLE_DEVICES=)
     if ((EUID == 0)); then quiet+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1); fi
     start=("$wf_mpi_bin/mpiexec.hydra" -np 2)
     if [[ $wf_flavour == openmpi ]]; then start=("$wf_mpi_bin/mpirun" --oversubscribe -np 2); fi
     trial='import sys, horovod.tensorflow as hvd
-hvd.init()
 built = {"MPI": hvd.mpi_built(), "Gloo": hvd.gloo_built()}
 built.update({"NCCL": hvd.nccl_built()} if sys.argv[1] == "1" else {})
 assert all(built.values()), f"Horovod was built without a part it needs: {built}"
-assert hvd.size() == int(sys.argv[2]), f"{sys.argv[2]} ranks were started, Horovod sees {hvd.size()}"'
+if sys.argv[2] == "2":
+    hvd.init()
+    assert hvd.size() == 2, f"2 ranks were started, Horovod sees {hvd.size()}"'
     # Without a launcher first: a library that does not load is told more clearly.
     "${quiet[@]}" "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 1 || return 1
     "${quiet[@]}" "${start[@]}" "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 2 && return 0

