@@ -80,7 +80,6 @@ def test_name_and_classes_are_checked() -> None:
     ],
 )
 def test_backbone_equals_keras_applications(variant: str, reference: type, outputs: list[str]) -> None:
-    # Not square: rows and columns pad alike. Input of the reference: what its own first layers make of values in [0, 255].
     source = reference(weights=None, include_top=False, input_shape=(64, 96, 3))
     disturb_batch_norms(source)
     # As in the published files: the standard deviations stand where variances belong.
@@ -234,6 +233,50 @@ def test_deeplab_layer_names_are_the_public_ones() -> None:
     ]
     expected += [f"{name}_BN" for name in expected] + ["logits"]
     assert sorted(names) == sorted(expected)
+
+
+def sources(model: keras.Model, name: str) -> list[str]:
+    """Names of the layers a layer takes its inputs from, in order."""
+    return [tensor._keras_history.operation.name for tensor in model.get_layer(name).input]
+
+
+def test_deeplab_joins_its_branches_in_the_public_order() -> None:
+    model = models.build("deeplab", 128, 2)
+    assert sources(model, "aspp_concat") == [
+        "image_pooling_resize",
+        "aspp0_relu",
+        "aspp1_pointwise_relu",
+        "aspp2_pointwise_relu",
+        "aspp3_pointwise_relu",
+    ]
+    assert sources(model, "decoder_concat") == ["decoder_resize", "feature_projection0_relu"]
+    assert model.get_layer("feature_projection0").input is (
+        model.get_layer("entry_flow_block2_separable_conv2_pointwise_BN").output
+    )
+
+
+def test_bifpn_joins_its_levels_as_in_the_paper() -> None:
+    model = models.build("effdetd0", 128, 2)
+    assert sources(model, "fpn_cell0_td6_fuse") == ["resample_p6_maxpool", "fpn_cell0_td6_upsample"]
+    assert sources(model, "fpn_cell0_bu4_fuse") == [
+        "fpn_cell0_bu4_lateral_bn",
+        "fpn_cell0_td4_bn",
+        "fpn_cell0_bu4_maxpool",
+    ]
+    assert sources(model, "fpn_cell1_bu4_fuse") == ["fpn_cell0_bu4_bn", "fpn_cell1_td4_bn", "fpn_cell1_bu4_maxpool"]
+    assert sources(model, "fpn_cell2_bu7_fuse") == ["fpn_cell1_bu7_bn", "fpn_cell2_bu7_maxpool"]
+    assert sources(model, "head_up1_concat") == ["head_up1_swish", "fpn_cell2_td1_bn"]
+    assert sources(model, "head_up6_concat") == ["head_up6_swish", "fpn_cell2_bu6_bn"]
+
+
+def test_strided_convolutions_of_deeplab_are_centred_on_even_pixels() -> None:
+    image = keras.Input((4, 6, 1))
+    model = keras.Model(image, deeplab._conv_bn_relu(image, 1, "conv", kernel=3, stride=2))
+    kernel = np.zeros((3, 3, 1, 1))
+    kernel[1, 1] = np.sqrt(1 + 1e-3)  # Undoes the untrained batch norm.
+    model.get_layer("conv").set_weights([kernel])
+    image_BHWC = np.arange(24, dtype=np.float32).reshape(1, 4, 6, 1)
+    np.testing.assert_allclose(model(image_BHWC)[0, :, :, 0], [[0, 2, 4], [12, 14, 16]], rtol=1e-6)
 
 
 def test_deeplab_epsilons_and_strides() -> None:
