@@ -71,27 +71,27 @@ def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", l
             labels; a label has no slide; a CAMELYON16 `tumor_*` slide has no label; a label path was given and nothing
             pairs; none was given and masks lie beside the slides.
     """
-    slides, masks = _slides_and_masks(slide_path, slide_format)
+    slides, masks = slides_and_masks(slide_path, slide_format)
     if label_path is None:
         if masks:
             raise ValueError(
-                f"masks beside the slides, but no label path: {_named(masks)}; give {slide_path} as label path, "
+                f"masks beside the slides, but no label path: {named(masks)}; give {slide_path} as label path, "
                 "too, or move the masks elsewhere when all slides are normal"
             )
         return pair_files(slides, [])
-    neighbours = _slides_and_masks(slide_path.parent, slide_format)[0] if slide_path.is_file() else slides
+    neighbours = slides_and_masks(slide_path.parent, slide_format)[0] if slide_path.is_file() else slides
     taken = {path.resolve() for path in neighbours}
     found = list_files(label_path, label_format, "label")
     labels = [path for path in found if path.resolve() not in taken]
     # One slide picked out of a data set: the other slides' labels are no orphans.
     if slide_path.is_file() and label_path.is_dir():
-        labels = [path for path in labels if slides[0].stem in _ids_of_label(path)]
+        labels = [path for path in labels if slides[0].stem in ids_of_label(path)]
     used = {path.resolve() for path in labels}
     cases = pair_files(slides, labels, [path for path in masks if path.resolve() not in used])
     if not any(case.labelled for case in cases):
         raise ValueError(
-            f"no label in {label_path} belongs to a slide of {slide_path}: slides are {_named(slides)}; files there "
-            f"are {_named(found)}; a label is called <slide id>.xml or <slide id>{_MASK_ENDING}.tif; leave the label "
+            f"no label in {label_path} belongs to a slide of {slide_path}: slides are {named(slides)}; files there "
+            f"are {named(found)}; a label is called <slide id>.xml or <slide id>{_MASK_ENDING}.tif; leave the label "
             "path out when all slides are normal"
         )
     return cases
@@ -110,7 +110,7 @@ def find_slides(slide_path: Path, slide_format: str = "tif") -> list[Case]:
     Raises:
         ValueError: as in `pair`, as far as it concerns slides.
     """
-    slides, masks = _slides_and_masks(slide_path, slide_format)
+    slides, masks = slides_and_masks(slide_path, slide_format)
     by_id = _slides_by_id(slides)
     _labels_by_id(by_id, masks)
     return [_case(slide_id, path, None) for slide_id, path in sorted(by_id.items())]
@@ -135,12 +135,12 @@ def pair_files(slides: Iterable[Path], labels: Iterable[Path], masks_beside: Ite
     labels_of = _labels_by_id(by_id, labels)
     doubled = [path for paths in labels_of.values() if len(paths) > 1 for path in paths]
     if doubled:
-        raise ValueError(f"more than one label for a slide: {_named(doubled)}; keep one label per slide")
+        raise ValueError(f"more than one label for a slide: {named(doubled)}; keep one label per slide")
     unlabelled = sorted(slide_id for slide_id in by_id if slide_id not in labels_of)
     bare = [by_id[slide_id] for slide_id in unlabelled if slide_id.lower().startswith("tumor_")]
     if bare:
         raise ValueError(
-            f"tumour slides without a label: {_named(bare)}; by their CAMELYON16 names they are not normal slides: "
+            f"tumour slides without a label: {named(bare)}; by their CAMELYON16 names they are not normal slides: "
             "give the folder with their labels, add the missing files, or take these slides out"
         )
     return [
@@ -193,7 +193,7 @@ def list_files(path: Path, file_format: str, what: str) -> list[Path]:
     dangling = [entry for entry in found if not entry.exists()]
     if dangling:
         raise ValueError(
-            f"{what}_path {path} holds links to files that do not exist: {_named(dangling)}; repair or remove them"
+            f"{what}_path {path} holds links to files that do not exist: {named(dangling)}; repair or remove them"
         )
     return sorted(found)
 
@@ -238,13 +238,13 @@ def _case(slide_id: str, slide_path: Path, label_path: Path | None) -> Case:
     return Case(slide_id, slide_path, label_path, patient[1].lower() if patient else None, centre_of(slide_path))
 
 
-def _slides_and_masks(slide_path: Path, slide_format: str) -> tuple[list[Path], list[Path]]:
+def slides_and_masks(slide_path: Path, slide_format: str) -> tuple[list[Path], list[Path]]:
     """Slides at a path, and the files among them that are masks by their names."""
     found = list_files(slide_path, slide_format, "slide")
     masks = [path for path in found if path.stem.lower().endswith(_MASK_ENDING)]
     slides = [path for path in found if path not in masks]
     if not slides:
-        raise ValueError(f"slide_path {slide_path} holds masks only: {_named(masks)}; give the folder of the slides")
+        raise ValueError(f"slide_path {slide_path} holds masks only: {named(masks)}; give the folder of the slides")
     return slides, masks
 
 
@@ -254,11 +254,11 @@ def _slides_by_id(slides: Iterable[Path]) -> dict[str, Path]:
         paths_of.setdefault(path.stem, []).append(path)
     doubled = [path for paths in paths_of.values() if len(paths) > 1 for path in paths]
     if doubled:
-        raise ValueError(f"more than one slide with the same id: {_named(doubled)}; keep one file per slide id")
+        raise ValueError(f"more than one slide with the same id: {named(doubled)}; keep one file per slide id")
     return {slide_id: paths[0] for slide_id, paths in paths_of.items()}
 
 
-def _ids_of_label(path: Path) -> list[str]:
+def ids_of_label(path: Path) -> list[str]:
     """The slide ids a label file may belong to, the exact name first."""
     is_mask = path.suffix.lower() in LABEL_SUFFIXES["tif"] and path.stem.lower().endswith(_MASK_ENDING)
     return [path.stem, path.stem[: -len(_MASK_ENDING)]] if is_mask else [path.stem]
@@ -269,7 +269,7 @@ def _labels_by_id(by_id: dict[str, Path], labels: Iterable[Path]) -> dict[str, l
     labels_of: dict[str, list[Path]] = {}
     orphans = []
     for path in sorted(labels):
-        slide_id = next((name for name in _ids_of_label(path) if name in by_id), None)
+        slide_id = next((name for name in ids_of_label(path) if name in by_id), None)
         if slide_id is None:
             orphans.append(path)
         else:
@@ -277,10 +277,10 @@ def _labels_by_id(by_id: dict[str, Path], labels: Iterable[Path]) -> dict[str, l
     if not orphans:
         return labels_of
     lower = {slide_id.lower(): slide_id for slide_id in by_id}
-    near = {lower[name.lower()] for path in orphans for name in _ids_of_label(path) if name.lower() in lower}
+    near = {lower[name.lower()] for path in orphans for name in ids_of_label(path) if name.lower() in lower}
     hint = f"; capitals count, and these slides differ only in them: {', '.join(sorted(near))}" if near else ""
     raise ValueError(
-        f"labels without a slide: {_named(orphans)}{hint}; a label is called <slide id>.xml or "
+        f"labels without a slide: {named(orphans)}{hint}; a label is called <slide id>.xml or "
         f"<slide id>{_MASK_ENDING}.tif: add the slides, rename the labels or take them out"
     )
 
@@ -297,7 +297,7 @@ def _of_format(entries: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]
     return [entry for entry in entries if entry.suffix.lower() in suffixes and not entry.is_dir()]
 
 
-def _named(paths: Iterable[Path]) -> str:
+def named(paths: Iterable[Path]) -> str:
     """Up to ten paths, and how many more there are."""
     names = [str(path) for path in paths]
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
