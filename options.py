@@ -1,0 +1,271 @@
+"""Every option of the entry scripts: defined, documented and validated here, nowhere else.
+
+`train_options` returns validated, typed values; below the entry scripts nobody sees them as one object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NoReturn
+
+from training.comm import launched_rank
+
+MODELS = ("effdetd0", "effdetd4", "deeplab")
+SAMPLERS = ("radboud", "surf")
+SCHEDULES = ("constant", "cosine")
+SIZE_STEP = 128  # the models' coarsest stride
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reads `@files` like command lines and speaks on rank 0 only."""
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """One or more words per line, shell quoting, `#` comments."""
+        return shlex.split(arg_line, comments=True)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line: the usage of fifty flags would hide it."""
+        # Ranks: all ranks see the same command line and leave; one says why.
+        if launched_rank() == 0:
+            sys.stderr.write(f"{self.prog}: error: {message}\n{self.prog} --help lists all options\n")
+        sys.exit(2)
+
+
+def _whole(least: int):
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} given, at least {least} needed")
+        return value
+
+    parse.__name__ = "whole number"  # argparse names the type in its message
+    return parse
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} given, a number above 0 needed")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} given, a number of at least 0 needed")
+    return value
+
+
+def _share(text: str) -> Fraction:
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} given, a share between 0 and 1 needed")
+    return value.limit_denominator(10_000)
+
+
+def _pair(text: str) -> tuple[str, int]:
+    name, colon, number = text.rpartition(":")
+    if not (name and colon and number.isdigit() and int(number) <= 255):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:CLASS, e.g. _0:1")
+    return name.strip().lower(), int(number)
+
+
+def _train_parser() -> Parser:
+    parser = Parser(
+        prog="train.py",
+        description="Train a segmentation network on large fields of view of whole-slide images, on one or many ranks.",
+        epilog="Options can be kept in a file: train.py @experiments/demo.args. Paths are read on every rank.",
+        fromfile_prefix_chars="@",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    _data_options(parser)
+    _sampling_options(parser)
+    _training_options(parser)
+    _run_options(parser)
+    return parser
+
+
+def _data_options(parser: Parser) -> None:
+    data = parser.add_argument_group("slides and labels")
+    data.add_argument("--slide_path", type=Path, help="training slides: a folder or one file")
+    data.add_argument(
+        "--label_path", type=Path, help="their labels: a folder or one file; slides without one are normal"
+    )
+    data.add_argument("--valid_slide_path", type=Path, help="validation slides; without them slides are held out")
+    data.add_argument("--valid_label_path", type=Path, help="validation labels")
+    data.add_argument("--dataset", choices=("16", "17"), help="standard CAMELYON layout under --data_root")
+    data.add_argument(
+        "--data_root", type=Path, default=os.environ.get("CAMELYON_ROOT"), help="root of --dataset; $CAMELYON_ROOT"
+    )
+    data.add_argument("--train_centers", type=int, nargs="+", default=[-1], help="CAMELYON17 centres; -1 is all")
+    data.add_argument("--val_centers", type=int, nargs="+", default=[-1], help="CAMELYON17 centres; -1 is all")
+    data.add_argument(
+        "--val_split", type=float, default=0.15, help="share of slides (patients) held out for validation"
+    )
+    suffix = {"metavar": "SUFFIX", "help": "tif, svs, ndpi, mrxs ...: anything OpenSlide reads"}
+    data.add_argument("--slide_format", default="tif", **suffix)
+    data.add_argument("--valid_slide_format", default=None, **suffix)
+    truth = {"default": None, "choices": ("tif", "xml"), "help": "tif (mask pyramids) or xml (ASAP)"}
+    data.add_argument("--label_format", **truth)
+    data.add_argument("--valid_label_format", **truth)
+    data.add_argument(
+        "--label_map",
+        type=_pair,
+        nargs="+",
+        metavar="GROUP:CLASS",
+        help="annotation group to class, painted in this order; default: CAMELYON's",
+    )
+    data.add_argument("--ignore_groups", nargs="+", default=["None"], metavar="GROUP", help="annotation groups to skip")
+    data.add_argument(
+        "--mask_values",
+        type=_pair,
+        nargs="+",
+        metavar="VALUE:CLASS",
+        help="mask value to class (255: ignore); default: non-zero is 1",
+    )
+    data.add_argument(
+        "--mpp", type=_positive, help="um per px of level 0, for slides that do not say or say it wrongly"
+    )
+
+
+def _sampling_options(parser: Parser) -> None:
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--img_size", type=int, default=1024, help="side of the square field of view, output px")
+    sampling.add_argument("--resolution", type=_positive, default=0.25, help="um per px of the patch")
+    sampling.add_argument("--data_sampler", choices=SAMPLERS, default="radboud", help="where to look")
+    sampling.add_argument(
+        "--bb_downsample",
+        type=_whole(0),
+        default=7,
+        help="pyramid level of the tissue and contour search, clamped to what the slide has",
+    )
+    sampling.add_argument(
+        "--batch_tumor_ratio",
+        type=_share,
+        help="share of tumour patches in a batch, exact over time; default 1 for surf, balanced rounds for radboud",
+    )
+    sampling.add_argument("--sample_processes", type=_whole(1), default=1, help="parallel samplers per rank")
+    sampling.add_argument(
+        "--hard_mining", action="store_true", help="draw part of each batch from places the network gets wrong"
+    )
+    sampling.add_argument(
+        "--hard_fraction", type=_share, default=Fraction(1, 4), help="share of draws from the hard pool"
+    )
+    sampling.add_argument("--hard_pool", type=_whole(1), default=256, help="places in the hard pool")
+    sampling.add_argument(
+        "--val_patches", type=_whole(0), default=256, help="validation patches over all slides and ranks; 0 is all"
+    )
+
+
+def _training_options(parser: Parser) -> None:
+    training = parser.add_argument_group("training")
+    training.add_argument("--model", choices=MODELS, default="effdetd0", help="network")
+    training.add_argument("--weights_path", type=Path, help="pre-trained weights, file or folder (.h5, .keras)")
+    training.add_argument("--batch_size", type=_whole(1), default=2, help="patches per rank")
+    training.add_argument(
+        "--num_steps", type=_whole(1), default=50000, help="length of training, IMAGES over all ranks"
+    )
+    training.add_argument(
+        "--base_lr", type=_positive, default=0.001, help="Adam's learning rate per rank; used x ranks"
+    )
+    training.add_argument("--warmup", type=_whole(0), help="images of linear warm-up; default 5%% of --num_steps")
+    training.add_argument("--lr_schedule", choices=SCHEDULES, default="constant", help="after the warm-up")
+    training.add_argument(
+        "--pos_pixel_weight", type=_not_negative, default=1.0, help="weight of tumour pixels in the loss"
+    )
+    training.add_argument(
+        "--neg_pixel_weight", type=_not_negative, default=1.0, help="weight of normal pixels in the loss"
+    )
+    training.add_argument("--seed", type=_whole(0), default=0, help="seed of weights, split and sample stream")
+    training.add_argument("--no_cuda", action="store_true", help="CPU even where GPUs are visible")
+    training.add_argument(
+        "--horovod",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="distributed training; one process without a launcher simply runs",
+    )
+    training.add_argument("--fp16_allreduce", action="store_true", help="compress gradients to fp16 for the allreduce")
+
+
+def _run_options(parser: Parser) -> None:
+    run = parser.add_argument_group("logging and checkpoints")
+    run.add_argument(
+        "--log_dir", type=Path, help="TensorBoard events, metrics.jsonl, checkpoints, options, sampling maps"
+    )
+    run.add_argument("--log_every", type=_whole(1), default=128, help="images between log lines")
+    run.add_argument("--validate_every", type=_whole(1), default=2048, help="images between validations")
+    run.add_argument("--checkpoint_every", type=_whole(1), help="images between checkpoints; default --validate_every")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH|auto",
+        help="go on from a checkpoint; auto: the newest in --log_dir, if any",
+    )
+    run.add_argument("--debug", action="store_true", help="a short run on at most 100 images")
+
+
+def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and validate train.py's command line; exits with code 2 and one clear line where it is wrong."""
+    parser = _train_parser()
+    opts = parser.parse_args(argv)
+    _check_data(parser, opts)
+    if opts.img_size < SIZE_STEP or opts.img_size % SIZE_STEP:
+        below = max(SIZE_STEP, opts.img_size // SIZE_STEP * SIZE_STEP)
+        parser.error(
+            f"--img_size {opts.img_size}: a multiple of {SIZE_STEP} is needed, e.g. {below} or {below + SIZE_STEP}"
+        )
+    if opts.pos_pixel_weight == opts.neg_pixel_weight == 0:
+        parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing would be learnt")
+    if opts.resume == "auto" and opts.log_dir is None:
+        parser.error("--resume auto looks for checkpoints in --log_dir, which is not given")
+    if opts.debug:
+        opts.num_steps = min(opts.num_steps, 100)
+        opts.log_every = min(opts.log_every, 20)
+        opts.validate_every = min(opts.validate_every, 50)
+        opts.val_patches = min(opts.val_patches or 8, 8)
+    opts.warmup = opts.num_steps // 20 if opts.warmup is None else opts.warmup
+    opts.checkpoint_every = opts.checkpoint_every or opts.validate_every
+    return opts
+
+
+def _check_data(parser: Parser, opts: argparse.Namespace) -> None:
+    """Exactly one way to name the data; no half of a pair."""
+    folders = (opts.slide_path, opts.label_path, opts.valid_slide_path, opts.valid_label_path)
+    if opts.dataset:
+        if any(folders):
+            parser.error("--dataset takes the place of the four path options: give one or the other")
+        if opts.data_root is None:
+            parser.error(f"--dataset {opts.dataset} needs --data_root (or $CAMELYON_ROOT)")
+    elif opts.slide_path is None or opts.label_path is None:
+        parser.error("no training data: give --slide_path and --label_path, or --dataset 16 or 17 with --data_root")
+    elif (opts.valid_slide_path is None) != (opts.valid_label_path is None):
+        parser.error("--valid_slide_path and --valid_label_path go together")
+    if not 0 < opts.val_split < 1:
+        parser.error(f"--val_split {opts.val_split:g}: a share between 0 and 1 (both excluded) is needed")
+    # CAMELYON comes with XML truth; validation data looks like training data unless said otherwise
+    opts.label_format = opts.label_format or ("xml" if opts.dataset else "tif")
+    opts.valid_label_format = opts.valid_label_format or opts.label_format
+    opts.valid_slide_format = opts.valid_slide_format or opts.slide_format
+    opts.label_map = dict(opts.label_map) if opts.label_map else None
+    opts.mask_values = _mask_values(parser, opts.mask_values)
+    opts.ignore_groups = tuple(group.lower() for group in opts.ignore_groups)
+
+
+def _mask_values(parser: Parser, pairs: Sequence[tuple[str, int]] | None) -> dict[int, int] | None:
+    if pairs is None:
+        return None
+    wrong = [name for name, _ in pairs if not (name.isdigit() and int(name) <= 255)]
+    if wrong:
+        parser.error(f"--mask_values {wrong[0]}: mask values are whole numbers from 0 to 255")
+    return {int(name): cls for name, cls in pairs}

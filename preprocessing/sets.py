@@ -1,0 +1,97 @@
+"""Which slides to train on and which to validate on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocessing.datasets import camelyon, filter_centers
+from preprocessing.pairing import Case, known_problems, pair
+from preprocessing.split import split
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where slides and their labels are.
+
+    Attributes:
+        slide_path: folder or file.
+        label_path: folder or file.
+        slide_format: suffix of the slides.
+        label_format: `tif` or `xml`.
+    """
+
+    slide_path: Path
+    label_path: Path
+    slide_format: str
+    label_format: str
+
+
+def from_folders(
+    train: Source, val: Source | None, centers: tuple[Sequence[int], Sequence[int]], val_share: float, seed: int
+) -> tuple[list[Case], list[Case], list[str]]:
+    """Training and validation slides from folders.
+
+    Args:
+        train: training data.
+        val: validation data; None to hold out a share of the training slides.
+        centers: CAMELYON17 centres of training and of validation; -1 is all.
+        val_share: share to hold out where `val` is None.
+        seed: of the split.
+
+    Returns:
+        Training cases, validation cases, notes for the user.
+
+    Raises:
+        ValueError: files do not pair, or a set is empty.
+    """
+    found = _pairs(train)
+    if val is not None:
+        return _finish(filter_centers(found, centers[0]), filter_centers(_pairs(val), centers[1]), [])
+    return _held_out(found, centers, val_share, seed, [])
+
+
+def from_camelyon(
+    which: str,
+    root: Path,
+    label_format: str,
+    centers: tuple[Sequence[int], Sequence[int]],
+    val_share: float,
+    seed: int,
+) -> tuple[list[Case], list[Case], list[str]]:
+    """Training and validation slides of CAMELYON16 or 17 in a standard layout; see `from_folders`."""
+    sets = camelyon(which, root, centers[0], centers[1], label_format)
+    if sets.val is not None:
+        return _finish(sets.train, sets.val, sets.notes)
+    train, val = split(sets.train, val_share, seed)
+    return _finish(train, val, sets.notes)
+
+
+def _pairs(source: Source) -> list[Case]:
+    return pair(source.slide_path, source.label_path, source.slide_format, source.label_format)
+
+
+def _held_out(
+    found: list[Case], centers: tuple[Sequence[int], Sequence[int]], val_share: float, seed: int, notes: list[str]
+) -> tuple[list[Case], list[Case], list[str]]:
+    """Hold out whole centres where validation centres are named, else a seeded share of slides."""
+    train = filter_centers(found, centers[0])
+    if -1 in centers[1]:
+        return _finish(*split(train, val_share, seed), notes)
+    val = filter_centers(found, centers[1])
+    held = {case.slide_id for case in val}
+    train = [case for case in train if case.slide_id not in held]
+    if not train:
+        raise ValueError(
+            f"--val_centers {' '.join(map(str, centers[1]))} leaves no slide to train on: name fewer centres"
+        )
+    return _finish(train, val, notes)
+
+
+def _finish(train: list[Case], val: list[Case], notes: list[str]) -> tuple[list[Case], list[Case], list[str]]:
+    """Refuse slides that are in both sets (the score would be a lie); warn of known problem slides."""
+    both = sorted({case.slide_path.resolve() for case in train} & {case.slide_path.resolve() for case in val})
+    if both:
+        raise ValueError(f"{len(both)} slides are in training and in validation, first {both[0]}: take them out of one")
+    return train, val, [*notes, *known_problems([*train, *val])]

@@ -1,0 +1,139 @@
+"""What the samplers know of a slide without opening it: where its tissue and its classes are.
+
+The search grid has square cells of a whole number of level-0 pixels, about one pixel of pyramid level `bb_downsample`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from shapely import Polygon
+
+from slides.geometry import Window
+from slides.reader import Slide
+from slides.tissue import tissue_mask
+from slides.truth import Truth
+
+MAX_CELLS = 64_000_000  # of a search grid; a slide whose coarsest level is larger gets larger cells
+BAND_ROWS = 512  # cells per read: bounds memory whatever the slide's size
+
+
+class Places:
+    """A set of cells that can be drawn from uniformly; one bit per cell.
+
+    Args:
+        cells_HW: bool, True where the cell belongs to the set.
+    """
+
+    def __init__(self, cells_HW: NDArray[np.bool_]) -> None:
+        self.shape_HW: tuple[int, int] = cells_HW.shape
+        self._packed = np.packbits(cells_HW, axis=1)
+        self._rows_end: NDArray[np.int64] = np.cumsum(cells_HW.sum(axis=1), dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of cells in the set."""
+        return int(self._rows_end[-1]) if len(self._rows_end) else 0
+
+    def cell(self, k: int) -> tuple[int, int]:
+        """(row, column) of the k-th cell of the set in row-major order."""
+        row = int(np.searchsorted(self._rows_end, k, side="right"))
+        before = int(self._rows_end[row - 1]) if row else 0
+        columns = np.flatnonzero(np.unpackbits(self._packed[row], count=self.shape_HW[1]))
+        return row, int(columns[k - before])
+
+    def mask(self) -> NDArray[np.bool_]:
+        """The set as a bool array, shape (rows, columns)."""
+        return np.unpackbits(self._packed, axis=1, count=self.shape_HW[1]).astype(bool)
+
+
+@dataclass(frozen=True)
+class SlideIndex:
+    """Search index of one slide.
+
+    Attributes:
+        slide_id: id of the slide.
+        size_xy_l0: slide size, level-0 px.
+        um_px_xy_l0: spacing of level 0, um per px.
+        cell_l0: side of a cell, level-0 px.
+        tissue: cells with tissue, whatever their class.
+        places: class -> cells; class 0 is tissue outside all other classes.
+        regions: class -> annotated polygons, level-0 px; empty for a class without annotation of its own.
+        notes: what a user should know (clamped level, no tissue, skipped rings).
+    """
+
+    slide_id: str
+    size_xy_l0: tuple[int, int]
+    um_px_xy_l0: tuple[float, float]
+    cell_l0: int
+    tissue: Places
+    places: dict[int, Places]
+    regions: dict[int, list[Polygon]]
+    notes: tuple[str, ...]
+
+
+def cell_side_l0(slide: Slide, bb_downsample: int) -> tuple[int, str]:
+    """Side of a search cell (level-0 px) for pyramid level `bb_downsample`, and a note where the level was clamped."""
+    level = slide.levels[min(bb_downsample, len(slide.levels) - 1)]
+    side = max(1, round(max(level.downsample_xy)))
+    cells = (slide.size_xy_l0[0] / side) * (slide.size_xy_l0[1] / side)
+    if cells > MAX_CELLS:
+        side = int(np.ceil(side * np.sqrt(cells / MAX_CELLS)))
+    if level.index == bb_downsample:
+        return side, ""
+    return side, (
+        f"{slide.id}: --bb_downsample {bb_downsample} clamped to level {level.index}, the last of this slide "
+        f"({side * slide.um_px_xy_l0[0]:.3g} um per cell)"
+    )
+
+
+def _tissue_cells(slide: Slide, cell_l0: int) -> NDArray[np.bool_]:
+    """Tissue on the search grid, bool (rows, columns)."""
+    width, height = slide.size_xy_l0
+    rows, columns = -(-height // cell_l0), -(-width // cell_l0)
+    thumb_HWC = np.empty((rows, columns, 3), np.uint8)
+    for top in range(0, rows, BAND_ROWS):
+        count = min(BAND_ROWS, rows - top)
+        window = Window((0.0, float(top * cell_l0)), (count, columns), (float(cell_l0), float(cell_l0)))
+        thumb_HWC[top : top + count] = slide.read(window)
+    return tissue_mask(thumb_HWC, cell_l0 * slide.um_px_xy_l0[0])
+
+
+def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) -> SlideIndex:
+    """Build the search index of one slide; reads one thumbnail and the truth, a second or so per slide.
+
+    Args:
+        slide: the slide.
+        truth: its truth.
+        bb_downsample: pyramid level of the search grid; clamped to the slide's last level.
+        classes: number of classes K.
+
+    Raises:
+        SlideError: a pixel or label could not be read.
+    """
+    cell_l0, clamped = cell_side_l0(slide, bb_downsample)
+    tissue_HW = _tissue_cells(slide, cell_l0)
+    places: dict[int, Places] = {}
+    annotated_HW = np.zeros_like(tissue_HW)
+    for cls in range(1, classes):
+        if cls in truth.classes:
+            cells_HW = truth.label_max(cell_l0, cls)
+            annotated_HW |= cells_HW
+            places[cls] = Places(cells_HW)
+    normal_HW = tissue_HW & ~annotated_HW
+    if normal_HW.any():
+        places[0] = Places(normal_HW)
+    notes = [clamped] if clamped else []
+    if not tissue_HW.any():
+        notes.append(f"{slide.id}: no tissue found; only its annotations can be sampled")
+    return SlideIndex(
+        slide_id=slide.id,
+        size_xy_l0=slide.size_xy_l0,
+        um_px_xy_l0=slide.um_px_xy_l0,
+        cell_l0=cell_l0,
+        tissue=Places(tissue_HW | annotated_HW),
+        places=places,
+        regions={cls: truth.regions(cls) for cls in sorted(truth.classes)},
+        notes=(*notes, *truth.notes),
+    )

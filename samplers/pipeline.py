@@ -1,0 +1,119 @@
+"""From requests to batches: the only TensorFlow among the samplers.
+
+Shapes: B patches per batch, H, W patch rows and columns, C = 3 channels, M = len(META) numbers that describe a patch.
+Images stay uint8 until they are in the graph: a quarter of the memory traffic of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from samplers.patch import ORIGINS, Patch, PatchReader, PatchRequest
+from samplers.records import META
+from slides.truth import IGNORE
+
+PREFETCH = 2  # batches; more only costs memory once reading is faster than training
+
+Batch = tuple[Any, Any, NDArray[np.float64]]  # image_BHWC uint8, label_BHW uint8, meta_BM
+
+
+def rank_indices(first: int, batch_size: int, rank: int, size: int) -> Iterator[int]:
+    """Stream indices of one rank, endless: disjoint over ranks and complete, whatever their number.
+
+    Step t of all ranks takes the indices first + t*G ... first + (t+1)*G - 1 with G = batch_size * size, in blocks of
+    `batch_size` consecutive indices, so a rank's batch keeps the samplers' exact class ratio. The blocks rotate over the
+    ranks from step to step: with batch_size 1 and ratio 0.5, one rank would otherwise see tumour only.
+
+    Args:
+        first: images trained before (0, or the counter of the checkpoint resumed from).
+        batch_size: patches per rank and step.
+        rank: this rank.
+        size: number of ranks.
+    """
+    step = 0
+    while True:
+        # Ranks: block (rank + step) mod size of this step's global batch.
+        start = first + (step * size + (rank + step) % size) * batch_size
+        yield from range(start, start + batch_size)
+        step += 1
+
+
+class Feed:
+    """Batches from a tf.data pipeline; an error in a worker comes out as itself.
+
+    Args:
+        load: index -> Patch, called from `workers` threads at once.
+        indices: which patches, in order; the order of batches never depends on `workers`.
+        batch_size: patches per batch; a last short batch is filled with ignored white patches of index -1.
+        img_size: side of the patches, px.
+        workers: threads that read patches in parallel.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Patch],
+        indices: Callable[[], Iterator[int]] | Sequence[int],
+        batch_size: int,
+        img_size: int,
+        workers: int,
+    ) -> None:
+        self._load = load
+        self._failure: BaseException | None = None
+        self._img_size = img_size
+        if callable(indices):
+            dataset = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec((), tf.int64))
+        else:
+            padded = [*indices, *[-1] * (-len(indices) % batch_size)]
+            dataset = tf.data.Dataset.from_tensor_slices(tf.constant(padded, tf.int64, shape=(len(padded),)))
+        options = tf.data.Options()
+        # Threads of their own: the libraries release the GIL, and a busy training step must not delay reading.
+        options.threading.private_threadpool_size = workers + 1
+        options.autotune.enabled = False
+        self._dataset = (
+            dataset.map(self._read, num_parallel_calls=workers, deterministic=True)
+            .batch(batch_size, drop_remainder=True)
+            .prefetch(PREFETCH)
+            .with_options(options)
+        )
+
+    def _read(self, index: Any) -> tuple[Any, Any, Any]:
+        image, label, meta = tf.numpy_function(self._arrays, [index], (tf.uint8, tf.uint8, tf.float64))
+        side = self._img_size
+        return tf.ensure_shape(image, (side, side, 3)), tf.ensure_shape(label, (side, side)), meta
+
+    def _arrays(self, index: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]]:
+        side = self._img_size
+        if index < 0:
+            white_HWC = np.full((side, side, 3), 255, np.uint8)
+            return white_HWC, np.full((side, side), IGNORE, np.uint8), np.full(len(META), -1.0)
+        try:
+            patch = self._load(int(index))
+        except BaseException as error:
+            self._failure = error  # TensorFlow would hand on a string with its own traceback
+            raise
+        r = patch.request
+        meta = (r.index, r.attempt, r.slide, r.cls, *patch.window.center_xy_l0, ORIGINS.index(r.origin))
+        return patch.image_HWC, patch.label_HW, np.array(meta, np.float64)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches (image_BHWC uint8 tensor, label_BHW uint8 tensor, meta_BM float64 array)."""
+        try:
+            for image_BHWC, label_BHW, meta_BM in self._dataset:
+                yield image_BHWC, label_BHW, meta_BM.numpy()
+        except tf.errors.OpError:
+            if self._failure is None:
+                raise
+            raise self._failure from None
+
+
+def grid_feed(
+    reader: PatchReader, requests: Sequence[PatchRequest], rank: int, size: int, batch_size: int, workers: int
+) -> Feed:
+    """This rank's share of a fixed list of requests: every size-th one, each exactly once over all ranks."""
+    mine = range(rank, len(requests), size)  # Ranks: dealt out like cards, so every rank has some of every slide
+    return Feed(lambda i: reader.read(requests[i]), list(mine), batch_size, reader.img_size, workers)

@@ -1,0 +1,1 @@
+"""Optimisation: knows tensors and ranks, nothing of slides."""

@@ -1,0 +1,221 @@
+"""Checkpoints: one file each, written atomically, read without pickle.
+
+A checkpoint is an uncompressed `.npz` of arrays: every model and optimizer variable by its path, the hard-mining pool,
+and a JSON text with the image counter, the best score and the options. Zip keeps a CRC per array and its directory at
+the end, so a truncated or damaged file is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KEEP = 3  # newest checkpoints kept; older ones are deleted
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or does not fit this model."""
+
+
+@dataclass
+class State:
+    """What a checkpoint holds besides variables.
+
+    Attributes:
+        images: images trained so far, over all ranks.
+        best_miou: best validation mIoU so far; -1 before the first validation.
+        options: options of the run, for the reader; JSON types only.
+        arrays: further arrays by name (the hard-mining pool).
+    """
+
+    images: int
+    best_miou: float
+    options: Mapping[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def named_variables(model, optimizer) -> dict[str, Any]:
+    """Every variable that training changes, by a name that does not depend on the session."""
+    named = {f"model/{v.path}": v for v in model.variables}
+    if optimizer is not None:
+        # the optimizer's paths repeat the model's; its order is that of the model's variables
+        named |= {f"optimizer/{i:05d}": v for i, v in enumerate(optimizer.variables)}
+    return named
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(file)` on a temporary file beside `path`, flush it to disk, then put it in place in one move.
+
+    Raises:
+        OSError: no space, no permission; the temporary file is removed and the old `path` stays.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def export(model, folder: Path) -> None:
+    """Write the trained model for use elsewhere: `final.keras` and the SavedModel folder `final_savedmodel`.
+
+    `final.keras` loads with `keras.models.load_model` after `import models`; the SavedModel needs none of our code. Both
+    take float32 images (B, H, W, 3) in [-1, 1] and give logits.
+    """
+    partial = folder / f".final.{os.getpid()}.keras"
+    model.save(partial)
+    os.replace(partial, folder / "final.keras")
+    partial = folder / f".final_savedmodel.{os.getpid()}"
+    model.export(partial, verbose=False)
+    shutil.rmtree(folder / "final_savedmodel", ignore_errors=True)
+    os.replace(partial, folder / "final_savedmodel")
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they live; made on the first save.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, name: str, model, optimizer, state: State) -> Path:
+        """Write a checkpoint `name` (a file name) and return its path. Only one rank may call this."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        arrays = {key: v.numpy() for key, v in named_variables(model, optimizer).items()}
+        arrays |= {f"extra/{key}": value for key, value in state.arrays.items()}
+        head = {
+            "images": state.images,
+            "best_miou": state.best_miou,
+            "seed": state.seed,
+            "options": dict(state.options),
+        }
+        arrays["state"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+        path = self.folder / name
+        write_atomically(path, lambda file: np.savez(file, **arrays))
+        return path
+
+    def save_latest(self, model, optimizer, state: State) -> Path:
+        """Write the checkpoint of this image counter; keep the newest `KEEP`."""
+        path = self.save(f"images-{state.images:09d}.npz", model, optimizer, state)
+        for old in self.history()[KEEP:]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def history(self) -> list[Path]:
+        """Checkpoints by image counter, newest first."""
+        return sorted(self.folder.glob("images-*.npz"), reverse=True)
+
+    def resume(self, wanted: str, model, optimizer, stream: Mapping[str, Any]) -> tuple[State, Path, list[str]] | None:
+        """Restore the newest readable checkpoint.
+
+        Args:
+            wanted: `auto` for the newest of this run (None is returned where there is none), else a file, or a run or
+                checkpoint folder whose newest one is taken.
+            model: model to fill.
+            optimizer: built optimizer to fill.
+            stream: options that decide which patch an index is; the checkpoint must agree on them.
+
+        Returns:
+            The state, the file it came from, and a note for each damaged file that was passed over; or None.
+
+        Raises:
+            CheckpointError: none readable, or the checkpoint is of another model or sample stream.
+        """
+        candidates = self._candidates(wanted)
+        notes: list[str] = []
+        for path in candidates:
+            try:
+                arrays = read_arrays(path)
+            except CheckpointError as error:
+                notes.append(f"{error} Falling back to the one before.")
+                continue
+            check_stream(path, arrays, stream)
+            return restore(path, arrays, model, optimizer), path, notes
+        if wanted == "auto" and not candidates:
+            return None
+        raise CheckpointError(f"--resume {wanted}: no readable checkpoint. " + " ".join(notes))
+
+    def _candidates(self, wanted: str) -> list[Path]:
+        """Files to try, best first; those before a damaged one of the same folder serve as its fall-back."""
+        if wanted == "auto":
+            return self.history()
+        path = Path(wanted)
+        if path.is_dir():
+            folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+            return Checkpoints(folder).history()
+        if not path.exists():
+            raise CheckpointError(f"--resume {wanted}: no such file or folder")
+        siblings = Checkpoints(path.parent).history()
+        return [path, *[p for p in siblings if p.name < path.name]]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint.
+
+    Raises:
+        CheckpointError: unreadable, truncated or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        raise CheckpointError(f"{path}: damaged checkpoint ({error}).") from error
+    if "state" not in arrays:
+        raise CheckpointError(f"{path}: not a checkpoint of this program.")
+    return arrays
+
+
+def restore(path: Path, arrays: Mapping[str, np.ndarray], model, optimizer) -> State:
+    """Fill model and optimizer from the arrays of a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model or optimizer; nothing is changed then.
+    """
+    named = named_variables(model, optimizer)
+    stored = {key: value for key, value in arrays.items() if key.startswith(("model/", "optimizer/"))}
+    wrong = sorted(set(named) ^ set(stored))
+    wrong += [key for key in named if key in stored and tuple(named[key].shape) != stored[key].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: of another model or optimizer ({len(wrong)} of {len(named)} variables differ, first {wrong[0]}). "
+            "Resume with the same --model, --img_size and classes, or use --weights_path to take what fits"
+        )
+    for key, variable in named.items():
+        variable.assign(stored[key])
+    head = _head(arrays)
+    extra = {key.removeprefix("extra/"): value for key, value in arrays.items() if key.startswith("extra/")}
+    return State(head["images"], head["best_miou"], head["options"], extra)
+
+
+def check_stream(path: Path, arrays: Mapping[str, np.ndarray], stream: Mapping[str, Any]) -> None:
+    """Refuse a resume that would silently go on with another sample stream.
+
+    Raises:
+        CheckpointError: an option that decides which patch an index is has changed.
+    """
+    was = _head(arrays)["options"]
+    changed = [f"--{name} {was.get(name)}" for name, value in stream.items() if was.get(name) != value]
+    if changed:
+        raise CheckpointError(
+            f"{path}: was trained with {', '.join(changed)}. Resume with the same, or start anew with --weights_path"
+        )
+
+
+def _head(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    head: dict[str, Any] = json.loads(arrays["state"].tobytes())
+    return head

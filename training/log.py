@@ -1,0 +1,125 @@
+"""What a run leaves behind for people: TensorBoard events, metrics.jsonl and pictures, all written by rank 0."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from training.validate import Picture
+
+# BGR for OpenCV: class 0 green (normal), 1 red (tumour), further classes in turn; ignored pixels grey
+COLOURS_BGR = np.array([(80, 170, 60), (60, 60, 220), (220, 120, 40), (40, 200, 230), (190, 60, 170)], np.uint8)
+GREY_BGR = np.array((128, 128, 128), np.uint8)
+
+
+class RunLog:
+    """Log of one run; on ranks other than 0, and without a folder, it only swallows.
+
+    Args:
+        folder: the run's `--log_dir`, or None.
+        rank: this rank.
+    """
+
+    def __init__(self, folder: Path | None, rank: int) -> None:
+        self._folder = folder if rank == 0 else None
+        self._writer = tf.summary.create_file_writer(str(folder)) if folder and rank == 0 else None
+        self._start = time.time()
+
+    def numbers(self, kind: str, images: int, values: Mapping[str, float]) -> None:
+        """Append scalars, e.g. kind `train` or `val`, at an image counter."""
+        if self._folder is None or self._writer is None:
+            return
+        with self._writer.as_default(step=images):
+            for name, value in values.items():
+                tf.summary.scalar(f"{kind}/{name}", value)
+        self._writer.flush()
+        row = {"kind": kind, "images": images, "seconds": round(time.time() - self._start, 3)}
+        # JSON has no NaN: an undefined score is null
+        row |= {name: (value if math.isfinite(value) else None) for name, value in values.items()}
+        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def pictures(self, images: int, pictures: Sequence[Picture]) -> Path | None:
+        """Write patch | truth | prediction side by side, one row per picture; to TensorBoard too."""
+        if self._folder is None or self._writer is None or not pictures:
+            return None
+        sheet_HWC = np.concatenate([side_by_side(p) for p in pictures])
+        path = self._folder / "pictures" / f"val-{images:09d}.png"
+        path.parent.mkdir(exist_ok=True)
+        if not cv2.imwrite(str(path), sheet_HWC):
+            raise OSError(f"cannot write {path}")
+        with self._writer.as_default(step=images):
+            tf.summary.image("val/patch_truth_prediction", sheet_HWC[None, :, :, ::-1])
+        self._writer.flush()
+        return path
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def coloured(label_HW: np.ndarray) -> np.ndarray:
+    """Classes as BGR colours, ignored pixels grey."""
+    colours = np.concatenate([np.resize(COLOURS_BGR, (255, 3)), GREY_BGR[None]])
+    return colours[label_HW]
+
+
+def side_by_side(picture: Picture, side: int = 384) -> np.ndarray:
+    """Patch, truth and prediction next to each other, uint8 BGR; classes tint the tissue, borders stay visible."""
+    patch_HWC = np.ascontiguousarray(picture.image_HWC[..., ::-1])
+    panels = [patch_HWC]
+    for label_HW in (picture.label_HW, np.where(picture.label_HW == 255, 255, picture.predicted_HW)):
+        panels.append(cv2.addWeighted(patch_HWC, 0.5, coloured(label_HW), 0.5, 0))
+    scale = min(1.0, side / patch_HWC.shape[0])
+    panels = [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in panels]
+    for panel, text in zip(panels, ("patch", "truth", "prediction"), strict=True):
+        cv2.putText(panel, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 4, cv2.LINE_AA)
+        cv2.putText(panel, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
+    row_HWC = np.concatenate(panels, axis=1)
+    return cv2.copyMakeBorder(row_HWC, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+
+
+def prepare_folder(folder: Path, resumed: bool, options: Mapping[str, Any]) -> list[str]:
+    """Make `folder` ready for a run: set an earlier run aside unless this one goes on with it; write options.json.
+
+    Ranks: only rank 0 may call this.
+
+    Args:
+        folder: the run's `--log_dir`; made where it is missing.
+        resumed: whether this run goes on with what is there.
+        options: options of this run, JSON types.
+
+    Returns:
+        What was done that the user should know.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = [] if resumed else _set_aside(folder)
+    (folder / "options.json").write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
+    return notes
+
+
+def _set_aside(folder: Path) -> list[str]:
+    """Move what an earlier run left in `folder` to `folder/previous-N`, so that two runs never mix."""
+    patterns = ("checkpoints", "samples", "pictures", "sampling", "metrics.jsonl", "options.json", "events.*", "final*")
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if not found:
+        return []
+    number = next(n for n in itertools.count(1) if not (folder / f"previous-{n}").exists())
+    target = folder / f"previous-{number}"
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
+    return [f"note        {folder} held an earlier run, moved to {target}; --resume would have gone on with it"]

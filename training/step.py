@@ -1,0 +1,115 @@
+"""One training step: forward, loss, gradients, allreduce, update; the same on every rank.
+
+Shapes: B patches per rank, H, W pixels, C = 3 channels, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from training.comm import Comm
+from training.losses import weighted_cross_entropy
+from training.tally import Tally
+
+
+def scaled(image_BHWC):
+    """Images as the models take them: uint8 0 .. 255 -> float32 -1 .. 1."""
+    return tf.cast(image_BHWC, tf.float32) * (2.0 / 255.0) - 1.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves for logging.
+
+    Attributes:
+        loss: float, weighted mean over all valid pixels of all ranks.
+        patch_loss_B: mean loss of each of this rank's patches over its valid pixels (0 where none is valid).
+    """
+
+    loss: float
+    patch_loss_B: np.ndarray
+
+
+class TrainStep:
+    """Callable training step of a model.
+
+    The loss is the sum of weighted pixel losses over all ranks divided by the sum of weights over all ranks, so unequal
+    numbers of ignored pixels do not change what a pixel counts. BatchNorm's moving statistics are averaged over ranks in
+    every step, like the gradients, so that all ranks hold bit-equal models at any time.
+
+    Args:
+        model: (B, H, W, 3) in [-1, 1] -> logits_BHWK.
+        optimizer: Keras optimizer, built for the model's trainable variables.
+        comm: the ranks.
+        class_weights_K: weight of each class in the loss.
+        fp16_allreduce: compress gradients for the allreduce.
+        tally: where training metrics are counted, or None.
+    """
+
+    def __init__(
+        self, model, optimizer, comm: Comm, class_weights_K, fp16_allreduce: bool, tally: Tally | None
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._comm = comm
+        self._class_weights_K = tf.constant(class_weights_K, tf.float32)
+        self._fp16 = fp16_allreduce
+        self._tally = tally
+        self._losses: list[float] = []
+        self._moving = [v.value for v in model.non_trainable_variables if v.dtype == "float32"]
+
+    def __call__(self, image_BHWC, label_BHW, learning_rate: float) -> StepResult:
+        """Train on one batch per rank.
+
+        Args:
+            image_BHWC: uint8 RGB.
+            label_BHW: uint8 class, 255 = ignore.
+            learning_rate: of this step.
+        """
+        loss, patch_loss_B = self._step(image_BHWC, label_BHW, tf.constant(learning_rate, tf.float32))
+        self._losses.append(float(loss))
+        return StepResult(self._losses[-1], patch_loss_B.numpy())
+
+    def mean_loss(self) -> float:
+        """Mean loss of the steps since the last call, over all ranks; NaN without any."""
+        mean = float(np.mean(self._losses)) if self._losses else float("nan")
+        self._losses.clear()
+        return mean
+
+    def gradients(self, image_BHWC, label_BHW) -> tuple[Any, Any, list[Any]]:
+        """Loss over all ranks, loss per patch, and the joint gradient of each trainable variable."""
+        variables = self._model.trainable_variables
+        weight = tf.reduce_sum(tf.gather(self._padded_weights(), tf.cast(label_BHW, tf.int32)))
+        # Ranks: the denominator first, so gradients are already normalised when they are compressed to fp16.
+        joint_weight = tf.maximum(self._comm.sum([weight])[0], 1e-6)
+        with tf.GradientTape() as tape:
+            logits_BHWK = self._model(scaled(image_BHWC), training=True)
+            loss_BHW, weight_BHW = weighted_cross_entropy(logits_BHWK, label_BHW, self._class_weights_K)
+            # Ranks: x size, because the allreduce takes the mean over ranks where a sum is meant.
+            local = tf.reduce_sum(loss_BHW) * (self._comm.size / joint_weight)
+        grads = tape.gradient(local, [v.value for v in variables])
+        if self._tally is not None:
+            self._tally.update(logits_BHWK, label_BHW)
+        patch_loss_B = tf.math.divide_no_nan(tf.reduce_sum(loss_BHW, (1, 2)), tf.reduce_sum(weight_BHW, (1, 2)))
+        # A variable that takes no part (P7 of 1x1 ...) still needs a tensor on every rank.
+        grads = [tf.zeros_like(v.value) if g is None else g for g, v in zip(grads, variables, strict=True)]
+        return local, patch_loss_B, self._comm.mean(grads, fp16=self._fp16)
+
+    @tf.function
+    def _step(self, image_BHWC, label_BHW, learning_rate):
+        local, patch_loss_B, grads = self.gradients(image_BHWC, label_BHW)
+        # Ranks: moving statistics and the loss to report travel together, always in float32.
+        loss, *moving = self._comm.mean([local, *self._moving])
+        for variable, value in zip(self._moving, moving, strict=True):
+            variable.assign(value)
+        self._optimizer.learning_rate.assign(learning_rate)
+        self._optimizer.apply(grads, self._model.trainable_variables)
+        return loss, patch_loss_B
+
+    def _padded_weights(self):
+        """Class weights indexed by any uint8 label; 0 for labels that are not a class (255 = ignore)."""
+        return tf.pad(self._class_weights_K, [[0, 256 - self._class_weights_K.shape[0]]])
