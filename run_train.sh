@@ -116,9 +116,7 @@ choose_threads() {
     if ((threads < 1)); then threads=1; fi
     threads=${OMP_NUM_THREADS:-$threads}
     [[ $threads =~ ^[1-9][0-9]*$ ]] || fail "OMP_NUM_THREADS=$threads is not a whole number of threads, 1 or more."
-    # TensorFlow has a second pool, for independent operations: they seldom wait for more than one other.
-    settings=(OMP_NUM_THREADS="$threads" TF_NUM_INTRAOP_THREADS="${TF_NUM_INTRAOP_THREADS:-$threads}"
-        TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}")
+    settings=(OMP_NUM_THREADS="$threads" TF_NUM_INTRAOP_THREADS="${TF_NUM_INTRAOP_THREADS:-$threads}")
 }
 
 choose_launcher() {
@@ -208,12 +206,12 @@ launch() {
     command=()
     if [[ $launcher == none ]]; then
         # A rank of someone else's launcher: the threads are that launcher's to choose.
-        if is_rank; then settings=(TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"); fi
+        if is_rank; then settings=(); fi
     else
         "${launcher}_command"
     fi
     read -r -a extra <<<"${LAUNCHER_ARGS:-}" || true
-    command=(env "${settings[@]}" ${command[@]+"${command[@]}"} ${extra[@]+"${extra[@]}"} "$wf_python" -u "$@")
+    command=(env ${settings[@]+"${settings[@]}"} ${command[@]+"${command[@]}"} ${extra[@]+"${extra[@]}"} "$wf_python" -u "$@")
     if [[ ${DRY_RUN:-} == 1 ]]; then
         word=$(printf '%q ' "${command[@]}")
         printf '%s\n' "${word% }"
@@ -228,7 +226,7 @@ demo() {
     if [[ ${DRY_RUN:-} != 1 ]]; then
         printf '%s\n' "Demo: makes small synthetic slides in $root/$out/slides (under a minute), trains effdetd0 on them with" \
             "$NP MPI ranks and validates (up to 10 minutes on 2 cores). Your own slides: ./run_train.sh --help"
-        (cd -- "$root" && TF_CPP_MIN_LOG_LEVEL=2 "$wf_python" -m slides.synthetic --out "$out/slides")
+        (cd -- "$root" && "$wf_python" -m slides.synthetic --out "$out/slides")
     fi
     # The paths in demo.args are relative to the repository.
     cd -- "$root"
@@ -238,7 +236,7 @@ demo() {
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate
 case "${1:-}" in
-    -h | --help) TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2} exec "$wf_python" "$root/train.py" "$@" ;;
+    -h | --help) exec "$wf_python" "$root/train.py" "$@" ;;
     '') if (($# == 0)); then demo; fi ;;
 esac
 launch "$root/train.py" "$@"

