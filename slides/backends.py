@@ -26,14 +26,26 @@ from slides.tags import Page, is_tiff, read_pages
 # libvips would keep the last 100 operations, slides included, alive and open; ours are bounded by the handle cache.
 pyvips.cache_set_max(0)
 
+# Per thread. A handle also keeps decoded tiles: libvips up to 2.5 rows of them, 300 MB on a slide 84,000 px wide.
 MAX_HANDLES = 32
+MAX_HELD_BYTES = 256 * 2**20
+MAX_HELD_BYTES_PER_HANDLE = 64 * 2**20
 MAX_STRIP_PX = 64 * 2**20
+# White is zero, black is zero, RGB, palette, YCbCr.
+PHOTOMETRICS = (0, 1, 2, 3, 6)
+OPENSLIDE_CACHE_BYTES = 8 * 2**20
 Image = NDArray[np.uint8]
 READ_ERRORS = (OSError, ValueError, openslide.OpenSlideError, pyvips.Error)
 
 
 class Backend(Protocol):
-    """An open slide. Not thread-safe: get one through `handle`."""
+    """An open slide. Not thread-safe: get one through `handle`.
+
+    Attributes:
+        held_bytes: Upper bound of the decoded pixels it keeps for later reads.
+    """
+
+    held_bytes: int
 
     def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
         """Decode a rectangle that lies inside a level.
@@ -54,17 +66,32 @@ class VipsTiff:
         self._path = path
         self._pages = pages
         self._images: dict[int, pyvips.Image] = {}
+        self.held_bytes = 0
 
     def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
         """See `Backend.fetch`."""
+        if self.held_bytes > MAX_HELD_BYTES_PER_HANDLE:
+            self.close()
         image = self._image(level)
         height, width = hw
+        self.held_bytes += self._touched_bytes(level, corner_xy_lv, hw)
         buffer = pyvips.Region.new(image).fetch(*corner_xy_lv, width, height)
         return np.frombuffer(buffer, np.uint8).reshape(height, width, image.bands), 0.0, 0.0
 
     def close(self) -> None:
-        """See `Backend.close`; libvips closes with the last reference."""
+        """See `Backend.close`; libvips closes, and forgets tiles, with the last reference."""
         self._images.clear()
+        self.held_bytes = 0
+
+    def _touched_bytes(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> int:
+        """Bytes of the decoded tiles, or strips as wide as the image, under a rectangle."""
+        page = self._pages[level]
+        if not page.tiled:
+            return page.size_xy[0] * page.size_xy[1] * page.samples
+        tiles = 1
+        for start, length, side in zip(corner_xy_lv, hw[::-1], page.tile_xy, strict=True):
+            tiles *= (start + length - 1) // side - start // side + 1
+        return tiles * page.tile_xy[0] * page.tile_xy[1] * page.samples
 
     def _image(self, level: int) -> pyvips.Image:
         if level not in self._images:
@@ -86,6 +113,9 @@ class OpenSlideFile:
 
     def __init__(self, path: Path) -> None:
         self._slide = openslide.OpenSlide(str(path))
+        self.held_bytes = OPENSLIDE_CACHE_BYTES
+        # Its own default is 32 MB.
+        self._slide.set_cache(openslide.OpenSlideCache(OPENSLIDE_CACHE_BYTES))
 
     def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
         """See `Backend.fetch`. Transparent pixels, that is places never scanned, become white."""
@@ -124,6 +154,10 @@ def tiff_levels(path: Path) -> tuple[Page, ...]:
         raise ValueError(
             f"the TIFF has no tiles and {first.size_xy[0]} x {first.size_xy[1]} px; up to 64 Mpx are decoded whole. "
             "Convert it: vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg"
+        )
+    if first.photometric not in PHOTOMETRICS:
+        raise ValueError(
+            f"PhotometricInterpretation {first.photometric} (CMYK, Lab, ...); read are grey, RGB, YCbCr and palette"
         )
     if first.samples == 1 and any(page.size_xy == first.size_xy for page in pages[1:]):
         raise ValueError("the TIFF holds several one-channel images of one size (channels or focal planes), not RGB")
@@ -168,7 +202,8 @@ _handles = _Handles()
 def handle(key: object, opener: Callable[[], Backend]) -> Backend:
     """Return this thread's open file for `key`, opening it when needed.
 
-    Every thread of every process has files of its own, at most `MAX_HANDLES`, least recently used closed first.
+    Every thread of every process has files of its own, at most `MAX_HANDLES` and about `MAX_HELD_BYTES` of decoded
+    tiles, least recently used closed first.
 
     Args:
         key: Identifies the file (hashable).
@@ -183,10 +218,12 @@ def handle(key: object, opener: Callable[[], Backend]) -> Backend:
     if found is None:
         found = opener()
         _handles.open[key] = found
-        while len(_handles.open) > MAX_HANDLES:
-            _handles.open.popitem(last=False)[1].close()
-    else:
-        _handles.open.move_to_end(key)
+    _handles.open.move_to_end(key)
+    held = sum(backend.held_bytes for backend in _handles.open.values())
+    while len(_handles.open) > 1 and (len(_handles.open) > MAX_HANDLES or held > MAX_HELD_BYTES):
+        oldest = _handles.open.popitem(last=False)[1]
+        held -= oldest.held_bytes
+        oldest.close()
     return found
 
 

@@ -13,6 +13,7 @@ from slides.backends import READ_ERRORS, VipsTiff, drop_handle, handle, tiff_lev
 from slides.geometry import Window, level_downsample_xy, pixel_centres_l0
 from slides.label import IGNORE, check_classes
 from slides.outline import outlines
+from slides.raster import polygons_of
 from slides.reader import Level, Slide
 from slides.tags import Page, is_tiff
 
@@ -137,7 +138,7 @@ class MaskTruth:
             cell_l0 *= 2
         polygons = outlines(self.label_max(cell_l0, cls), cell_l0)
         box = shapely.box(0, 0, width, height)
-        return [part if shapely.within(part, box) else part.intersection(box) for part in polygons]
+        return [piece for part in polygons for piece in polygons_of(part.intersection(box))]
 
     def _open_pages(self, slide: Slide) -> tuple[Page, ...]:
         try:

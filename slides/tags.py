@@ -24,9 +24,9 @@ _DTYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2
 _DTYPES |= {12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS, _XRES, _YRES, _UNIT = 273, 277, 279, 282, 283, 296
-_COLORMAP, _TILE_WIDTH, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 320, 322, 324, 325, 330
+_COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 320, 322, 323, 324, 325, 330
 _WANTED = {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS}
-_WANTED |= {_XRES, _YRES, _UNIT, _COLORMAP, _TILE_WIDTH, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS}
+_WANTED |= {_XRES, _YRES, _UNIT, _COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS}
 
 Values = NDArray[np.generic]
 
@@ -43,7 +43,7 @@ class Page:
         page: Index in the main chain.
         subifd: Index among the page's sub-images, -1 for the page itself.
         size_xy: Width and height, px.
-        tiled: Whether parts can be read without the rest.
+        tile_xy: Width and height of its tiles, px; (0, 0) when it has none and parts cannot be read without the rest.
         bits: Bits per sample.
         samples: Samples per pixel.
         photometric: PhotometricInterpretation (0 white is zero, 1 black is zero, 2 RGB, 3 palette, 6 YCbCr).
@@ -56,7 +56,7 @@ class Page:
     page: int
     subifd: int
     size_xy: tuple[int, int]
-    tiled: bool
+    tile_xy: tuple[int, int]
     bits: int
     samples: int
     photometric: int
@@ -64,6 +64,11 @@ class Page:
     um_px_xy: tuple[float, float] | None
     end: int
     colormap: NDArray[np.uint8] | None = None
+
+    @property
+    def tiled(self) -> bool:
+        """Whether parts can be read without the rest."""
+        return min(self.tile_xy) > 0
 
 
 def is_tiff(path: Path) -> bool:
@@ -171,7 +176,8 @@ class _Directory:
         size_xy = first(_WIDTH, 0), first(_HEIGHT, 0)
         if min(size_xy) < 1:
             raise TagError(f"damaged directory: image {page} of size {size_xy}")
-        tiled = _TILE_WIDTH in tags
+        tile_xy = first(_TILE_WIDTH, 0), first(_TILE_HEIGHT, 0)
+        tiled = min(tile_xy) > 0
         offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, np.empty(0, np.int64))
         counts = tags.get(_TILE_COUNTS if tiled else _STRIP_COUNTS, np.empty(0, np.int64))
         end = 0
@@ -184,7 +190,7 @@ class _Directory:
             page,
             subifd,
             size_xy,
-            tiled,
+            tile_xy,
             bits=first(_BITS, 1),
             samples=first(_SAMPLES, 1),
             photometric=first(_PHOTOMETRIC, 1),

@@ -334,6 +334,45 @@ def test_open_files_are_bounded(tmp_path, monkeypatch):
     assert sum(link.parent == tmp_path for link in links) <= 3
 
 
+def test_decoded_tiles_that_handles_keep_are_bounded(tmp_path, monkeypatch):
+    tile = 64 * 64 * 3
+    monkeypatch.setattr(backends, "MAX_HELD_BYTES", 8 * tile)
+    monkeypatch.setattr(backends, "MAX_HELD_BYTES_PER_HANDLE", 5 * tile)
+    slides = []
+    for number in range(3):
+        position_coded(tmp_path / f"{number}.tif", (640, 320), tile=64)
+        slides.append(Slide(tmp_path / f"{number}.tif"))
+    window = Window((70.0, 70.0), (60, 130), (1.0, 1.0))
+    assert _held(slides[0]) == tile
+    slides[0].read(window)  # 3 x 2 tiles
+    assert _held(slides[0]) == 7 * tile
+    slides[0].read(window)
+    assert _held(slides[0]) == 6 * tile
+    slides[1].read(window)
+    slides[2].read(window)
+    assert backends.open_handles() <= 2
+    assert decode(slides[0].read(window))[0][0, 0] == 70
+
+
+def _held(slide):
+    return backends.handle((str(slide.path), True), slide._open).held_bytes
+
+
+def test_names_with_brackets_blanks_and_other_letters(tmp_path):
+    path = tmp_path / "a [page=1] 'b' \u00e9\u4e2d.tif"
+    position_coded(path, (90, 70), (1.0, 2.0), tile=16)
+    slide = Slide(path)
+    assert slide.id == "a [page=1] 'b' \u00e9\u4e2d"
+    assert decode(slide.read_level(0, (5, 6), (1, 2)))[0].tolist() == [[5, 6]]
+
+
+def test_printers_colours_are_refused(tmp_path):
+    path = tmp_path / "cmyk.tif"
+    tifffile.imwrite(path, np.zeros((40, 50, 4), np.uint8), tile=(16, 16), photometric="separated", metadata=None)
+    with pytest.raises(SlideError, match="CMYK"):
+        Slide(path, um_px=0.25)
+
+
 @needs_data
 @pytest.mark.parametrize(
     ("name", "size", "levels", "um_px"),
