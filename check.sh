@@ -21,7 +21,7 @@ shell_scripts() {
     local -a scripts
     scripts=(*.sh .ci/run)
     # As a program, not as a module: the wheel has nothing but the binary.
-    "$(dirname -- "$wf_python")/shellcheck" --external-sources "${scripts[@]}"
+    "$(dirname -- "$wf_python")/shellcheck" "${scripts[@]}"
 }
 
 strict_types() {

@@ -39,18 +39,22 @@ wf_die() {
 
 # wf_step USUALLY MESSAGE ADVICE COMMAND...: announce a slow command before it starts, send its output to the log.
 wf_step() {
-    local usually=$1 message=$2 advice=$3 begin=$SECONDS status=0
+    local usually=$1 message=$2 advice=$3 begin=$SECONDS status=0 logged
     shift 3
     wf_say "- $message (usually $usually) ..."
     printf '\n### %s %s\n### %s\n' "$(date '+%F %T')" "$message" "$*" >>"$wf_log"
+    logged=$(wc -l <"$wf_log")
     # A killed pip may leave half a package behind that looks whole to the next pip: the mark outlives the kill.
     touch "$wf_venv/.widefov-busy" 2>/dev/null || true
     "$@" >>"$wf_log" 2>&1 || status=$?
     if ((status < 128)); then rm -f "$wf_venv/.widefov-busy"; fi
     if ((status != 0)); then
         printf '\nset-up: failed after %d s (exit code %d): %s\n' $((SECONDS - begin)) "$status" "$message" >&2
+        # A build's own error stands far above the last lines, which are pip's about it.
+        printf -- '--- first errors in %s\n' "$wf_log" >&2
+        tail -n "+$((logged + 1))" "$wf_log" | grep -iE '(^|[^a-z_])(error|fatal)[: ]' | head -n 5 >&2
         printf -- '--- last lines of %s\n' "$wf_log" >&2
-        tail -n 20 "$wf_log" >&2
+        tail -n "+$((logged + 1))" "$wf_log" | tail -n 20 >&2
         printf -- '---\n' >&2
         wf_die "$message: failed." "$advice Then run the same command again; it goes on where it stopped."
     fi

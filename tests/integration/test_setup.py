@@ -33,6 +33,7 @@ case "$*" in
     *) echo "unexpected: $*" >&2; exit 3 ;;
 esac
 if [[ -n ${{STUB_FAIL:-}} && $* == *$STUB_FAIL* ]]; then
+    echo "build.cc:7: error: no such header"
     for i in {{1..30}}; do echo "line $i"; done
     echo "the cause" >&2
     exit 1
@@ -163,6 +164,7 @@ def test_failure_shows_last_lines_and_advice_and_goes_on_later(
     assert "the cause" in done.stderr
     assert "line 30\n" in done.stderr
     assert "line 11\n" not in done.stderr
+    assert "build.cc:7: error: no such header\n" in done.stderr
     assert str(clone.venv) + ".log" in done.stderr
     assert advice in done.stderr.split("What to do: ")[1]
     made = (clone.venv / "bin" / "python").stat().st_ino
