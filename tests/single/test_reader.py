@@ -407,8 +407,8 @@ def test_level_1_of_a_svs_lies_on_level_0_far_from_the_origin(left, top):
 
     slide = Slide(DATA / "slides" / "tcga-cr-7395-01a-01-ts1.svs", um_px=0.25)
     assert slide.levels[1].downsample_xy == (2.0, 2.0)
-    # A factor of 2.0005 would move level 1 by 0.3 to 0.4 of its px here; OpenSlide's own offset, which `read` takes back,
-    # is 0.15 along x (second place) and 0.17 along y.
+    # A factor of 2.0005 would move level 1 by 0.3 to 0.4 of its px here. OpenSlide's own offset, which `read` takes
+    # back, is 0.15 along x (second place) and 0.17 along y.
     near = np.float32(slide.read(Window((float(left), float(top)), (256, 256), (2.0, 2.0))).mean(axis=2))
     fine = slide.read_level(0, (left, top), (512, 512)).mean(axis=2).reshape(256, 2, 256, 2)
     (x, y), peak = cv2.phaseCorrelate(near, np.float32(fine.mean(axis=(1, 3))), cv2.createHanningWindow((256, 256), 5))
