@@ -133,7 +133,7 @@ def _aspp(x_BHWC: keras.KerasTensor) -> keras.KerasTensor:
 
 def _decoder(x_BHWC: keras.KerasTensor, fine_BHWC: keras.KerasTensor) -> keras.KerasTensor:
     """Brings the context features to stride 4 and refines them with 48 channels of the backbone's."""
-    x = AlignCornersResize(fine_BHWC.shape[1:3], dtype=None, name="decoder_resize")(x_BHWC)
+    x = AlignCornersResize(fine_BHWC.shape[1:3], name="decoder_resize")(x_BHWC)
     fine = _conv_bn_relu(fine_BHWC, 48, "feature_projection0", epsilon=DECODER_EPSILON)
     x = layers.Concatenate(name="decoder_concat")([x, fine])
     x = _separable(x, 256, "decoder_conv0")

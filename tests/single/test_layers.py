@@ -39,7 +39,10 @@ def test_resize_computes_in_float32_under_mixed_precision() -> None:
         layer = AlignCornersResize((3, 5))
     finally:
         keras.config.set_dtype_policy("float32")
-    assert layer(np.ones((1, 2, 3, 1), np.float32)).dtype == tf.float32
+    # bfloat16 would round 1.001 to 1.
+    got = layer(np.full((1, 2, 3, 1), 1.001, np.float32))
+    assert got.dtype == tf.float32
+    np.testing.assert_allclose(got, np.full((1, 3, 5, 1), 1.001), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("dilation", "before", "after"), [(1, 1, 1), (2, 2, 2)])
