@@ -166,9 +166,10 @@ def test_impossible_spacing_is_refused(exact, um_px):
 def test_label_and_macro_pages_are_no_levels(tmp_path):
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as tiff:
-        for height, width, tile in ((300, 401, 64), (150, 200, None), (90, 90, 64), (150, 200, 64), (75, 100, 64)):
+        pages = ((300, 401, 64), (150, 200, None), (90, 90, 64), (150, 200, 64), (75, 100, 64))
+        for number, (height, width, tile) in enumerate(pages):
             tiff.write(
-                np.full((height, width, 3), 9, np.uint8),
+                np.full((height, width, 3), number, np.uint8),
                 photometric="rgb",
                 tile=(tile, tile) if tile else None,
                 resolution=(40000, 40000),
@@ -177,7 +178,9 @@ def test_label_and_macro_pages_are_no_levels(tmp_path):
             )
     slide = Slide(path)
     assert [level.size_xy for level in slide.levels] == [(401, 300), (200, 150), (100, 75)]
-    assert (slide.read_level(1, (0, 0), (150, 200)) == 9).all()
+    # The strip image (1) of the same size is a thumbnail, page 3 the level.
+    assert np.unique(slide.read_level(1, (0, 0), (150, 200))).tolist() == [3]
+    assert np.unique(slide.read_level(2, (0, 0), (75, 100))).tolist() == [4]
 
 
 def test_levels_in_sub_images_are_found(tmp_path):
@@ -415,6 +418,37 @@ def test_level_1_of_a_svs_lies_on_level_0_far_from_the_origin(left, top):
     assert peak > 0.5
     assert abs(x) < 0.1
     assert abs(y) < 0.1
+
+
+@needs_data
+def test_damaged_svs_raises_there_and_can_be_read_elsewhere(tmp_path):
+    path = tmp_path / "damaged.svs"
+    data = bytearray((DATA / "slides" / "CMU-1-Small-Region.svs").read_bytes())
+    with tifffile.TiffFile(DATA / "slides" / "CMU-1-Small-Region.svs") as tiff:
+        start, count = tiff.pages[0].dataoffsets[12], tiff.pages[0].databytecounts[12]
+    data[start : start + count] = bytes(count)
+    path.write_bytes(bytes(data))
+    slide = Slide(path)
+    # Tiles of 240 px, 10 in a row: number 12 covers columns 480 to 719, rows 240 to 479.
+    with pytest.raises(SlideError, match=r"damaged\.svs cannot be read in level 0, corner \(500, 300\)"):
+        slide.read_level(0, (500, 300), (50, 60))
+    assert slide.read_level(0, (900, 300), (50, 60)).shape == (50, 60, 3)
+
+
+@needs_data
+def test_truncated_svs_is_refused_when_opened(tmp_path):
+    path = tmp_path / "cut.svs"
+    data = (DATA / "slides" / "CMU-1-Small-Region.svs").read_bytes()
+    path.write_bytes(data)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        counts = list(tiff.pages[0].databytecounts)
+        tiff.pages[0].tags["TileByteCounts"].overwrite([*counts[:-1], counts[-1] + 10**6])
+    # OpenSlide alone opens it.
+    with pytest.raises(SlideError, match=r"cut\.svs.*truncated"):
+        Slide(path)
+    path.write_bytes(data[:-20000])
+    with pytest.raises(SlideError, match=r"cut\.svs"):
+        Slide(path)
 
 
 @needs_data
