@@ -13,6 +13,7 @@ from slides import backends
 from slides.geometry import Window
 from slides.reader import Slide, SlideError
 from slides.synthetic import decode, position_coded, write_levels, write_pyramid
+from slides.tags import TagError, read_pages
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")
@@ -166,7 +167,7 @@ def test_impossible_spacing_is_refused(exact, um_px):
 def test_label_and_macro_pages_are_no_levels(tmp_path):
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as tiff:
-        pages = ((300, 401, 64), (150, 200, None), (90, 90, 64), (150, 200, 64), (75, 100, 64))
+        pages = ((300, 401, 64), (150, 200, None), (120, 190, 64), (150, 200, 64), (75, 100, 64))
         for number, (height, width, tile) in enumerate(pages):
             tiff.write(
                 np.full((height, width, 3), number, np.uint8),
@@ -279,6 +280,26 @@ def test_damaged_tile_raises_there_and_only_there(jpeg_slide):
     assert slide.read(Window((600.0, 300.0), (20, 30), (1.0, 1.0))).shape == (20, 30, 3)
 
 
+def test_damaged_lossless_tile_raises(tmp_path):
+    path = tmp_path / "a.tif"
+    position_coded(path, (300, 200), tile=64)
+    with tifffile.TiffFile(path) as tiff:
+        start, count = tiff.pages[0].dataoffsets[3], tiff.pages[0].databytecounts[3]
+    data = bytearray(path.read_bytes())
+    data[start : start + count] = bytes(count)
+    path.write_bytes(bytes(data))
+    with pytest.raises(SlideError, match=r"a\.tif cannot be read"):
+        Slide(path).read_level(0, (200, 10), (20, 30))
+    assert decode(Slide(path).read_level(0, (10, 10), (1, 2)))[0].tolist() == [[10, 11]]
+
+
+def test_private_tags_do_no_harm(tmp_path):
+    path = tmp_path / "a.tif"
+    options = {"tile": (64, 64), "photometric": "rgb", "metadata": None, "extratags": [(50000, "I", 1, 5, True)]}
+    tifffile.imwrite(path, np.full((200, 300, 3), 7, np.uint8), **options)
+    assert np.unique(Slide(path, um_px=0.25).thumbnail(0)).tolist() == [7]
+
+
 def test_thumbnail_is_bounded(exact, monkeypatch):
     assert exact.thumbnail(2).shape == (59, 83, 3)
     monkeypatch.setattr("slides.reader.THUMBNAIL_PX", 83 * 59)
@@ -303,6 +324,31 @@ def test_forked_and_spawned_processes_read(exact, method):
     with multiprocessing.get_context(method).Pool(2) as pool:
         results = pool.map_async(_codes, [exact] * 6).get(timeout=120)
     assert results == [[[17, 18, 19], [17, 18, 19]]] * 6
+
+
+def _opens_its_own(slide):
+    key = (str(slide.path), True)
+    inherited = backends._handles.open.get(key)
+    return inherited is not None and backends.handle(key, slide._open) is not inherited
+
+
+def test_forked_processes_leave_the_files_of_their_parent_alone(exact):
+    exact.thumbnail(2)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(_opens_its_own, (exact,)).get(timeout=60) is True
+
+
+def test_directories_that_run_in_a_circle_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    position_coded(path, (90, 70), (1.0, 2.0), tile=16)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        first, last = tiff.pages[0].offset, tiff.pages[1].offset
+    entries = int.from_bytes(data[last : last + 2], "little")
+    data[last + 2 + 12 * entries : last + 6 + 12 * entries] = first.to_bytes(4, "little")
+    path.write_bytes(bytes(data))
+    with pytest.raises(TagError, match="loop"):
+        read_pages(path)
 
 
 def test_threads_read_the_same_pixels(exact):

@@ -108,6 +108,8 @@ def test_touched_cells_are_those_an_edge_passes_through():
     expected = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
     assert touched_cells(edges, 4, (3, 5)).astype(int).tolist() == expected
     assert touched_cells(edges_of([shapely.box(4, 4, 12, 8)]), 4, (3, 5)).sum() == 0
+    falling = touched_cells(edges_of([shapely.Polygon([(0, 0), (12, 0), (0, 12)])]), 4, (3, 5))
+    assert np.argwhere(falling).tolist() == [[0, 2], [1, 1], [2, 0]]
 
 
 # Outlines
@@ -319,6 +321,20 @@ def test_unusable_masks_are_refused(tmp_path, slide, image, message):
         path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=rf"a\.tif.*{message}"):
         MaskTruth(path, slide)
+
+
+def test_damaged_masks_raise_instead_of_saying_normal(tmp_path, slide):
+    truth = mask_truth(tmp_path, slide, [spots()])
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        start, count = tiff.pages[0].dataoffsets[7], tiff.pages[0].databytecounts[7]
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[start : start + count] = bytes(count)
+    (tmp_path / "a.tif").write_bytes(bytes(data))
+    # Tile 7 of 6 in a row: columns 16 to 31, rows 16 to 31.
+    with pytest.raises(ValueError, match=r"a\.tif cannot be read in level 0"):
+        truth.label(Window((17.0, 17.0), (3, 5), (1.0, 1.0)))
+    with pytest.raises(ValueError, match=r"a\.tif cannot be read in level 0"):
+        truth.label_max(8, 1)
 
 
 def test_1_bit_masks_hold_0_and_1(tmp_path, slide):
