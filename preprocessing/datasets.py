@@ -289,12 +289,14 @@ def _existing(base: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _find(base: Path, name: str) -> Path | None:
-    """A path below the base, capitals or not; the exact name first."""
+    """A path below the base, capitals or not; ValueError when names differ in nothing else."""
     for part in name.split("/"):
         matches = [child for child in _children(base) if child.name.lower() == part.lower()]
         if not matches:
             return None
-        base = min(matches, key=lambda child: (child.name != part, child.name))
+        if len(matches) > 1:
+            raise ValueError(f"{named(matches)} differ only in capitals; leave one of them in {base}")
+        base = matches[0]
     return base
 
 

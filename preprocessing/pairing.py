@@ -195,7 +195,7 @@ def list_files(path: Path, file_format: str, what: str) -> list[Path]:
         raise ValueError(
             f"{what}_path {path} holds links to files that do not exist: {named(dangling)}; repair or remove them"
         )
-    return sorted(found)
+    return found
 
 
 def known_problems(cases: Iterable[Case]) -> list[str]:

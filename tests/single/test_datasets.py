@@ -106,6 +106,25 @@ def test_camelyon16_keeps_the_rules_of_pairing(tmp_path: Path) -> None:
         camelyon("16", tmp_path, label_format="xml")
 
 
+def test_a_mask_beside_the_slides_needs_its_slide(tmp_path: Path) -> None:
+    make(tmp_path, *OFFICIAL_16, "training/tumor/tumor_001_mask.tif")
+    assert found(camelyon("16", tmp_path, label_format="xml").train) == {
+        "normal_002": None,
+        "tumor_001": "tumor_001.xml",
+    }
+    make(tmp_path, "training/tumor/tumor_008_mask.tif")
+    with pytest.raises(ValueError, match=r"labels without a slide: .*tumor_008_mask\.tif"):
+        camelyon("16", tmp_path, label_format="xml")
+
+
+def test_folders_that_differ_only_in_capitals_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, *OFFICIAL_16, "training/Tumor/tumor_009.tif")
+    if (tmp_path / "training" / "TUMOR").exists():
+        pytest.skip("this file system does not tell capitals apart")
+    with pytest.raises(ValueError, match=r"training/Tumor, .*training/tumor differ only in capitals"):
+        camelyon("16", tmp_path, label_format="xml")
+
+
 def test_camelyon16_has_no_centres(tmp_path: Path) -> None:
     make(tmp_path, *OFFICIAL_16)
     with pytest.raises(ValueError, match=r"centre of .*normal_002\.tif, .*tumor_001\.tif is unknown"):
@@ -149,6 +168,14 @@ def test_camelyon17_without_the_table_keeps_labelled_slides_only(tmp_path: Path)
     assert sets.notes[0].startswith(
         "5 slides without a label are left out, their class is unknown (there is no training/"
     )
+
+
+def test_camelyon17_without_any_known_truth_is_refused(tmp_path: Path) -> None:
+    make(
+        tmp_path, "images/patient_000_node_0.tif", "images/patient_100_node_0.tif", "annotations/patient_100_node_0.xml"
+    )
+    with pytest.raises(ValueError, match=r"no slide in .* has a label or is known to be negative: 1 slides without"):
+        camelyon("17", tmp_path, label_format="xml")
 
 
 def test_camelyon17_notes_an_annotated_negative_slide(tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ def test_patient_comes_from_the_name(tmp_path: Path) -> None:
         (["a.tif"], ["a.txt", "b"], ("tif", "xml"), r"no \.xml file \(there are \.txt, files without a suffix\)"),
         (["a.svs"], ["a.xml"], ("tif", "xml"), r"slide_path .* no \.tif or \.tiff file \(there are \.svs\)"),
         (["a.tif"], [], ("tif", "xml"), r"label_path .* \(it is empty\)"),
+        (["a.tif"], ["center_1"], ("tif", "xml"), r"label_path .* \(there are files without a suffix\)"),
         (["a.tif"], ["sub/a.xml"], ("tif", "xml"), r"label_path .* \(only folders\)"),
         (["a_mask.tif", "b_Mask.tif"], ["a.xml"], ("tif", "xml"), r"holds masks only: .*a_mask\.tif, .*b_Mask\.tif"),
         (["a.tif", "b_mask.tif"], ["a.xml"], ("tif", "xml"), r"labels without a slide: .*b_mask\.tif"),
@@ -215,6 +216,13 @@ def test_ten_files_are_named_and_the_rest_counted(tmp_path: Path) -> None:
 def test_files_come_sorted(tmp_path: Path) -> None:
     folder = make(tmp_path / "s", "b.tif", "a.tiff", "c.svs")
     assert [path.name for path in list_files(folder, "tif", "slide")] == ["a.tiff", "b.tif"]
+
+
+def test_cases_come_sorted_by_id_not_by_path(tmp_path: Path) -> None:
+    slides = make(tmp_path / "s", "a-1.tif", "a.tif")
+    assert [path.stem for path in list_files(slides, "tif", "slide")] == ["a-1", "a"]
+    assert [case.slide_id for case in pair(slides, None)] == ["a", "a-1"]
+    assert [case.slide_id for case in find_slides(slides)] == ["a", "a-1"]
 
 
 def test_known_problem_slides_are_reported_not_dropped(tmp_path: Path) -> None:
