@@ -263,7 +263,7 @@ def test_truncated_behind_its_directory_is_refused_when_opened(tmp_path):
         tail = tiff.pages[0].dataoffsets[-1]
     assert tail > 1000
     path.write_bytes(data[: tail + 3])
-    with pytest.raises(SlideError, match="truncated"):
+    with pytest.raises(SlideError, match="the file is truncated"):
         Slide(path)
 
 
@@ -489,8 +489,8 @@ def test_truncated_svs_is_refused_when_opened(tmp_path):
     with tifffile.TiffFile(path, mode="r+") as tiff:
         counts = list(tiff.pages[0].databytecounts)
         tiff.pages[0].tags["TileByteCounts"].overwrite([*counts[:-1], counts[-1] + 10**6])
-    # OpenSlide alone opens it.
-    with pytest.raises(SlideError, match=r"cut\.svs.*truncated"):
+    # OpenSlide alone only speaks of tiles it cannot hash, and only for the last level.
+    with pytest.raises(SlideError, match=r"cut\.svs.*the file is truncated"):
         Slide(path)
     path.write_bytes(data[:-20000])
     with pytest.raises(SlideError, match=r"cut\.svs"):

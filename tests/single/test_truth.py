@@ -313,7 +313,9 @@ def test_mask_of_another_size_is_refused(tmp_path, slide):
         mask_truth(tmp_path, slide, [spots((69, 90))])
 
 
-@pytest.mark.parametrize(("image", "message"), [(np.zeros((70, 90, 3), np.uint8), "3 channels"), (None, "truncated")])
+@pytest.mark.parametrize(
+    ("image", "message"), [(np.zeros((70, 90, 3), np.uint8), "3 channels"), (None, "the file is truncated")]
+)
 def test_unusable_masks_are_refused(tmp_path, slide, image, message):
     path = tmp_path / "a.tif"
     write_levels(path, [spots() if image is None else image], tile=16)
