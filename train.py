@@ -151,6 +151,7 @@ class Run:
 
         import models
         from models.weights import load_weights
+        from training.optimizer import Adam
         from training.step import TrainStep
         from training.tally import Tally
         from training.validate import Validator
@@ -164,8 +165,7 @@ class Run:
             self.say(f"weights     {len(report.loaded)} layers from {opts.weights_path}, {len(report.skipped)} skipped")
             for name, reason in report.skipped:
                 self.say(f"            {name}: {reason}")
-        self.optimizer = keras.optimizers.Adam(opts.base_lr)
-        self.optimizer.build(self.model.trainable_variables)
+        self.optimizer = Adam(self.model.trainable_variables)
         weights_K = [opts.neg_pixel_weight] + [opts.pos_pixel_weight] * (self.classes - 1)
         self.tally = Tally(self.classes)
         self.step = TrainStep(self.model, self.optimizer, self.comm, weights_K, opts.fp16_allreduce, self.tally)
@@ -232,7 +232,7 @@ class Run:
         elif opts.resume:
             self.say(f"resume      no checkpoint in {opts.log_dir}: a fresh start")
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
-        comm.broadcast([v.value for v in named_variables(self.model, self.optimizer).values()])
+        comm.broadcast(list(named_variables(self.model, self.optimizer).values()))
         self.log = together(comm, lambda: RunLog(opts.log_dir, comm.rank))
         slide_ids = [slide.id for slide in self.train_set.slides]
         self.records = together(comm, lambda: Records(opts.log_dir, comm.rank, slide_ids, opts.resolution, self.pool))

@@ -43,10 +43,10 @@ class State:
 
 
 def named_variables(model, optimizer) -> dict[str, Any]:
-    """Every variable that training changes, by a name that does not depend on the session."""
-    named = {f"model/{v.path}": v for v in model.variables}
+    """Every TensorFlow variable that training changes, by a name that does not depend on the session."""
+    named = {f"model/{v.path}": v.value for v in model.variables}
     if optimizer is not None:
-        # the optimizer's paths repeat the model's; its order is that of the model's variables
+        # in the order of the model's variables, which its graph fixes
         named |= {f"optimizer/{i:05d}": v for i, v in enumerate(optimizer.variables)}
     return named
 
@@ -127,7 +127,7 @@ class Checkpoints:
             wanted: `auto` for the newest of this run (None is returned where there is none), else a file, or a run or
                 checkpoint folder whose newest one is taken.
             model: model to fill.
-            optimizer: built optimizer to fill.
+            optimizer: its optimizer, to fill.
             stream: options that decide which patch an index is; the checkpoint must agree on them.
 
         Returns:

@@ -43,7 +43,7 @@ class TrainStep:
 
     Args:
         model: (B, H, W, 3) in [-1, 1] -> logits_BHWK.
-        optimizer: Keras optimizer, built for the model's trainable variables.
+        optimizer: of the model's trainable variables (`training.optimizer.Adam`).
         comm: the ranks.
         class_weights_K: weight of each class in the loss.
         fp16_allreduce: compress gradients for the allreduce.
@@ -106,8 +106,7 @@ class TrainStep:
         loss, *moving = self._comm.mean([local, *self._moving])
         for variable, value in zip(self._moving, moving, strict=True):
             variable.assign(value)
-        self._optimizer.learning_rate.assign(learning_rate)
-        self._optimizer.apply(grads, self._model.trainable_variables)
+        self._optimizer.apply(grads, learning_rate)
         return loss, patch_loss_B
 
     def _padded_weights(self):

@@ -1,0 +1,172 @@
+"""From requests to batches; the hard-mining pool; the sample log."""
+
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from samplers.mining import Entry, HardPool
+from samplers.patch import HARD, STREAM, Patch, PatchRequest
+from samplers.pipeline import Feed
+from samplers.records import META, Records, read_samples, trim_samples
+from slides.geometry import Window
+from slides.reader import SlideError
+from tests.single.test_samplers import cells, index_of
+
+
+def load(index):
+    """A patch whose pixels are its index; odd ones take longer."""
+    time.sleep(0.004 * (index % 2))
+    request = PatchRequest(index, 0, 0, index % 2, (0.0, 0.0))
+    window = Window((index * 2.0, 5.0), (4, 4), (1.0, 1.0))
+    return Patch(request, window, np.full((4, 4, 3), index, np.uint8), np.full((4, 4), index % 2, np.uint8))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_order_does_not_depend_on_workers(workers):
+    batches = list(Feed(load, list(range(10, 22)), 3, 4, workers))
+    assert [list(meta_BM[:, 0]) for _, _, meta_BM in batches] == [
+        [10, 11, 12],
+        [13, 14, 15],
+        [16, 17, 18],
+        [19, 20, 21],
+    ]
+    image_BHWC, label_BHW, meta_BM = batches[1]
+    assert image_BHWC.numpy()[:, 2, 1, 0].tolist() == [13, 14, 15]
+    assert image_BHWC.dtype == "uint8"
+    assert label_BHW.numpy()[:, 0, 3].tolist() == [1, 0, 1]
+    assert dict(zip(META, meta_BM[0], strict=True)) == {
+        "index": 13, "attempt": 0, "slide": 0, "cls": 1, "x_l0": 28.0, "y_l0": 7.0, "origin": 0,
+    }  # fmt: skip
+
+
+def test_workers_run_in_parallel():
+    meeting = threading.Barrier(3, timeout=20)
+
+    def wait(index):
+        meeting.wait()
+        return load(index)
+
+    assert len(list(Feed(wait, list(range(6)), 2, 4, workers=3))) == 3
+
+
+def test_last_batch_is_filled_with_ignored_patches():
+    batches = list(Feed(load, [1, 2, 3], 2, 4, 1))
+    assert batches[1][2][:, 0].tolist() == [3, -1]
+    assert (batches[1][1].numpy()[1] == 255).all()
+    assert list(Feed(load, [], 2, 4, 1)) == []
+
+
+def test_a_bad_slide_comes_out_as_its_own_error():
+    def bad(index):
+        if index == 2:
+            raise SlideError("tumor_001: broken tile at (3, 4)")
+        return load(index)
+
+    feed = iter(Feed(bad, [0, 1, 2, 3], 2, 4, 2))
+    assert next(feed)[2][:, 0].tolist() == [0, 1]
+    with pytest.raises(SlideError, match=r"^tumor_001: broken tile at \(3, 4\)$"):
+        next(feed)
+
+
+# ---------------------------------------------------------------------------------------------------------- hard mining
+
+
+class Plain:
+    """A sampler that alternates classes and always looks at (1, 1) of slide 0."""
+
+    max_redraws = 0
+
+    def request(self, index, attempt=0):
+        return PatchRequest(index, attempt, 0, index % 2, (1.0, 1.0))
+
+
+def pool(capacity=2, interval=4):
+    return HardPool(Plain(), [index_of(cells((1, 1)))], 3, Fraction(1, 2), capacity, interval, patch_um=16.0)
+
+
+def entry(index, loss, x=50.0, y=40.0):
+    return Entry(index, 0, index % 2, x, y, loss)
+
+
+def test_pool_sends_a_fraction_to_the_hardest_places_of_an_earlier_interval():
+    hard = pool()
+    hard.feed([entry(0, 0.1), entry(1, 0.9, x=100.0), entry(2, 0.2), entry(3, 0.8, x=30.0)], 4)
+    hard.feed([entry(4, 5.0)], 8)
+    assert [hard.request(i).origin for i in range(8)] == [STREAM] * 8
+    # indices 8 .. 11 see version 1 (indices below 4): the two hardest are of class 1, and every second draw may be hard
+    drawn = [hard.request(i) for i in range(8, 12)]
+    assert [(r.cls, r.origin) for r in drawn] == [(0, STREAM), (1, HARD), (0, STREAM), (1, HARD)]
+    # 16 um at 0.5 um/px is 32 px: the jitter is at most 8 px
+    near = [min(abs(r.center_xy_l0[0] - x) for x in (100.0, 30.0)) for r in drawn if r.origin == HARD]
+    assert max(near) <= 8
+    assert max(near) > 0
+
+
+def test_pool_does_not_depend_on_who_delivers_first():
+    entries = [entry(i, loss) for i, loss in enumerate((0.5, 0.5, 0.3, 0.7))]
+    one, two = pool(), pool()
+    one.feed(entries, 4)
+    one.feed([entry(6, 0.1)], 8)
+    two.feed(reversed(entries), 5)
+    two.feed([entry(6, 0.1)], 9)
+    assert [one.request(i) for i in range(12)] == [two.request(i) for i in range(12)]
+
+
+def test_request_waits_for_its_version():
+    hard = pool()
+    hard.feed([entry(1, 1.0)], 4)
+    got = []
+    thread = threading.Thread(target=lambda: got.append(hard.request(13)))
+    thread.start()
+    time.sleep(0.1)
+    assert got == []
+    hard.feed([], 8)
+    thread.join(10)
+    assert [r.origin for r in got] == [HARD]
+
+
+def test_old_entries_leave_the_pool():
+    hard = pool()
+    hard.feed([entry(1, 9.0)], 4)
+    for counter in range(8, 4 * 18, 4):
+        hard.feed([], counter)
+    assert hard.request(4 * 17 + 1).origin == HARD  # version 16 holds indices 0 to 63
+    assert hard.request(4 * 18 + 1).origin == STREAM  # version 17 holds indices 4 to 67
+
+
+def test_pool_survives_a_checkpoint():
+    hard = pool()
+    hard.feed([entry(i, 1.0 + i % 3, x=10.0 * i) for i in range(10)], 10)
+    copy = pool()
+    copy.restore(hard.state())
+    for p in (hard, copy):
+        p.feed([entry(10, 7.0), entry(11, 8.0)], 12)
+    assert [hard.request(i) for i in range(8, 16)] == [copy.request(i) for i in range(8, 16)]
+    assert HARD in {hard.request(i).origin for i in range(8, 16)}
+    with pytest.raises(ValueError, match="intervals of 4 images, this run 8"):
+        pool(interval=8).restore(hard.state())
+
+
+# ----------------------------------------------------------------------------------------------------------- sample log
+
+
+def test_sample_log_keeps_and_trims_rows(tmp_path):
+    for rank in (0, 1):
+        records = Records(tmp_path, rank, ["tumor_001", "b"], 0.25, None)
+        meta_BM = np.array([[4 + rank, 1, rank, 1, 12.346, 7.0, 1], [6 + rank, 0, 0, 0, 1.0, 2.0, 0]])
+        records.add(meta_BM, np.array([0.5, 0.25]))
+        records.flush(lambda entries: [entries], 8)
+        records.flush(lambda entries: [entries], 8)
+    rows = read_samples(tmp_path)
+    assert [int(r["index"]) for r in rows] == [4, 5, 6, 7]
+    assert rows[0] == {
+        "index": "4", "slide": "tumor_001", "x_l0": "12.35", "y_l0": "7.00", "um_px": "0.25",
+        "cls": "1", "origin": "hard", "attempt": "1", "loss": "0.5",
+    }  # fmt: skip
+    with (tmp_path / "samples" / "rank-1.csv").open("a") as file:
+        file.write("8,b,1.0")  # cut short by a crash
+    trim_samples(tmp_path, 6)
+    assert [int(r["index"]) for r in read_samples(tmp_path)] == [4, 5]
