@@ -134,6 +134,16 @@ def test_tissue_has_its_size_at_any_spacing(um_px):
     assert (rows.min() * um_px, columns.min() * um_px) == (pytest.approx(600, abs=17), pytest.approx(500, abs=17))
 
 
+@pytest.mark.parametrize("um_px", [4.0, 8.0, 16.0])
+def test_gaps_are_closed_by_their_width_in_micrometres(um_px):
+    image = painted(um_px, (0, 0, 3000, 2000))
+    for left, width in ((500, 32), (1500, 128)):
+        image[:, round(left / um_px) : round((left + width) / um_px)] = 243
+    mask = tissue_mask(image, um_px)
+    assert mask[:, round(508 / um_px)].all()
+    assert not mask[:, round(1560 / um_px)].any()
+
+
 def test_dust_is_dropped_gaps_are_closed_and_borders_kept():
     image = painted(8.0, (0, 0, 800, 2000))
     image[100:104, 200:204] = (220, 140, 180)

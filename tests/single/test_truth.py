@@ -286,6 +286,11 @@ def test_large_masks_are_scanned_at_a_coarser_level(tmp_path, slide, monkeypatch
     assert np.argwhere(truth.label_max(4, 1)).tolist() == [[3, 5]]
     assert truth.label_max(4, 1).shape == (18, 23)
     assert not truth.label_max(16, 1).any()
+    coarse[:] = 0
+    coarse[4, 5] = 1
+    odd = mask_truth(tmp_path, slide, [spots(), np.zeros((35, 45), np.uint8), coarse])
+    # The centre of that px is (22, 18); cells of 6 do not fit px of 4.
+    assert np.argwhere(odd.label_max(6, 1)).tolist() == [[3, 3]]
 
 
 def test_outlines_of_large_masks_use_cells(tmp_path, slide, monkeypatch):
