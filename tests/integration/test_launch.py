@@ -1,0 +1,120 @@
+"""The launches, for real: none, mpirun, mpiexec.hydra, horovodrun; a tiny training each. And a signal to the script."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.bench import ROOT
+
+MPICH_VENV = ROOT / ".venv-mpich"
+
+# What a rank inherits from pytest's own environment must not decide: the scripts choose.
+CHOSEN = ("NP", "HOSTS", "HOSTFILE", "LAUNCHER", "LAUNCHER_ARGS", "DRY_RUN", "OMP_NUM_THREADS", "OPAL_PREFIX")
+
+
+def environment(**given: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in CHOSEN} | given
+
+
+@pytest.fixture(scope="session")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's slides: train/ and val/ with images and annotations."""
+    out = tmp_path_factory.mktemp("slides")
+    subprocess.run([sys.executable, "-m", "slides.synthetic", "--out", str(out)], cwd=ROOT, check=True, timeout=300)
+    return out
+
+
+def arguments(slides: Path, log_dir: Path, batch: int, images: int = 8) -> list[str]:
+    words = f"--img_size 128 --num_steps {images} --batch_size {batch} --val_patches 4 --validate_every {images}"
+    words += f" --log_every 4 --seed 3 --no_cuda --log_dir {log_dir} --label_format xml --valid_label_format xml"
+    for prefix, part in (("", "train"), ("valid_", "val")):
+        words += f" --{prefix}slide_path {slides}/{part}/images --{prefix}label_path {slides}/{part}/annotations"
+    return words.split()
+
+
+def train(slides: Path, log_dir: Path, batch: int, **given: str) -> tuple[str, list[dict[str, float]]]:
+    """Runs the launcher; what it printed, and the lines of metrics.jsonl."""
+    done = subprocess.run(
+        [str(ROOT / "run_train.sh"), *arguments(slides, log_dir, batch)],
+        env=environment(**given),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = (log_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return done.stdout, [json.loads(line) for line in lines]
+
+
+def check_trained(said: str, metrics: list[dict[str, float]], ranks: int, batch: int) -> None:
+    assert f"{ranks} x batch {batch} = 2 images per step" in said
+    assert max(line["images"] for line in metrics) == 8
+
+
+def test_no_launcher(slides: Path, tmp_path: Path) -> None:
+    check_trained(*train(slides, tmp_path / "log", 2, NP="1"), 1, 2)
+
+
+def test_mpirun(slides: Path, tmp_path: Path) -> None:
+    if os.environ.get("WIDEFOV_MPI") == "mpich":
+        pytest.skip("this environment was set up for MPICH")
+    check_trained(*train(slides, tmp_path / "log", 1, NP="2", LAUNCHER="mpirun"), 2, 1)
+
+
+def test_horovodrun(slides: Path, tmp_path: Path) -> None:
+    check_trained(*train(slides, tmp_path / "log", 1, NP="2", LAUNCHER="horovodrun"), 2, 1)
+
+
+def test_hydra(slides: Path, tmp_path: Path) -> None:
+    if not (MPICH_VENV / ".widefov-stamp").exists():
+        pytest.skip("no MPICH here; to make it: WIDEFOV_MPI=mpich WIDEFOV_VENV=.venv-mpich ./setup_env.sh")
+    given = {"NP": "2", "WIDEFOV_VENV": str(MPICH_VENV), "LAUNCHER": "hydra", "WIDEFOV_ENV": ""}
+    check_trained(*train(slides, tmp_path / "log", 1, **given), 2, 1)
+
+
+def ranks_of(log_dir: Path) -> list[int]:
+    """Processes of this test's training; its log folder is in every rank's command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if str(log_dir) in command and any(word.endswith("train.py") for word in command):
+            found.append(process.pid)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_to_the_script_ends_every_rank(slides: Path, tmp_path: Path, number: signal.Signals) -> None:
+    log_dir = tmp_path / "log"
+    process = subprocess.Popen(
+        [str(ROOT / "run_train.sh"), *arguments(slides, log_dir, 1, images=100000)],
+        env=environment(NP="2"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        begin = time.monotonic()
+        # The launcher's command line holds the same words, so it counts too: two ranks and it.
+        while len(ranks_of(log_dir)) < 3:
+            assert process.poll() is None, "ended by itself"
+            assert time.monotonic() - begin < 60, "two ranks did not start within 60 s"
+            time.sleep(0.2)
+        time.sleep(3)
+        process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+        begin = time.monotonic()
+        while ranks_of(log_dir):
+            assert time.monotonic() - begin < 10, "ranks outlived their launcher"
+            time.sleep(0.2)
+    finally:
+        if process.poll() is None:
+            process.kill()
