@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.datasets import camelyon, filter_centers
+from preprocessing.datasets import by_centers, camelyon, filter_centers
 from preprocessing.pairing import Case, known_problems, pair
 from preprocessing.split import split
 
@@ -49,7 +49,8 @@ def from_folders(
     found = _pairs(train)
     if val is not None:
         return _finish(filter_centers(found, centers[0]), filter_centers(_pairs(val), centers[1]), [])
-    return _held_out(found, centers, val_share, seed, [])
+    chosen = by_centers(found, *centers)
+    return _split_if_needed(chosen, val_share, seed)
 
 
 def from_camelyon(
@@ -62,30 +63,20 @@ def from_camelyon(
 ) -> tuple[list[Case], list[Case], list[str]]:
     """Training and validation slides of CAMELYON16 or 17 in a standard layout; see `from_folders`."""
     sets = camelyon(which, root, centers[0], centers[1], label_format)
-    if sets.val is not None:
-        return _finish(sets.train, sets.val, sets.notes)
-    train, val = split(sets.train, val_share, seed)
-    return _finish(train, val, sets.notes)
+    return _split_if_needed((sets.train, sets.val, sets.notes), val_share, seed)
 
 
 def _pairs(source: Source) -> list[Case]:
     return pair(source.slide_path, source.label_path, source.slide_format, source.label_format)
 
 
-def _held_out(
-    found: list[Case], centers: tuple[Sequence[int], Sequence[int]], val_share: float, seed: int, notes: list[str]
+def _split_if_needed(
+    chosen: tuple[list[Case], list[Case] | None, list[str]], val_share: float, seed: int
 ) -> tuple[list[Case], list[Case], list[str]]:
-    """Hold out whole centres where validation centres are named, else a seeded share of slides."""
-    train = filter_centers(found, centers[0])
-    if -1 in centers[1]:
-        return _finish(*split(train, val_share, seed), notes)
-    val = filter_centers(found, centers[1])
-    held = {case.slide_id for case in val}
-    train = [case for case in train if case.slide_id not in held]
-    if not train:
-        raise ValueError(
-            f"--val_centers {' '.join(map(str, centers[1]))} leaves no slide to train on: name fewer centres"
-        )
+    """Hold out a share of the training slides where no validation slides were chosen."""
+    train, val, notes = chosen
+    if val is None:
+        train, val = split(train, val_share, seed)
     return _finish(train, val, notes)
 
 

@@ -101,7 +101,6 @@ class Checkpoints:
         head = {
             "images": state.images,
             "best_miou": state.best_miou,
-            "seed": state.seed,
             "options": dict(state.options),
         }
         arrays["state"] = np.frombuffer(json.dumps(head).encode(), np.uint8)

@@ -1,0 +1,323 @@
+"""Losses, schedule, step, optimizer, counts, checkpoints, and the communicator of one rank."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from evaluation import confusion
+from tests.small import network
+from training import comm as comm_module
+from training.checkpoint import CheckpointError, Checkpoints, State, named_variables
+from training.comm import SoloComm, connect, launched_rank, launched_size, together
+from training.devices import threads_per_rank
+from training.losses import weighted_cross_entropy
+from training.optimizer import Adam
+from training.schedule import learning_rate, passed
+from training.step import TrainStep, scaled
+from training.tally import Tally
+from training.validate import Validator
+
+RNG = np.random.default_rng(7)
+
+
+def batch(patches=2, side=8, ignored=5):
+    rng = np.random.default_rng(11)
+    image_BHWC = rng.integers(0, 256, (patches, side, side, 3)).astype(np.uint8)
+    label_BHW = rng.integers(0, 2, (patches, side, side)).astype(np.uint8)
+    label_BHW[0, 0, :ignored] = 255
+    return image_BHWC, label_BHW
+
+
+# ----------------------------------------------------------------------------------------------------------------- loss
+
+
+def test_loss_by_hand():
+    # one row of three pixels: p(class 1) = 0.5, 0.75, anything; labels 1, 0, ignored
+    logits_BHWK = np.array([[[[0.0, 0.0], [0.0, math.log(3.0)], [9.0, -9.0]]]], np.float32)
+    loss_BHW, weight_BHW = weighted_cross_entropy(
+        logits_BHWK, np.array([[[1, 0, 255]]], np.uint8), tf.constant([2.0, 5.0])
+    )
+    assert loss_BHW.numpy()[0, 0] == pytest.approx([5 * math.log(2), 2 * math.log(4), 0])
+    assert weight_BHW.numpy()[0, 0].tolist() == [5, 2, 0]
+
+
+def test_ignored_pixels_never_poison_the_loss():
+    logits_BHWK = np.array([[[[np.inf, 0.0], [0.0, 0.0]]]], np.float32)
+    loss_BHW, _ = weighted_cross_entropy(logits_BHWK, np.array([[[255, 1]]], np.uint8), tf.constant([1.0, 1.0]))
+    assert loss_BHW.numpy()[0, 0] == pytest.approx([0, math.log(2)])
+
+
+def test_images_are_scaled_to_plus_minus_one():
+    assert scaled(tf.constant([0, 51, 255], tf.uint8)).numpy() == pytest.approx([-1, -0.6, 1])
+
+
+# ------------------------------------------------------------------------------------------------------------- schedule
+
+
+def test_learning_rate_warms_up_to_base_times_ranks():
+    rates = [learning_rate(i, 0.001, 4, 100, 1000, "constant") for i in (0, 49, 100, 999)]
+    assert rates == pytest.approx([0.00004, 0.002, 0.004, 0.004])
+    assert learning_rate(0, 0.001, 2, 0, 1000, "constant") == 0.002
+
+
+def test_cosine_falls_to_one_percent():
+    rates = [learning_rate(i, 1.0, 1, 100, 1100, "cosine") for i in (100, 600, 1100, 5000)]
+    assert rates == pytest.approx([1.0, 0.505, 0.01, 0.01])
+
+
+def test_events_fire_when_a_multiple_is_passed():
+    assert [passed(a, a + 6, 16) for a in range(0, 48, 6)] == [False, False, True, False, False, True, False, True]
+
+
+# ----------------------------------------------------------------------------------------------------------------- step
+
+
+def test_step_matches_keras_by_hand():
+    """Loss and two Adam updates equal Keras' own loss, tape and optimizer."""
+    image_BHWC, label_BHW = batch()
+    ours, keras_model = network(), network()
+    step = TrainStep(ours, Adam(ours.trainable_variables), SoloComm(), [1.0, 3.0], False, None)
+    optimizer = keras.optimizers.Adam(0.01)
+    weight_BHW = np.where(label_BHW == 255, 0, np.where(label_BHW == 1, 3, 1)).astype(np.float32)
+    for _ in range(2):
+        result = step(image_BHWC, label_BHW, 0.01)
+        with tf.GradientTape() as tape:
+            p_BHWK = keras.ops.softmax(keras_model(image_BHWC / np.float32(127.5) - 1))
+            target_BHW = tf.one_hot(np.minimum(label_BHW, 1), 2)
+            entropy_BHW = -tf.reduce_sum(target_BHW * tf.math.log(p_BHWK), -1)
+            loss = tf.reduce_sum(entropy_BHW * weight_BHW) / weight_BHW.sum()
+        variables = keras_model.trainable_variables
+        optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
+        assert result.loss == pytest.approx(float(loss), rel=1e-5)
+    by_patch = (entropy_BHW.numpy() * weight_BHW).sum((1, 2)) / weight_BHW.sum((1, 2))
+    assert result.patch_loss_B == pytest.approx(by_patch, rel=1e-5)
+    for mine, reference in zip(ours.weights, keras_model.weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), reference.numpy(), atol=2e-6)
+    assert step.mean_loss() > 0
+    assert math.isnan(step.mean_loss())
+
+
+def test_batch_without_any_truth_changes_no_weight_by_a_gradient():
+    model = network()
+    before = [w.numpy() for w in model.weights]
+    step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), [1.0, 1.0], False, None)
+    result = step(batch()[0], np.full((2, 8, 8), 255, np.uint8), 0.1)
+    assert result.loss == 0
+    for w, b in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(w.numpy(), b)
+
+
+def test_moving_statistics_move_and_nan_is_seen():
+    model = network(norm=True)
+    step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), [1.0, 1.0], False, None)
+    step(*batch(), 0.01)
+    assert np.abs(model.get_layer("norm").moving_mean.numpy()).max() > 0
+    model.get_layer("first").kernel.assign(np.full((3, 3, 3, 4), np.nan))
+    assert math.isnan(step(*batch(), 0.01).loss)
+
+
+# --------------------------------------------------------------------------------------------------- counts, validation
+
+
+def test_tally_counts_like_numpy():
+    logits_BHWK = RNG.normal(size=(2, 5, 7, 2)).astype(np.float32)
+    label_BHW = RNG.choice([0, 1, 255], (2, 5, 7)).astype(np.uint8)
+    tally = Tally(2)
+    for half in (0, 1):
+        tally.update(logits_BHWK[half : half + 1], label_BHW[half : half + 1])
+    confusion_KK, histogram_2N = tally.totals(SoloComm())
+    p_BHW = 1 / (1 + np.exp(logits_BHWK[..., 0] - logits_BHWK[..., 1]))
+    expected_KK = confusion.confusion_from_labels(label_BHW, logits_BHWK.argmax(-1).astype(np.uint8), 2)
+    assert confusion_KK.tolist() == expected_KK.tolist()
+    assert histogram_2N.sum(1).tolist() == expected_KK.sum(1).tolist()
+    expected_2N = confusion.histogram_from_probabilities(label_BHW, p_BHW, confusion.BINS)
+    assert np.abs(histogram_2N.cumsum(1) - expected_2N.cumsum(1)).max() <= 1  # one pixel may fall into the next bin
+    assert tally.totals(SoloComm())[0].sum() == 0
+
+
+def test_validation_counts_every_pixel_once_and_keeps_pictures():
+    model = network()
+    image_BHWC, label_BHW = batch(4)
+    validator = Validator(model, 2, [1.0, 1.0])
+    batches = [(tf.constant(image_BHWC[i : i + 2]), tf.constant(label_BHW[i : i + 2]), None) for i in (0, 2)]
+    scores, pictures, _ = validator.run(batches, SoloComm())
+    logits_BHWK = model.predict(image_BHWC / 127.5 - 1, verbose=0)
+    expected_KK = confusion.confusion_from_labels(label_BHW, logits_BHWK.argmax(-1).astype(np.uint8), 2)
+    assert expected_KK.sum() == 4 * 64 - 5
+    assert scores["miou"] == pytest.approx(confusion.miou(expected_KK))
+    assert scores["dice"] == scores["dice_1"] == pytest.approx(confusion.dice_K(expected_KK)[1])
+    assert 0 < scores["loss"] < 5
+    assert len(pictures) == 4
+    assert pictures[0].image_HWC.shape == (8, 8, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def trained(images, folder):
+    model = network(norm=True)
+    optimizer = Adam(model.trainable_variables)
+    step = TrainStep(model, optimizer, SoloComm(), [1.0, 1.0], False, None)
+    for _ in range(images):
+        step(*batch(), 0.01)
+    Checkpoints(folder).save_latest(model, optimizer, State(images, 0.5, {"seed": 1}, {"hard_pool": np.eye(2)}))
+    return model, optimizer, step
+
+
+def test_resume_goes_on_bit_equal(tmp_path):
+    model, optimizer, step = trained(3, tmp_path)
+    fresh = network(norm=True, seed=99)
+    state, path, notes = Checkpoints(tmp_path).resume(
+        "auto", fresh, fresh_optimizer := Adam(fresh.trainable_variables), {"seed": 1}
+    )
+    assert (state.images, state.best_miou, path.name, notes) == (3, 0.5, "images-000000003.npz", [])
+    assert state.arrays["hard_pool"].tolist() == [[1, 0], [0, 1]]
+    again = TrainStep(fresh, fresh_optimizer, SoloComm(), [1.0, 1.0], False, None)
+    assert step(*batch(), 0.01).loss == pytest.approx(again(*batch(), 0.01).loss, abs=1e-6)
+    pairs = zip(
+        named_variables(model, optimizer).values(), named_variables(fresh, fresh_optimizer).values(), strict=True
+    )
+    differences = [float(np.abs(a.numpy() - b.numpy()).max()) for a, b in pairs]
+    assert len(differences) == 8 + 1 + 2 * 6
+    assert max(differences) < 1e-6
+
+
+def test_truncated_checkpoint_falls_back_and_says_so(tmp_path):
+    trained(1, tmp_path)
+    trained(2, tmp_path)
+    newest = tmp_path / "images-000000002.npz"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    model = network(norm=True)
+    optimizer = Adam(model.trainable_variables)
+    for wanted in ("auto", str(newest), str(tmp_path)):
+        state, path, notes = Checkpoints(tmp_path).resume(wanted, model, optimizer, {})
+        assert (state.images, path.name) == (1, "images-000000001.npz")
+        assert len(notes) == 1
+        assert "images-000000002.npz: damaged checkpoint" in notes[0]
+    (tmp_path / "images-000000001.npz").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        Checkpoints(tmp_path).resume("auto", model, optimizer, {})
+
+
+def test_flipped_byte_is_noticed(tmp_path):
+    trained(1, tmp_path)
+    path = tmp_path / "images-000000001.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    model = network(norm=True)
+    with pytest.raises(CheckpointError, match="damaged"):
+        Checkpoints(tmp_path).resume("auto", model, Adam(model.trainable_variables), {})
+
+
+def test_other_model_or_stream_is_refused_and_nothing_changes(tmp_path):
+    trained(1, tmp_path)
+    other = network(classes=3, norm=True)
+    before = [w.numpy() for w in other.weights]
+    with pytest.raises(CheckpointError, match="of another model"):
+        Checkpoints(tmp_path).resume("auto", other, Adam(other.trainable_variables), {})
+    assert all((w.numpy() == b).all() for w, b in zip(other.weights, before, strict=True))
+    same = network(norm=True)
+    with pytest.raises(CheckpointError, match="was trained with --seed 1"):
+        Checkpoints(tmp_path).resume("auto", same, Adam(same.trainable_variables), {"seed": 2})
+
+
+def test_nothing_to_resume(tmp_path):
+    assert Checkpoints(tmp_path).resume("auto", None, None, {}) is None
+    with pytest.raises(CheckpointError, match="no such file"):
+        Checkpoints(tmp_path).resume(str(tmp_path / "x.npz"), None, None, {})
+
+
+def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    model, optimizer, _ = trained(1, tmp_path)
+
+    def full(file, **_):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        Checkpoints(tmp_path).save_latest(model, optimizer, State(1, 0.0, {}))
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["images-000000001.npz"]
+    assert Checkpoints(tmp_path).resume("auto", model, optimizer, {})[0].best_miou == 0.5
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    model, optimizer, _ = trained(1, tmp_path)
+    for images in (9, 10, 11):
+        Checkpoints(tmp_path).save_latest(model, optimizer, State(images, 0.0, {}))
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["images-000000009.npz", "images-000000010.npz", "images-000000011.npz"]
+
+
+# --------------------------------------------------------------------------------------------------------- communicator
+
+
+@pytest.fixture
+def no_launcher(monkeypatch):
+    for name in (*comm_module._SIZE_VARIABLES, *comm_module._RANK_VARIABLES, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("environment", "size", "rank"),
+    [
+        ({}, 1, 0),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}, 4, 2),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, 2, 1),
+        ({"HOROVOD_SIZE": "3", "HOROVOD_RANK": "1"}, 3, 1),
+        ({"PMIX_RANK": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, 8, 5),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 1, 0),  # a bare batch script is one process
+    ],
+)
+def test_launchers_are_recognised(no_launcher, environment, size, rank):
+    for name, value in environment.items():
+        no_launcher.setenv(name, value)
+    assert (launched_size(), launched_rank()) == (size, rank)
+
+
+def test_one_process_needs_no_horovod(no_launcher):
+    assert isinstance(connect(horovod=True), SoloComm)
+    no_launcher.setenv("PMI_SIZE", "2")
+    with pytest.raises(ValueError, match="--no-horovod under a launcher that started 2"):
+        connect(horovod=False)
+
+
+class Pair(SoloComm):
+    """Two ranks of which the other one reports `other`."""
+
+    size = 2
+
+    def __init__(self, other):
+        self.other = other
+
+    def gather(self, value):
+        return [value, self.other]
+
+
+def test_together_fails_on_all_ranks_if_any_failed():
+    assert together(Pair(None), lambda: 5) == 5
+    with pytest.raises(ValueError, match="^rank 1: tumor_003: truncated$"):
+        together(Pair("tumor_003: truncated"), lambda: 5)
+
+    def fail():
+        raise OSError("no such folder")
+
+    with pytest.raises(ValueError, match="^no such folder$"):
+        together(Pair("no such folder"), fail)
+
+
+def test_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert threads_per_rank(4) == 4
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert threads_per_rank(4) == 3  # pinned by the launcher
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads_per_rank(4) == 7

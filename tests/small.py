@@ -1,0 +1,13 @@
+"""A network small enough that a training step costs milliseconds; for tests of everything around the network."""
+
+import keras
+
+
+def network(classes=2, norm=False, seed=3, side=8):
+    """Two convolutions on (side, side, 3), logits at full resolution; with `norm` a BatchNorm between them."""
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((side, side, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", activation="swish", name="first")(image)
+    if norm:
+        x = keras.layers.BatchNormalization(name="norm")(x)
+    return keras.Model(image, keras.layers.Conv2D(classes, 3, padding="same", name="logits")(x))
