@@ -200,6 +200,12 @@ class _Handles(threading.local):
 _handles = _Handles()
 
 
+def file_key(path: Path) -> tuple[object, ...]:
+    """Key of a file for `handle`; another one once the file was replaced."""
+    status = path.stat()
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def handle(key: object, opener: Callable[[], Backend]) -> Backend:
     """Return this thread's open file for `key`, opening it when needed.
 

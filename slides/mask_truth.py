@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from slides.backends import READ_ERRORS, VipsTiff, drop_handle, handle, tiff_levels
+from slides.backends import READ_ERRORS, VipsTiff, drop_handle, file_key, handle, tiff_levels
 from slides.geometry import Window, level_downsample_xy, pixel_centres_l0
 from slides.label import IGNORE, check_classes
 from slides.outline import outlines
@@ -66,7 +66,7 @@ class MaskTruth:
             self._class_of[:] = _UNKNOWN
             for value, cls in value_map.items():
                 self._class_of[value] = cls
-        self._key, self._stored = _stored_values(self._pages[0])
+        self._loaded, self._stored = _stored_values(self._pages[0])
         self._classes: frozenset[int] | None = None
 
     @property
@@ -144,6 +144,7 @@ class MaskTruth:
         try:
             if not is_tiff(self.path):
                 raise ValueError("not a TIFF")
+            self._key = "mask", *file_key(self.path)
             pages = tiff_levels(self.path)
         except READ_ERRORS as error:
             raise ValueError(f"mask {self.path} cannot be opened: {error}") from error
@@ -180,12 +181,11 @@ class MaskTruth:
 
     def _read(self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> NDArray[np.uint8]:
         """Classes of a rectangle inside a level."""
-        key = (str(self.path), "mask")
         try:
-            backend = handle(key, lambda: VipsTiff(self.path, self._pages))
+            backend = handle(self._key, lambda: VipsTiff(self.path, self._pages))
             pixels = backend.fetch(level.index, corner_xy_lv, hw)[0]
         except READ_ERRORS as error:
-            drop_handle(key)
+            drop_handle(self._key)
             reason = str(error).strip().splitlines()[:2]
             raise ValueError(
                 f"mask {self.path} cannot be read in level {level.index}, corner {corner_xy_lv}, size {hw}: {reason}"
@@ -201,11 +201,11 @@ class MaskTruth:
 
     def _stored_of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Undo what libvips does to samples on loading; (H, W, bands) to (H, W)."""
-        if pixels.shape[2] == 1 and np.array_equal(self._key, self._stored):
+        if pixels.shape[2] == 1 and np.array_equal(self._loaded, self._stored):
             return pixels[..., 0]
         keys = _colour_key(pixels)
-        at = np.minimum(np.searchsorted(self._key, keys), self._key.size - 1)
-        if (self._key[at] != keys).any():
+        at = np.minimum(np.searchsorted(self._loaded, keys), self._loaded.size - 1)
+        if (self._loaded[at] != keys).any():
             raise ValueError("colours that its palette does not have")
         stored: NDArray[np.uint8] = self._stored[at]
         return stored

@@ -20,6 +20,7 @@ from slides.backends import (
     OpenSlideFile,
     VipsTiff,
     drop_handle,
+    file_key,
     handle,
     tiff_levels,
     vendor_of,
@@ -84,6 +85,7 @@ class Slide:
         if not self.path.is_file():
             raise SlideError(f"slide {self.path}: no such file")
         try:
+            self._key = file_key(self.path)
             vendor = vendor_of(self.path)
             if vendor == "tiff":
                 self._pages = tiff_levels(self.path)
@@ -204,12 +206,11 @@ class Slide:
         self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]
     ) -> tuple[NDArray[np.uint8], float, float]:
         """Decode px inside a level as RGB; see `Backend.fetch`."""
-        key = (str(self.path), self._pages is not None)
         try:
-            pixels, shift_x, shift_y = handle(key, self._open).fetch(level.index, corner_xy_lv, hw)
+            pixels, shift_x, shift_y = handle(self._key, self._open).fetch(level.index, corner_xy_lv, hw)
         except READ_ERRORS:
             # OpenSlide refuses everything after its first error, although other tiles may be whole.
-            drop_handle(key)
+            drop_handle(self._key)
             raise
         bands = pixels.shape[2]
         if bands == 1:

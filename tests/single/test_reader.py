@@ -327,9 +327,8 @@ def test_forked_and_spawned_processes_read(exact, method):
 
 
 def _opens_its_own(slide):
-    key = (str(slide.path), True)
-    inherited = backends._handles.open.get(key)
-    return inherited is not None and backends.handle(key, slide._open) is not inherited
+    inherited = backends._handles.open.get(slide._key)
+    return inherited is not None and backends.handle(slide._key, slide._open) is not inherited
 
 
 def test_forked_processes_leave_the_files_of_their_parent_alone(exact):
@@ -404,7 +403,16 @@ def test_decoded_tiles_that_handles_keep_are_bounded(tmp_path, monkeypatch):
 
 
 def _held(slide):
-    return backends.handle((str(slide.path), True), slide._open).held_bytes
+    return backends.handle(slide._key, slide._open).held_bytes
+
+
+def test_a_replaced_file_is_read_anew(tmp_path):
+    path = tmp_path / "a.tif"
+    values = []
+    for value in (11, 22):
+        write_levels(path, [np.full((40 + value, 50, 3), value, np.uint8)], tile=16)
+        values.append(int(Slide(path).thumbnail(0).max()))
+    assert values == [11, 22]
 
 
 def test_names_with_brackets_blanks_and_other_letters(tmp_path):
