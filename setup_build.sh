@@ -124,16 +124,6 @@ wf_build_horovod() (
     if ((memory_gb < jobs)); then jobs=$((memory_gb > 0 ? memory_gb : 1)); fi
     export MAKEFLAGS=${MAKEFLAGS:--j$jobs}
     export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
-    building=''
-    shortcut=''
-    trap 'rm -rf -- ${building:+"$building"} ${shortcut:+"$shortcut"}' EXIT
-    if [[ $wf_venv == *[[:space:]]* ]]; then
-        # Neither mpicxx nor CMake's search for MPI survives a blank in a path: a link without one leads to the same files.
-        shortcut=$(mktemp -d) && ln -s "$wf_venv" "$shortcut/venv" || exit 1
-        if [[ $wf_mpi_bin == "$wf_venv/bin" ]]; then wf_mpi_bin=$shortcut/venv/bin; fi
-        wf_venv=$shortcut/venv
-        export PATH="$wf_venv/bin:$PATH" VIRTUAL_ENV=$wf_venv
-    fi
     # CMake must take this MPI, not another whose wrapper has a name it tries earlier.
     MPI_HOME=$(dirname -- "$wf_mpi_bin")
     export MPI_HOME
@@ -141,6 +131,7 @@ wf_build_horovod() (
     origin="'\$ORIGIN/../../../..':'\$ORIGIN/../../nvidia/nccl/lib'"
     export LDFLAGS="-Wl,-rpath,$origin ${LDFLAGS:-}"
     mkdir -p -- "$wf_wheel_dir" && building=$(mktemp -d "$wf_wheel_dir/building.XXXXXX") || exit 1
+    trap 'rm -rf -- "$building"' EXIT
     # pip's own cache knows neither TensorFlow's version nor the MPI: it would hand out a wheel for another.
     wf_pip wheel --no-build-isolation --no-deps --no-cache-dir --no-binary horovod -w "$building" "horovod==$wf_horovod" &&
         mv -f -- "$building"/horovod-*.whl "$wf_wheel_dir/"
@@ -198,6 +189,8 @@ wf_write() {
 
 wf_setup_locked() {
     local dev='' begin=$SECONDS
+    [[ $wf_venv != *[[:space:]]* ]] || wf_die "WIDEFOV_VENV=$wf_venv has a blank in it; Horovod cannot be built there." \
+        "choose a path without one: WIDEFOV_VENV=/path/widefov-venv"
     wf_find_python
     wf_choose_mpi
     wf_choose_gpu

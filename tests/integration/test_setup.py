@@ -61,7 +61,7 @@ class Clone(Bench):
         self.repo.mkdir()
         for name in ("setup_env.sh", "setup_build.sh", "run_train.sh", "requirements.txt", "requirements-dev.txt"):
             shutil.copy2(ROOT / name, self.repo / name)
-        self.venv = self.repo / ".venv"
+        self.venv = folder / "venv"
         self.calls = folder / "pip.calls"
         self.stub("python3.11", BASE_PYTHON)
         self.stub("nvidia-smi", "exit 9")
@@ -70,7 +70,7 @@ class Clone(Bench):
         venv_python = folder / "venv_python"
         venv_python.write_text(VENV_PYTHON.format(bash=shutil.which("bash")), encoding="utf-8")
         venv_python.chmod(0o755)
-        self.env |= {"STUBS": str(folder), "WIDEFOV_WHEELS": str(wheels)}
+        self.env |= {"STUBS": str(folder), "WIDEFOV_WHEELS": str(wheels), "WIDEFOV_VENV": str(self.venv)}
 
     def set_up(self, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run(self.repo / "setup_env.sh", *options, **env)
@@ -252,6 +252,21 @@ def test_two_at_once_do_not_collide(clone: Clone) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert sorted("waiting for it" in text for text in said) == [False, True]
     assert kinds(clone.pip()) == [*FIRST, HOROVOD_INSTALL]
+
+
+def test_a_blank_in_the_path_puts_the_environment_where_horovod_can_be_built(clone: Clone) -> None:
+    del clone.env["WIDEFOV_VENV"]
+    done = clone.set_up()
+    assert done.returncode == 0, done.stderr
+    home = clone.folder / "home" / ".local" / "share" / "widefov"
+    assert len(list(home.glob("venv-*/bin/python"))) == 1
+    assert sorted(path.name for path in clone.repo.iterdir() if path.is_dir()) == []
+    clone.pip()
+    assert clone.set_up().returncode == 0
+    assert clone.pip() == []
+    done = clone.set_up(WIDEFOV_VENV=str(clone.repo / ".venv"))
+    assert done.returncode == 1
+    assert "has a blank in it" in done.stderr
 
 
 def test_a_folder_of_others_is_not_touched(clone: Clone) -> None:
