@@ -28,7 +28,7 @@ class Places:
     """
 
     def __init__(self, cells_HW: NDArray[np.bool_]) -> None:
-        self.shape_HW: tuple[int, int] = cells_HW.shape
+        self.shape_HW: tuple[int, int] = (cells_HW.shape[0], cells_HW.shape[1])
         self._packed = np.packbits(cells_HW, axis=1)
         self._rows_end: NDArray[np.int64] = np.cumsum(cells_HW.sum(axis=1), dtype=np.int64)
 
@@ -59,7 +59,7 @@ class SlideIndex:
         cell_l0: side of a cell, level-0 px.
         tissue: cells with tissue, whatever their class.
         places: class -> cells; class 0 is tissue outside all other classes.
-        regions: class -> annotated polygons, level-0 px; empty for a class without annotation of its own.
+        regions: class -> annotated polygons, level-0 px; only classes with annotations of their own (`own_regions`).
         notes: what a user should know (clamped level, no tissue, skipped rings).
     """
 
@@ -71,6 +71,22 @@ class SlideIndex:
     places: dict[int, Places]
     regions: dict[int, list[Polygon]]
     notes: tuple[str, ...]
+
+
+def own_regions(regions: dict[int, list[Polygon]]) -> dict[int, list[Polygon]]:
+    """Regions without the class-0 polygons that only cut holes into other classes (CAMELYON's `_2`).
+
+    A hole says what is not tumour inside a lesion; taken for the slide's normal tissue, it would be all that a sampler
+    ever saw of class 0 there.
+    """
+    others = [Polygon(polygon.exterior) for cls, polygons in regions.items() if cls != 0 for polygon in polygons]
+    normal = [
+        polygon
+        for polygon in regions.get(0, [])
+        if not any(filled.contains(polygon.representative_point()) for filled in others)
+    ]
+    kept = {cls: polygons for cls, polygons in regions.items() if cls != 0}
+    return {0: normal, **kept} if normal else kept
 
 
 def cell_side_l0(slide: Slide, bb_downsample: int) -> tuple[int, str]:
@@ -134,6 +150,6 @@ def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) ->
         cell_l0=cell_l0,
         tissue=Places(tissue_HW | annotated_HW),
         places=places,
-        regions={cls: truth.regions(cls) for cls in sorted(truth.classes)},
+        regions=own_regions({cls: truth.regions(cls) for cls in sorted(truth.classes)}),
         notes=(*notes, *truth.notes),
     )

@@ -65,8 +65,8 @@ def _background(slide: Slide, index: SlideIndex) -> NDArray[np.uint8]:
     for places, colour in sets:
         cells_HW = places.mask().astype(np.uint8)
         covered = (int(cells_HW.shape[1] * index.cell_l0 * scale), int(cells_HW.shape[0] * index.cell_l0 * scale))
-        cells_HW = cv2.resize(cells_HW, covered, interpolation=cv2.INTER_NEAREST)[:rows, :columns]
-        contours, _ = cv2.findContours(cells_HW, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        scaled_HW = cv2.resize(cells_HW, covered, interpolation=cv2.INTER_NEAREST)[:rows, :columns]
+        contours, _ = cv2.findContours(scaled_HW, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(map_HWC, contours, -1, colour, 2)
     return map_HWC
 

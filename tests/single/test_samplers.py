@@ -9,7 +9,7 @@ import shapely
 import samplers
 from samplers import draw as drawing
 from samplers.grid import fair_shares, requests, slide_grid
-from samplers.index import Places, SlideIndex, cell_side_l0, index_slide
+from samplers.index import Places, SlideIndex, cell_side_l0, index_slide, own_regions
 from samplers.patch import GRID, Patch, PatchReader, PatchRequest, draw
 from samplers.pipeline import rank_indices
 from slides.reader import Slide
@@ -266,6 +266,13 @@ def test_index_keeps_a_lesion_smaller_than_a_cell(tmp_path):
     assert [index.places[1].cell(k) for k in range(len(index.places[1]))] == [(6, 12)]
     assert index.regions[1][0].area == pytest.approx(0.66)
     assert 1 not in index_slide(slide, EmptyTruth(slide), 2, 2).places
+
+
+def test_holes_are_not_class_zero_annotations():
+    tumour = shapely.Polygon([(0, 0), (90, 0), (90, 60), (0, 60)], [[(30, 20), (60, 20), (60, 40), (30, 40)]])
+    hole, beside = shapely.box(30, 20, 60, 40), shapely.box(100, 0, 110, 70)
+    assert own_regions({0: [hole], 1: [tumour]}) == {1: [tumour]}
+    assert own_regions({0: [hole, beside], 1: [tumour]}) == {0: [beside], 1: [tumour]}
 
 
 def test_search_level_is_clamped_and_said_so(coded):
