@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from training.comm import launched_rank
 
@@ -269,3 +269,11 @@ def _mask_values(parser: Parser, pairs: Sequence[tuple[str, int]] | None) -> dic
     if wrong:
         parser.error(f"--mask_values {wrong[0]}: mask values are whole numbers from 0 to 255")
     return {int(name): cls for name, cls in pairs}
+
+
+def as_json(opts: argparse.Namespace) -> dict[str, Any]:
+    """Options as JSON types, for logs and checkpoints."""
+    plain = (bool, int, float, str, type(None), list, dict)
+    return {
+        k: v if isinstance(v, plain) else list(v) if isinstance(v, tuple) else str(v) for k, v in vars(opts).items()
+    }

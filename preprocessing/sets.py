@@ -28,39 +28,33 @@ class Source:
     label_format: str
 
 
-def from_folders(
-    train: Source, val: Source | None, centers: tuple[Sequence[int], Sequence[int]], val_share: float, seed: int
-) -> tuple[list[Case], list[Case], list[str]]:
+Centers = tuple[Sequence[int], Sequence[int]]
+Chosen = tuple[list[Case], list[Case], list[str]]
+
+
+def from_folders(train: Source, val: Source | None, centers: Centers, val_share: float, seed: int) -> Chosen:
     """Training and validation slides from folders.
 
     Args:
         train: training data.
-        val: validation data; None to hold out a share of the training slides.
+        val: validation data; None to hold out slides of `train`.
         centers: CAMELYON17 centres of training and of validation; -1 is all.
-        val_share: share to hold out where `val` is None.
+        val_share: share to hold out where neither `val` nor validation centres are given.
         seed: of the split.
 
     Returns:
         Training cases, validation cases, notes for the user.
 
     Raises:
-        ValueError: files do not pair, or a set is empty.
+        ValueError: files do not pair, a set is empty, or a slide is in both.
     """
     found = _pairs(train)
     if val is not None:
         return _finish(filter_centers(found, centers[0]), filter_centers(_pairs(val), centers[1]), [])
-    chosen = by_centers(found, *centers)
-    return _split_if_needed(chosen, val_share, seed)
+    return _split_if_needed(by_centers(found, *centers), val_share, seed)
 
 
-def from_camelyon(
-    which: str,
-    root: Path,
-    label_format: str,
-    centers: tuple[Sequence[int], Sequence[int]],
-    val_share: float,
-    seed: int,
-) -> tuple[list[Case], list[Case], list[str]]:
+def from_camelyon(which: str, root: Path, label_format: str, centers: Centers, val_share: float, seed: int) -> Chosen:
     """Training and validation slides of CAMELYON16 or 17 in a standard layout; see `from_folders`."""
     sets = camelyon(which, root, centers[0], centers[1], label_format)
     return _split_if_needed((sets.train, sets.val, sets.notes), val_share, seed)
@@ -70,9 +64,7 @@ def _pairs(source: Source) -> list[Case]:
     return pair(source.slide_path, source.label_path, source.slide_format, source.label_format)
 
 
-def _split_if_needed(
-    chosen: tuple[list[Case], list[Case] | None, list[str]], val_share: float, seed: int
-) -> tuple[list[Case], list[Case], list[str]]:
+def _split_if_needed(chosen: tuple[list[Case], list[Case] | None, list[str]], val_share: float, seed: int) -> Chosen:
     """Hold out a share of the training slides where no validation slides were chosen."""
     train, val, notes = chosen
     if val is None:
@@ -80,7 +72,7 @@ def _split_if_needed(
     return _finish(train, val, notes)
 
 
-def _finish(train: list[Case], val: list[Case], notes: list[str]) -> tuple[list[Case], list[Case], list[str]]:
+def _finish(train: list[Case], val: list[Case], notes: list[str]) -> Chosen:
     """Refuse slides that are in both sets (the score would be a lie); warn of known problem slides."""
     both = sorted({case.slide_path.resolve() for case in train} & {case.slide_path.resolve() for case in val})
     if both:

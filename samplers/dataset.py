@@ -42,31 +42,36 @@ class SlideSet:
         return PatchReader(self.slides, self.truths, img_size, um_px)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How slides and labels are to be read.
+
+    Attributes:
+        label_map: annotation group -> class, in painting order.
+        ignore_groups: annotation groups to skip.
+        mask_values: mask value -> class; None: non-zero is 1.
+        um_px_l0: spacing of level 0, um per px, for slides that do not say; None to insist that they do.
+        bb_downsample: pyramid level of the search grid.
+        classes: number of classes K.
+    """
+
+    label_map: Mapping[str, int]
+    ignore_groups: Sequence[str]
+    mask_values: Mapping[int, int] | None
+    um_px_l0: float | None
+    bb_downsample: int
+    classes: int
+
+
 Exchange = Callable[[Callable[[], list[SlideIndex]]], list[list[SlideIndex]]]
 
 
-def open_set(
-    cases: Sequence[SlideAndLabel],
-    label_map: Mapping[str, int],
-    ignore_groups: Sequence[str],
-    mask_values: Mapping[int, int] | None,
-    um_px_l0: float | None,
-    bb_downsample: int,
-    classes: int,
-    rank: int,
-    size: int,
-    exchange: Exchange,
-) -> SlideSet:
+def open_set(cases: Sequence[SlideAndLabel], how: Reading, rank: int, size: int, exchange: Exchange) -> SlideSet:
     """Open every slide and its truth, and build the search indexes, shared out over ranks.
 
     Args:
         cases: files of each slide.
-        label_map: annotation group -> class, in painting order.
-        ignore_groups: annotation groups to skip.
-        mask_values: mask value -> class; None: non-zero is 1.
-        um_px_l0: spacing of level 0 where the slides do not say, um per px.
-        bb_downsample: pyramid level of the search grid.
-        classes: number of classes K.
+        how: label map, spacing, search level.
         rank: this rank.
         size: number of ranks.
         exchange: runs its argument on every rank and returns all results in rank order.
@@ -79,10 +84,12 @@ def open_set(
 
     def mine() -> list[SlideIndex]:
         for case in cases:
-            slides.append(Slide(case.slide_path, um_px=um_px_l0))
-            truths.append(open_truth(case.label_path, slides[-1], label_map, ignore_groups, mask_values))
+            slides.append(Slide(case.slide_path, um_px=how.um_px_l0))
+            truths.append(open_truth(case.label_path, slides[-1], how.label_map, how.ignore_groups, how.mask_values))
         # Ranks: reading thumbnails is the slow part, so each rank does every size-th slide
-        return [index_slide(slides[i], truths[i], bb_downsample, classes) for i in range(rank, len(cases), size)]
+        return [
+            index_slide(slides[i], truths[i], how.bb_downsample, how.classes) for i in range(rank, len(cases), size)
+        ]
 
     parts = exchange(mine)
     return SlideSet(slides, truths, [parts[i % size][i // size] for i in range(len(cases))])

@@ -26,8 +26,8 @@ def rank_indices(first: int, batch_size: int, rank: int, size: int) -> Iterator[
     """Stream indices of one rank, endless: disjoint over ranks and complete, whatever their number.
 
     Step t of all ranks takes the indices first + t*G ... first + (t+1)*G - 1 with G = batch_size * size, in blocks of
-    `batch_size` consecutive indices, so a rank's batch keeps the samplers' exact class ratio. The blocks rotate over the
-    ranks from step to step: with batch_size 1 and ratio 0.5, one rank would otherwise see tumour only.
+    `batch_size` consecutive indices, so a rank's batch keeps the samplers' exact class ratio. The blocks rotate over
+    the ranks from step to step: with batch_size 1 and ratio 0.5, one rank would otherwise see tumour only.
 
     Args:
         first: images trained before (0, or the counter of the checkpoint resumed from).

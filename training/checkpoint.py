@@ -71,8 +71,8 @@ def write_atomically(path: Path, write) -> None:
 def export(model, folder: Path) -> None:
     """Write the trained model for use elsewhere: `final.keras` and the SavedModel folder `final_savedmodel`.
 
-    `final.keras` loads with `keras.models.load_model` after `import models`; the SavedModel needs none of our code. Both
-    take float32 images (B, H, W, 3) in [-1, 1] and give logits.
+    `final.keras` loads with `keras.models.load_model` after `import models`; the SavedModel needs none of our code.
+    Both take float32 images (B, H, W, 3) in [-1, 1] and give logits.
     """
     partial = folder / f".final.{os.getpid()}.keras"
     model.save(partial)
@@ -94,7 +94,19 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, name: str, model, optimizer, state: State) -> Path:
-        """Write a checkpoint `name` (a file name) and return its path. Only one rank may call this."""
+        """Write a checkpoint; of those named `images-COUNTER.npz` only the newest `KEEP` stay.
+
+        Ranks: only one may call this.
+
+        Args:
+            name: file name.
+            model: to save.
+            optimizer: to save.
+            state: what else to save.
+
+        Returns:
+            The file written.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {key: v.numpy() for key, v in named_variables(model, optimizer).items()}
         arrays |= {f"extra/{key}": value for key, value in state.arrays.items()}
@@ -106,11 +118,6 @@ class Checkpoints:
         arrays["state"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
         path = self.folder / name
         write_atomically(path, lambda file: np.savez(file, **arrays))
-        return path
-
-    def save_latest(self, model, optimizer, state: State) -> Path:
-        """Write the checkpoint of this image counter; keep the newest `KEEP`."""
-        path = self.save(f"images-{state.images:09d}.npz", model, optimizer, state)
         for old in self.history()[KEEP:]:
             old.unlink(missing_ok=True)
         return path

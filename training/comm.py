@@ -13,6 +13,11 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+
+class AgreedError(ValueError):
+    """An error that every rank raises, with the same message: all may leave in good order."""
+
+
 Result = TypeVar("Result")
 Array = TypeVar("Array", bound=NDArray[Any])
 
@@ -56,7 +61,7 @@ class SoloComm:
 
     rank, size, local_rank, local_size = 0, 1, 0, 1
 
-    def mean(self, tensors: Sequence[Any], fp16: bool = False) -> list[Any]:
+    def mean(self, tensors: Sequence[Any], fp16: bool = False) -> list[Any]:  # noqa: ARG002  # nothing is sent
         """See `Comm.mean`."""
         return list(tensors)
 
@@ -165,7 +170,7 @@ def together(comm: Comm, action: Callable[[], Result]) -> Result:
     Without this a rank that stops early leaves the others waiting in their next collective call.
 
     Raises:
-        ValueError: on every rank, with the message of the lowest rank that failed.
+        AgreedError: on every rank, with the message of the lowest rank that failed.
     """
     failure: str | None = None
     result: Result | None = None
@@ -178,7 +183,7 @@ def together(comm: Comm, action: Callable[[], Result]) -> Result:
     for rank, message in enumerate(failures):
         if message is not None:
             everywhere = all(other == message for other in failures)
-            raise ValueError(message if everywhere else f"rank {rank}: {message}")
+            raise AgreedError(message if everywhere else f"rank {rank}: {message}")
     return result  # type: ignore[return-value]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from training.validate import Picture
 
@@ -68,20 +69,64 @@ class RunLog:
             self._writer.close()
 
 
+class Progress:
+    """Progress bar and speed. Speed leaves out validations and the first step, which builds the graph.
+
+    Args:
+        total: length of the run, images.
+        images: images trained before.
+        shown: whether to draw the bar.
+    """
+
+    def __init__(self, total: int, images: int, shown: bool) -> None:
+        self._bar = tqdm(total=total, initial=images, unit="img", disable=not shown, smoothing=0.1, mininterval=1.0)
+        self._total = total
+        self.images = images
+        self._overall: tuple[int, float] | None = None
+        self._since: tuple[int, float] = (images, time.perf_counter())
+
+    def step(self, images: int, loss: float) -> None:
+        """The counter went on to `images`."""
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.update(min(images, self._total) - min(self.images, self._total))
+        self.images = images
+        if self._overall is None:
+            self._overall = self._since = (images, time.perf_counter())
+
+    def leave_out(self, seconds: float) -> None:
+        """These seconds were not training."""
+        self._since = (self._since[0], self._since[1] + seconds)
+        if self._overall:
+            self._overall = (self._overall[0], self._overall[1] + seconds)
+
+    def lap(self) -> float:
+        """Images/s since the last call; NaN where no image was timed."""
+        rate = self._rate(self._since)
+        self._since = (self.images, time.perf_counter())
+        return rate
+
+    def close(self) -> float:
+        """End the bar; images/s of the whole run."""
+        self._bar.close()
+        return self._rate(self._overall or self._since)
+
+    def _rate(self, start: tuple[int, float]) -> float:
+        images, seconds = self.images - start[0], time.perf_counter() - start[1]
+        return images / seconds if images and seconds > 0 else float("nan")
+
+
 def coloured(label_HW: np.ndarray) -> np.ndarray:
     """Classes as BGR colours, ignored pixels grey."""
     colours = np.concatenate([np.resize(COLOURS_BGR, (255, 3)), GREY_BGR[None]])
     return colours[label_HW]
 
 
-def side_by_side(picture: Picture, side: int = 384) -> np.ndarray:
+def side_by_side(picture: Picture, side: int = 320) -> np.ndarray:
     """Patch, truth and prediction next to each other, uint8 BGR; classes tint the tissue, borders stay visible."""
     patch_HWC = np.ascontiguousarray(picture.image_HWC[..., ::-1])
-    panels = [patch_HWC]
-    for label_HW in (picture.label_HW, np.where(picture.label_HW == 255, 255, picture.predicted_HW)):
-        panels.append(cv2.addWeighted(patch_HWC, 0.5, coloured(label_HW), 0.5, 0))
-    scale = min(1.0, side / patch_HWC.shape[0])
-    panels = [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in panels]
+    labels = (picture.label_HW, np.where(picture.label_HW == 255, 255, picture.predicted_HW))
+    tinted = (cv2.addWeighted(patch_HWC, 0.5, coloured(label_HW), 0.5, 0) for label_HW in labels)
+    panels = [cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in (patch_HWC, *tinted)]
     for panel, text in zip(panels, ("patch", "truth", "prediction"), strict=True):
         cv2.putText(panel, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 4, cv2.LINE_AA)
         cv2.putText(panel, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from training.comm import Comm
+from training.comm import AgreedError, Comm
 from training.losses import weighted_cross_entropy
 from training.tally import Tally
 
@@ -34,12 +34,36 @@ class StepResult:
     patch_loss_B: np.ndarray
 
 
+def require_finite(result: StepResult, indices_B: np.ndarray, images: int, comm: Comm) -> None:
+    """Stop all ranks when the loss is no number; nothing of that step may be saved.
+
+    Ranks: the loss is that of all ranks, so all of them come here in the same step.
+
+    Args:
+        result: of the step.
+        indices_B: stream index of each of this rank's patches.
+        images: image counter at the start of the step.
+        comm: the ranks.
+
+    Raises:
+        AgreedError: the loss is NaN or infinite; names the step and the patches whose own loss is.
+    """
+    if np.isfinite(result.loss):
+        return
+    bad = [int(i) for i, loss in zip(indices_B, result.patch_loss_B, strict=True) if not np.isfinite(loss)]
+    indices = sorted(i for part in comm.gather(bad) for i in part)
+    raise AgreedError(
+        f"the loss became {result.loss} in the step at image {images}; patches with a non-finite loss: "
+        f"indices {indices or 'none: the weights were bad before'}. Try a smaller --base_lr or a longer --warmup"
+    )
+
+
 class TrainStep:
     """Callable training step of a model.
 
     The loss is the sum of weighted pixel losses over all ranks divided by the sum of weights over all ranks, so unequal
-    numbers of ignored pixels do not change what a pixel counts. BatchNorm's moving statistics are averaged over ranks in
-    every step, like the gradients, so that all ranks hold bit-equal models at any time.
+    numbers of ignored pixels do not change what a pixel counts. BatchNorm's moving statistics are averaged over ranks
+    in every step, like the gradients, so that all ranks hold bit-equal models at any time.
 
     Args:
         model: (B, H, W, 3) in [-1, 1] -> logits_BHWK.

@@ -5,7 +5,6 @@ Shapes: B patches, H, W pixels, K classes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -71,7 +70,7 @@ class Validator:
         sums = (tf.reduce_sum(tf.cast(s, tf.float64)) for s in (loss_BHW, weight_BHW))
         return predicted_BHW, tf.stack(list(sums))
 
-    def run(self, batches: Iterable, comm: Comm) -> tuple[dict[str, float], list[Picture], float]:
+    def run(self, batches: Iterable, comm: Comm) -> tuple[dict[str, float], list[Picture]]:
         """Score this rank's batches and sum over ranks; every rank must call it.
 
         Args:
@@ -79,9 +78,8 @@ class Validator:
             comm: the ranks.
 
         Returns:
-            `numbers` over all ranks, up to `PICTURES` pictures of this rank (those with most classes first), seconds.
+            `numbers` over all ranks, up to `PICTURES` pictures of this rank (those with the most mixed truth first).
         """
-        start = time.perf_counter()
         sums = np.zeros(2)
         pictures: list[tuple[int, Picture]] = []
         for image_BHWC, label_BHW, _ in batches:
@@ -92,7 +90,7 @@ class Validator:
         confusion_KK, histogram_2N = self._tally.totals(comm)
         loss_sum, weight_sum = comm.sum_array(sums)
         loss = float(loss_sum / weight_sum) if weight_sum else float("nan")
-        return numbers(confusion_KK, histogram_2N, loss), [p for _, p in pictures], time.perf_counter() - start
+        return numbers(confusion_KK, histogram_2N, loss), [p for _, p in pictures]
 
 
 def _keep(kept: list[tuple[int, Picture]], image_BHWC, label_BHW, predicted_BHW) -> None:

@@ -1,5 +1,6 @@
 """Samplers: schedules, uniform points, and where the pixels of a patch come from."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -38,7 +39,7 @@ def cells(*at):
     return mask_HW
 
 
-# ------------------------------------------------------------------------------------------------------------ schedules
+# ----------------------------------------------------------------------------------------------------------- schedules
 
 
 def test_share_is_exact_and_even():
@@ -72,10 +73,7 @@ def test_generators_of_different_purpose_differ():
 @pytest.mark.parametrize(("batch", "size"), [(2, 1), (2, 2), (1, 3), (3, 4)])
 def test_ranks_are_disjoint_and_complete(batch, size):
     steps, first = 5, 40
-    taken = [
-        [next_ for next_, _ in zip(rank_indices(first, batch, r, size), range(batch * steps), strict=False)]
-        for r in range(size)
-    ]
+    taken = [list(itertools.islice(rank_indices(first, batch, r, size), batch * steps)) for r in range(size)]
     together = sorted(i for rank in taken for i in rank)
     assert together == list(range(first, first + batch * size * steps))
     # step by step too: the joint batch of a step is the same for any number of ranks
@@ -123,7 +121,7 @@ def test_thin_polygon_is_triangulated():
     assert ((counts - 60) ** 2 / 60).sum() < 18.5  # 4 degrees of freedom, significance 0.001
 
 
-# -------------------------------------------------------------------------------------------------------------- samplers
+# ------------------------------------------------------------------------------------------------------------- samplers
 
 
 def test_surf_draws_slides_that_have_the_class():
@@ -185,7 +183,7 @@ def test_unknown_sampler():
         samplers.build("os", [], 0, 2, None)
 
 
-# --------------------------------------------------------------------------------------------------------------- patches
+# -------------------------------------------------------------------------------------------------------------- patches
 
 
 @pytest.fixture(scope="module")

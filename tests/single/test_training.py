@@ -143,7 +143,7 @@ def test_validation_counts_every_pixel_once_and_keeps_pictures():
     image_BHWC, label_BHW = batch(4)
     validator = Validator(model, 2, [1.0, 1.0])
     batches = [(tf.constant(image_BHWC[i : i + 2]), tf.constant(label_BHW[i : i + 2]), None) for i in (0, 2)]
-    scores, pictures, _ = validator.run(batches, SoloComm())
+    scores, pictures = validator.run(batches, SoloComm())
     logits_BHWK = model.predict(image_BHWC / 127.5 - 1, verbose=0)
     expected_KK = confusion.confusion_from_labels(label_BHW, logits_BHWK.argmax(-1).astype(np.uint8), 2)
     assert expected_KK.sum() == 4 * 64 - 5
@@ -163,7 +163,9 @@ def trained(images, folder):
     step = TrainStep(model, optimizer, SoloComm(), [1.0, 1.0], False, None)
     for _ in range(images):
         step(*batch(), 0.01)
-    Checkpoints(folder).save_latest(model, optimizer, State(images, 0.5, {"seed": 1}, {"hard_pool": np.eye(2)}))
+    Checkpoints(folder).save(
+        f"images-{images:09d}.npz", model, optimizer, State(images, 0.5, {"seed": 1}, {"hard_pool": np.eye(2)})
+    )
     return model, optimizer, step
 
 
@@ -240,7 +242,7 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="No space"):
-        Checkpoints(tmp_path).save_latest(model, optimizer, State(1, 0.0, {}))
+        Checkpoints(tmp_path).save("images-000000001.npz", model, optimizer, State(1, 0.0, {}))
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["images-000000001.npz"]
     assert Checkpoints(tmp_path).resume("auto", model, optimizer, {})[0].best_miou == 0.5
@@ -249,7 +251,7 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     model, optimizer, _ = trained(1, tmp_path)
     for images in (9, 10, 11):
-        Checkpoints(tmp_path).save_latest(model, optimizer, State(images, 0.0, {}))
+        Checkpoints(tmp_path).save(f"images-{images:09d}.npz", model, optimizer, State(images, 0.0, {}))
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["images-000000009.npz", "images-000000010.npz", "images-000000011.npz"]
 
@@ -302,13 +304,13 @@ class Pair(SoloComm):
 
 def test_together_fails_on_all_ranks_if_any_failed():
     assert together(Pair(None), lambda: 5) == 5
-    with pytest.raises(ValueError, match="^rank 1: tumor_003: truncated$"):
+    with pytest.raises(ValueError, match=r"^rank 1: tumor_003: truncated$"):
         together(Pair("tumor_003: truncated"), lambda: 5)
 
     def fail():
         raise OSError("no such folder")
 
-    with pytest.raises(ValueError, match="^no such folder$"):
+    with pytest.raises(ValueError, match=r"^no such folder$"):
         together(Pair("no such folder"), fail)
 
 

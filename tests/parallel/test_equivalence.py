@@ -1,0 +1,223 @@
+"""Two ranks do what one rank does with the joint batch. Run by `mpirun -np 2 python -m pytest tests/parallel`.
+
+Every test runs on all ranks; each rank also computes the one-rank answer by itself, with `SoloComm`.
+
+Tolerances: float32 sums of n terms in another order differ by about n * 2^-24 relative at worst, sqrt(n) * 2^-24 as
+a rule. The largest sum here is a gradient over 4 x 64 pixels: 256 * 6e-8 = 1.5e-5, so 2e-5 relative. fp16 rounds each
+rank's gradient and their sum: 2 roundings of 2^-11 relative to the largest summand, and 2^-24 where fp16 is subnormal.
+"""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import models
+from samplers.mining import Entry
+from samplers.pipeline import Feed, grid_feed, rank_indices
+from tests.single.test_pipeline import load, pool
+from tests.small import network
+from training.checkpoint import named_variables
+from training.comm import AgreedError, SoloComm, connect, together
+from training.optimizer import Adam
+from training.step import TrainStep, require_finite
+from training.validate import Validator
+
+RTOL = 2e-5
+
+
+@pytest.fixture(scope="session")
+def comm():
+    found = connect(horovod=True)
+    assert found.size >= 2, "run me with mpirun -np 2"
+    return found
+
+
+def joint_batch(size, side=8, per_rank=2):
+    """Batch of all ranks; rank 0's patches have many ignored pixels, so ranks have unequal numbers of valid ones."""
+    rng = np.random.default_rng(5)
+    image_BHWC = rng.integers(0, 256, (size * per_rank, side, side, 3)).astype(np.uint8)
+    label_BHW = rng.integers(0, 2, (size * per_rank, side, side)).astype(np.uint8)
+    label_BHW[0, : side - 1] = 255
+    label_BHW[1, :, 0] = 255
+    return image_BHWC, label_BHW
+
+
+def mine(array, comm, per_rank=2):
+    return array[comm.rank * per_rank : (comm.rank + 1) * per_rank]
+
+
+def steps(model, comm, fp16=False):
+    return TrainStep(model, Adam(model.trainable_variables), comm, [1.0, 3.0], fp16, None)
+
+
+def same_on_all_ranks(comm, variables):
+    """Bit-equal, compared as bytes."""
+    contents = comm.gather([v.numpy().tobytes() for v in variables])
+    assert len(contents[0]) > 0
+    return all(other == contents[0] for other in contents[1:])
+
+
+def test_loss_and_gradients_equal_the_joint_batch(comm):
+    image_BHWC, label_BHW = joint_batch(comm.size)
+    model = network()
+    loss, patch_loss_B, grads = steps(model, comm).gradients(mine(image_BHWC, comm), mine(label_BHW, comm))
+    joint_loss, joint_patch_B, joint_grads = steps(model, SoloComm()).gradients(image_BHWC, label_BHW)
+    assert float(comm.mean([loss])[0]) == pytest.approx(float(joint_loss), rel=RTOL)
+    assert patch_loss_B.numpy() == pytest.approx(mine(joint_patch_B.numpy(), comm), rel=RTOL)
+    assert len(grads) == 4
+    for grad, joint in zip(grads, joint_grads, strict=True):
+        np.testing.assert_allclose(grad, joint, rtol=RTOL, atol=RTOL * np.abs(joint).max())
+
+
+def test_mean_of_rank_losses_would_be_wrong(comm):
+    """The test above can fail: averaging each rank's own mean loss gives another number."""
+    image_BHWC, label_BHW = joint_batch(comm.size)
+    solo = steps(network(), SoloComm())
+    own = float(solo.gradients(mine(image_BHWC, comm), mine(label_BHW, comm))[0])
+    joint = float(solo.gradients(image_BHWC, label_BHW)[0])
+    assert abs(np.mean(comm.gather(own)) - joint) > 100 * RTOL * joint
+
+
+def test_fp16_gradients_stay_within_their_bound(comm):
+    image_BHWC, label_BHW = joint_batch(comm.size)
+    model = network()
+    batch = mine(image_BHWC, comm), mine(label_BHW, comm)
+    exact = [g.numpy() for g in steps(model, comm).gradients(*batch)[2]]
+    rounded = [g.numpy() for g in steps(model, comm, fp16=True).gradients(*batch)[2]]
+    differ = False
+    for e, r in zip(exact, rounded, strict=True):
+        bound = 2 * 2.0**-11 * comm.size * np.abs(e).max() * 4 + 2.0**-24
+        assert np.abs(e - r).max() <= bound
+        differ |= bool((e != r).any())
+    assert differ  # otherwise the flag did nothing
+
+
+def test_weights_after_some_steps(comm):
+    image_BHWC, label_BHW = joint_batch(comm.size)
+    ranks, joint = network(), network()
+    many, one = steps(ranks, comm), steps(joint, SoloComm())
+    for _ in range(5):
+        loss = many(mine(image_BHWC, comm), mine(label_BHW, comm), 0.01).loss
+        assert loss == pytest.approx(one(image_BHWC, label_BHW, 0.01).loss, rel=1e-4)
+    assert same_on_all_ranks(comm, [v.value for v in ranks.weights])
+    for a, b in zip(ranks.weights, joint.weights, strict=True):
+        # Adam divides by the gradient's size: a relative error of 1e-5 may move a step of 0.01 by about as much
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=5 * 0.01 * 1e-3)
+
+
+def test_everything_is_bit_equal_with_batch_norm_and_fp16(comm):
+    image_BHWC, label_BHW = joint_batch(comm.size)
+    model = network(norm=True)
+    step = steps(model, comm, fp16=True)
+    for _ in range(3):
+        step(mine(image_BHWC, comm), mine(label_BHW, comm), 0.01)
+    assert same_on_all_ranks(comm, named_variables(model, step._optimizer).values())
+
+
+def test_moving_statistics_are_the_mean_over_ranks(comm):
+    image_BHWC, label_BHW = joint_batch(comm.size)
+    batch = mine(image_BHWC, comm), mine(label_BHW, comm)
+    joint, own = network(norm=True), network(norm=True)
+    steps(joint, comm)(*batch, 0.01)
+    steps(own, SoloComm())(*batch, 0.01)
+    for name in ("moving_mean", "moving_variance"):
+        owns = comm.gather(getattr(own.get_layer("norm"), name).numpy())
+        assert np.abs(owns[0] - owns[1]).max() > 1e-4
+        np.testing.assert_allclose(getattr(joint.get_layer("norm"), name).numpy(), np.mean(owns, 0), rtol=1e-6)
+
+
+def test_effdetd0_with_frozen_norm_equals_the_joint_batch(comm):
+    """The real network; BatchNorm in inference mode, since its batch statistics are each rank's own."""
+    keras.utils.set_random_seed(1)
+    model = models.build("effdetd0", 128, 2)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    image_BHWC, label_BHW = joint_batch(comm.size, side=128, per_rank=1)
+    many = tf.function(steps(model, comm).gradients, autograph=False)
+    one = tf.function(steps(model, SoloComm()).gradients, autograph=False)
+    loss, _, grads = many(mine(image_BHWC, comm, 1), mine(label_BHW, comm, 1))
+    joint_loss, _, joint_grads = one(image_BHWC, label_BHW)
+    assert float(comm.mean([loss])[0]) == pytest.approx(float(joint_loss), rel=1e-4)
+    norms = [(float(tf.norm(a - b)), float(tf.norm(b))) for a, b in zip(grads, joint_grads, strict=True)]
+    total = np.sqrt(sum(n**2 for _, n in norms))
+    assert total > 0
+    assert max(error for error, _ in norms) < 1e-3 * total
+
+
+def test_initial_broadcast(comm):
+    model = network(seed=10 + comm.rank)
+    variables = list(named_variables(model, Adam(model.trainable_variables)).values())
+    assert not same_on_all_ranks(comm, variables)
+    comm.broadcast(variables)
+    assert same_on_all_ranks(comm, variables)
+    assert (variables[0].numpy() == network(seed=10).weights[0].numpy()).all()
+
+
+def test_validation_is_the_same_for_any_number_of_ranks(comm):
+    """Five patches over the ranks: shares are uneven and the last batch is padded, yet each counts once."""
+    keras.utils.set_random_seed(2)
+    model = network(side=4)
+
+    class Reader:
+        img_size = 4
+
+        def read(self, request):
+            return load(request)
+
+    def scores(communicator):
+        feed = grid_feed(Reader(), [1, 2, 3, 4, 7], communicator.rank, communicator.size, 2, 1)
+        return Validator(model, 2, [1.0, 1.0]).run(feed, communicator)[0]
+
+    together_scores, alone = scores(comm), scores(SoloComm())
+    assert together_scores == pytest.approx(alone, rel=1e-6, nan_ok=True)
+    assert np.isfinite(together_scores["miou"])
+
+
+def test_sample_stream_is_disjoint_and_complete(comm):
+    batch, count = 2, 3
+    indices = itertools.islice(rank_indices(0, batch, comm.rank, comm.size), batch * count)
+    seen = [int(i) for _, _, meta_BM in Feed(load, list(indices), batch, 4, 2) for i in meta_BM[:, 0]]
+    everyone = sorted(i for part in comm.gather(seen) for i in part)
+    assert everyone == list(range(batch * count * comm.size))
+
+
+def test_hard_pool_is_equal_on_all_ranks(comm):
+    hard = pool()
+    own = [Entry(i, 0, i % 2, 10.0 * i, 5.0, float(i)) for i in range(comm.rank, 8, comm.size)]
+    hard.feed([e for part in comm.gather(own) for e in part], 8)
+    drawn = comm.gather([hard.request(i) for i in range(8, 16)])
+    assert len(drawn[0]) == 8
+    assert all(other == drawn[0] for other in drawn)
+    assert {r.origin for r in drawn[0]} == {"hard", "stream"}
+
+
+def test_sums_of_integers_are_exact(comm):
+    big = np.array([[2**53 + 1, comm.rank]], np.int64)
+    assert comm.sum_array(big).tolist() == [[comm.size * (2**53 + 1), sum(range(comm.size))]]
+    assert comm.sum_array(np.array([0.5])).dtype == np.float64
+
+
+def test_error_on_one_rank_reaches_all(comm):
+    def only_last():
+        if comm.rank == comm.size - 1:
+            raise ValueError("tumor_009.tif: truncated")
+
+    with pytest.raises(AgreedError, match=rf"^rank {comm.size - 1}: tumor_009.tif: truncated$"):
+        together(comm, only_last)
+
+
+def test_non_finite_loss_stops_all_ranks_and_names_the_patch(comm):
+    model = network()
+    image_BHWC, label_BHW = joint_batch(comm.size)
+    step = steps(model, comm)
+    indices_B = np.arange(2) + 40 + 2 * comm.rank
+    require_finite(step(mine(image_BHWC, comm), mine(label_BHW, comm), 0.0), indices_B, 0, comm)
+    result = step(mine(image_BHWC, comm), mine(label_BHW, comm), 0.0)
+    broken = np.where(indices_B == 41, np.nan, result.patch_loss_B)
+    poisoned = type(result)(float(comm.mean([tf.constant(broken.sum())])[0]), broken)
+    with pytest.raises(AgreedError, match=r"step at image 40.*indices \[41\]"):
+        require_finite(poisoned, indices_B, 40, comm)
