@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from samplers.draw import HARD as HARD_DRAWS
 from samplers.draw import generator, share
 from samplers.index import SlideIndex
-from samplers.patch import HARD, PatchRequest, RequestSource
+from samplers.patch import HARD, NotYetError, PatchRequest, RequestSource
 
 MAX_AGE_INTERVALS = 16  # an entry older than this is dropped: the network has changed since
 
@@ -73,13 +73,14 @@ class HardPool:
         self._seen: list[Entry] = []
         self._versions: dict[int, list[Entry]] = {0: []}
         self._newest = 0
-        self._published = threading.Condition()
+        self._lock = threading.Lock()  # the training loop publishes, input workers read
 
     def request(self, index: int, attempt: int = 0) -> PatchRequest:
         """Place to look at for (index, attempt).
 
-        Waits until the pool version of this index is published, which the training loop does one interval earlier;
-        called only by input workers.
+        Raises:
+            NotYetError: the pool version of this index is not published; the training loop does so one interval
+                earlier, so only an input pipeline that runs ahead meets this.
         """
         own = self._source.request(index, attempt)
         if attempt or not share(index, self._fraction):
@@ -104,7 +105,7 @@ class HardPool:
         """
         # Ranks: sorted, because ranks deliver in any order and the pool must be equal on all of them.
         self._seen = sorted([*self._seen, *entries])
-        with self._published:
+        with self._lock:
             for version in range(self._newest + 1, counter // self.interval + 1):
                 known = [
                     e
@@ -115,14 +116,13 @@ class HardPool:
                 self._newest = version
             # Requests trail the newest version by at most one, plus one for what is already in flight.
             self._versions = {v: e for v, e in self._versions.items() if v >= self._newest - 3}
-            self._published.notify_all()
         oldest = (self._newest - MAX_AGE_INTERVALS - 1) * self.interval  # the version before may be rebuilt on resume
         self._seen = [e for e in self._seen if e.index >= oldest]
 
     def _version(self, version: int) -> list[Entry]:
-        with self._published:
-            while version > self._newest:
-                self._published.wait()
+        with self._lock:
+            if version > self._newest:
+                raise NotYetError(f"hard-mining pool {version} is not published, {self._newest} is the newest")
             return self._versions[version]
 
     def state(self) -> NDArray[np.float64]:

@@ -60,13 +60,17 @@ class Patch:
     label_HW: NDArray[np.uint8]
 
 
+class NotYetError(Exception):
+    """A request that depends on training which has not happened yet: ask again later."""
+
+
 class RequestSource(Protocol):
     """A sampler: a pure function from (index, attempt) to a request."""
 
     max_redraws: int
 
     def request(self, index: int, attempt: int = 0) -> PatchRequest:
-        """The place to look at for this index."""
+        """The place to look at for this index; `NotYetError` where only later training decides it."""
         ...
 
 

@@ -6,6 +6,7 @@ Images stay uint8 until they are in the graph: a quarter of the memory traffic o
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from samplers.patch import ORIGINS, Patch, PatchReader, PatchRequest
+from samplers.patch import ORIGINS, NotYetError, Patch, PatchReader, PatchRequest
 from samplers.records import META
 from slides.truth import IGNORE
 
 PREFETCH = 2  # batches; more only costs memory once reading is faster than training
+RETRY_S = 0.01  # between two tries of a request that waits for training
 
 Batch = tuple[Any, Any, NDArray[np.float64]]  # image_BHWC uint8, label_BHW uint8, meta_BM
 
@@ -47,7 +49,7 @@ class Feed:
     """Batches from a tf.data pipeline; an error in a worker comes out as itself.
 
     Args:
-        load: index -> Patch, called from `workers` threads at once.
+        load: index -> Patch, called from `workers` threads at once; where it raises `NotYetError` it is called again.
         indices: which patches, in order; the order of batches never depends on `workers`.
         batch_size: patches per batch; a last short batch is filled with ignored white patches of index -1.
         img_size: side of the patches, px.
@@ -64,6 +66,7 @@ class Feed:
     ) -> None:
         self._load = load
         self._failure: BaseException | None = None
+        self._ended = threading.Event()
         self._img_size = img_size
         if callable(indices):
             dataset = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec((), tf.int64))
@@ -92,7 +95,7 @@ class Feed:
             white_HWC = np.full((side, side, 3), 255, np.uint8)
             return white_HWC, np.full((side, side), IGNORE, np.uint8), np.full(len(META), -1.0)
         try:
-            patch = self._load(int(index))
+            patch = self._patch(int(index))
         except BaseException as error:
             self._failure = error  # TensorFlow would hand on a string with its own traceback
             raise
@@ -100,15 +103,29 @@ class Feed:
         meta = (r.index, r.attempt, r.slide, r.cls, *patch.window.center_xy_l0, ORIGINS.index(r.origin))
         return patch.image_HWC, patch.label_HW, np.array(meta, np.float64)
 
+    def _patch(self, index: int) -> Patch:
+        """The patch of an index, waiting for training where it must."""
+        while True:
+            try:
+                return self._load(index)
+            except NotYetError:  # noqa: PERF203  # waiting, not speed
+                if self._ended.wait(RETRY_S):
+                    raise
+
     def __iter__(self) -> Iterator[Batch]:
-        """Batches (image_BHWC uint8 tensor, label_BHW uint8 tensor, meta_BM float64 array)."""
+        """Batches (image_BHWC uint8 tensor, label_BHW uint8 tensor, meta_BM float64 array); one iteration at a time."""
+        self._ended.clear()
+        batches = iter(self._dataset)
         try:
-            for image_BHWC, label_BHW, meta_BM in self._dataset:
+            for image_BHWC, label_BHW, meta_BM in batches:
                 yield image_BHWC, label_BHW, meta_BM.numpy()
         except tf.errors.OpError:
             if self._failure is None:
                 raise
             raise self._failure from None
+        finally:
+            # Before TensorFlow joins its threads: one of them may wait for training that will not happen any more.
+            self._ended.set()
 
 
 def grid_feed(

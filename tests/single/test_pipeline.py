@@ -1,5 +1,6 @@
 """From requests to batches; the hard-mining pool; the sample log."""
 
+import itertools
 import threading
 import time
 from fractions import Fraction
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from samplers.mining import Entry, HardPool
-from samplers.patch import HARD, STREAM, Patch, PatchRequest
+from samplers.patch import HARD, STREAM, NotYetError, Patch, PatchRequest
 from samplers.pipeline import Feed
 from samplers.records import META, Records, read_samples, trim_samples
 from slides.geometry import Window
@@ -115,17 +116,52 @@ def test_pool_does_not_depend_on_who_delivers_first():
     assert [one.request(i) for i in range(12)] == [two.request(i) for i in range(12)]
 
 
-def test_request_waits_for_its_version():
+def test_request_ahead_of_its_version_is_told_so():
     hard = pool()
     hard.feed([entry(1, 1.0)], 4)
-    got = []
-    thread = threading.Thread(target=lambda: got.append(hard.request(13)))
-    thread.start()
-    time.sleep(0.1)
-    assert got == []
+    with pytest.raises(NotYetError, match="pool 2 is not published, 1 is the newest"):
+        hard.request(13)
     hard.feed([], 8)
-    thread.join(10)
-    assert [r.origin for r in got] == [HARD]
+    assert hard.request(13).origin == HARD
+
+
+def test_feed_waits_for_the_pool():
+    hard = pool()
+
+    def wanted(index):
+        hard.request(index)
+        return load(index)
+
+    batches = iter(Feed(wanted, list(range(12)), 2, 4, 1))
+    assert [next(batches)[2][:, 0].tolist() for _ in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    publisher = threading.Timer(0.2, lambda: hard.feed([], 4))
+    publisher.start()
+    begin = time.monotonic()
+    assert next(batches)[2][:, 0].tolist() == [8, 9]
+    assert time.monotonic() - begin > 0.1
+    publisher.join()
+
+
+def test_feed_ends_while_a_worker_waits_for_the_pool():
+    hard = pool()
+
+    def endless(first=0):
+        yield from itertools.count(first)
+
+    def wanted(index):
+        hard.request(index)
+        return load(index)
+
+    rescue = threading.Timer(15, lambda: hard.feed([], 10**6))
+    rescue.start()
+    batches = iter(Feed(wanted, endless, 2, 4, 2))
+    for _ in range(4):
+        next(batches)
+    time.sleep(0.3)  # until a worker has come to index 9, whose pool will never be published
+    begin = time.monotonic()
+    del batches
+    assert time.monotonic() - begin < 10
+    rescue.cancel()
 
 
 def test_old_entries_leave_the_pool():
