@@ -277,3 +277,9 @@ def as_json(opts: argparse.Namespace) -> dict[str, Any]:
     return {
         k: v if isinstance(v, plain) else list(v) if isinstance(v, tuple) else str(v) for k, v in vars(opts).items()
     }
+
+
+def stream_options(opts: argparse.Namespace) -> dict[str, Any]:
+    """Options that decide which patch an index is: a resumed run must agree on them."""
+    names = ("seed", "data_sampler", "batch_tumor_ratio", "img_size", "resolution", "bb_downsample", "hard_mining")
+    return {name: as_json(opts)[name] for name in names}

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from options import as_json, train_options
+from options import as_json, stream_options, train_options
 from training.comm import AgreedError, abort, connect, launched_rank, together
 
 CLASS_NAMES = {0: "normal", 1: "tumour"}
@@ -37,14 +37,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         Run(opts, comm).go()
-    except AgreedError as error:
-        # Ranks: all raised the same, so all leave; one says why.
+    except (ValueError, OSError) as error:
+        # Ranks: an AgreedError is everybody's, so all leave; any other is this rank's alone (a slide went bad in
+        # mid-run), and the others must not wait for it in an allreduce.
+        if comm.size > 1 and not isinstance(error, AgreedError):
+            abort(comm, f"error: {error}", 2)
         if comm.rank == 0:
             print(f"train.py: error: {error}", file=sys.stderr, flush=True)
         return 2
-    except (ValueError, OSError) as error:
-        # Ranks: this one alone is in trouble (a slide went bad); the others must not wait for it in an allreduce.
-        abort(comm, f"error: {error}", 2)
     except Exception as error:
         if comm.size == 1:
             raise
@@ -181,7 +181,8 @@ class Run:
             )  # fmt: skip
         self.train_reader = self.train_set.reader(opts.img_size, opts.resolution)
         self.val_reader = self.val_set.reader(opts.img_size, opts.resolution)
-        self.grid = requests(self.val_set.indexes, opts.img_size, opts.resolution, opts.val_patches)
+        grid_of = (self.val_set.indexes, opts.img_size, opts.resolution, opts.val_patches)
+        self.grid = together(self.comm, lambda: requests(*grid_of))
         self.say(f"sampling    {opts.data_sampler}; validation on {len(self.grid)} patches of the grid over tissue")
 
     # --------------------------------------------------------------------------------------------------------- resume
@@ -202,7 +203,7 @@ class Run:
             found = None
             if opts.resume:
                 reader = self.checkpoints or Checkpoints(Path())
-                found = reader.resume(opts.resume, self.model, self.optimizer, self.stream())
+                found = reader.resume(opts.resume, self.model, self.optimizer, stream_options(opts))
             if opts.log_dir is not None:
                 self.say(*prepare_folder(opts.log_dir, found is not None, as_json(opts)))
                 trim_samples(opts.log_dir, found[0].images if found else 0)
@@ -225,11 +226,6 @@ class Run:
         self.log = together(comm, lambda: RunLog(opts.log_dir, comm.rank))
         slide_ids = [slide.id for slide in self.train_set.slides]
         self.records = together(comm, lambda: Records(opts.log_dir, comm.rank, slide_ids, opts.resolution, self.pool))
-
-    def stream(self) -> dict[str, Any]:
-        """Options that decide which patch an index is: a resumed run must agree on them."""
-        names = ("seed", "data_sampler", "batch_tumor_ratio", "img_size", "resolution", "bb_downsample", "hard_mining")
-        return {name: as_json(self.opts)[name] for name in names}
 
     # ------------------------------------------------------------------------------------------------------- the loop
 

@@ -19,6 +19,9 @@ class Adam:
         beta_1: decay of the first moment.
         beta_2: decay of the second moment.
         epsilon: added to the root of the second moment.
+
+    Attributes:
+        steps: number of updates done, int64 variable.
     """
 
     def __init__(
@@ -27,18 +30,18 @@ class Adam:
         self._trained = [v.value for v in variables]
         self._betas = (beta_1, beta_2)
         self._epsilon = epsilon
-        self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.steps = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._first = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._trained]
         self._second = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._trained]
 
     @property
     def variables(self) -> list[Any]:
         """Everything that a checkpoint must keep: steps done, first and second moments."""
-        return [self._steps, *self._first, *self._second]
+        return [self.steps, *self._first, *self._second]
 
     def apply(self, grads: Sequence[Any], learning_rate: Any) -> None:
         """Update the variables; `learning_rate` is a float32 scalar tensor."""
-        steps = tf.cast(self._steps.assign_add(1), tf.float32)
+        steps = tf.cast(self.steps.assign_add(1), tf.float32)
         beta_1, beta_2 = self._betas
         powers = (tf.pow(beta_1, steps), tf.pow(beta_2, steps))
         constants = {"beta1": beta_1, "beta2": beta_2, "epsilon": self._epsilon}

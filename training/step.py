@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from training.comm import AgreedError, Comm
 from training.losses import weighted_cross_entropy
+from training.statistics import MovingStatistics
 from training.tally import Tally
 
 
@@ -84,7 +85,7 @@ class TrainStep:
         self._fp16 = fp16_allreduce
         self._tally = tally
         self._losses: list[float] = []
-        self._moving = [v.value for v in model.non_trainable_variables if v.dtype == "float32"]
+        self._statistics = MovingStatistics(model)
 
     def __call__(self, image_BHWC, label_BHW, learning_rate: float) -> StepResult:
         """Train on one batch per rank.
@@ -125,11 +126,9 @@ class TrainStep:
 
     @tf.function
     def _step(self, image_BHWC, label_BHW, learning_rate):
+        before = self._statistics.before()
         local, patch_loss_B, grads = self.gradients(image_BHWC, label_BHW)
-        # Ranks: moving statistics and the loss to report travel together, always in float32.
-        loss, *moving = self._comm.mean([local, *self._moving])
-        for variable, value in zip(self._moving, moving, strict=True):
-            variable.assign(value)
+        (loss,) = self._statistics.update(before, self._optimizer.steps, self._comm, others=[local])
         self._optimizer.apply(grads, learning_rate)
         return loss, patch_loss_B
 

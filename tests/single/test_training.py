@@ -110,6 +110,22 @@ def test_batch_without_any_truth_changes_no_weight_by_a_gradient():
         np.testing.assert_array_equal(w.numpy(), b)
 
 
+def test_moving_statistics_leave_their_start_at_once_and_keep_the_momentum_later():
+    model = network(norm=True)
+    layer, optimizer = model.get_layer("norm"), Adam(model.trainable_variables)
+    step = TrainStep(model, optimizer, SoloComm(), [1.0, 1.0], False, None)
+    image_BHWC, label_BHW = batch()
+    mean_C = model.get_layer("first")(scaled(image_BHWC)).numpy().mean((0, 1, 2))
+    step(image_BHWC, label_BHW, 0.0)
+    assert layer.moving_mean.numpy() == pytest.approx(0.9 * mean_C, rel=1e-4)
+    step(image_BHWC, label_BHW, 0.0)
+    assert layer.moving_mean.numpy() == pytest.approx((0.9 + 0.1 * 9 / 11) * mean_C, rel=1e-4)
+    optimizer.steps.assign(2000)
+    layer.moving_mean.assign(np.zeros(4))
+    step(image_BHWC, label_BHW, 0.0)
+    assert layer.moving_mean.numpy() == pytest.approx(0.01 * mean_C, rel=1e-4)
+
+
 def test_moving_statistics_move_and_nan_is_seen():
     model = network(norm=True)
     step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), [1.0, 1.0], False, None)
