@@ -133,9 +133,7 @@ def _data_options(parser: Parser) -> None:
         metavar="VALUE:CLASS",
         help="mask value to class (255: ignore); default: non-zero is 1",
     )
-    data.add_argument(
-        "--mpp", type=_positive, help="um per px of level 0, for slides that do not say or say it wrongly"
-    )
+    data.add_argument("--mpp", type=_positive, help="um per px of level 0, in place of what the slides say")
 
 
 def _sampling_options(parser: Parser) -> None:
@@ -169,7 +167,9 @@ def _sampling_options(parser: Parser) -> None:
 
 def _training_options(parser: Parser) -> None:
     training = parser.add_argument_group("training")
-    training.add_argument("--model", choices=MODELS, default="effdetd0", help="network")
+    training.add_argument(
+        "--model", choices=MODELS, help="network; default effdetd0, or the one that --weights_path was made for"
+    )
     training.add_argument("--weights_path", type=Path, help="pre-trained weights, file or folder (.h5, .keras)")
     training.add_argument("--batch_size", type=_whole(1), default=2, help="patches per rank")
     training.add_argument(
@@ -229,6 +229,8 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing would be learnt")
     if opts.resume == "auto" and opts.log_dir is None:
         parser.error("--resume auto looks for checkpoints in --log_dir, which is not given")
+    # without --model, weights say which network they are of
+    opts.networks = MODELS if opts.weights_path and not opts.model else (opts.model or MODELS[0],)
     if opts.debug:
         opts.num_steps = min(opts.num_steps, 100)
         opts.log_every = min(opts.log_every, 20)
@@ -281,5 +283,8 @@ def as_json(opts: argparse.Namespace) -> dict[str, Any]:
 
 def stream_options(opts: argparse.Namespace) -> dict[str, Any]:
     """Options that decide which patch an index is: a resumed run must agree on them."""
-    names = ("seed", "data_sampler", "batch_tumor_ratio", "img_size", "resolution", "bb_downsample", "hard_mining")
+    names = (
+        "seed", "data_sampler", "batch_tumor_ratio", "img_size", "resolution", "bb_downsample", "mpp", "label_map",
+        "ignore_groups", "mask_values", "hard_mining", "hard_fraction", "hard_pool",
+    )  # fmt: skip
     return {name: as_json(opts)[name] for name in names}

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from options import as_json, stream_options, train_options
 from training.comm import AgreedError, abort, connect, launched_rank, together
@@ -114,7 +113,7 @@ class Run:
         def find():
             rest = (centers, opts.val_split, opts.seed)
             if opts.dataset:
-                return from_camelyon(opts.dataset, opts.data_root, opts.label_format, *rest)
+                return from_camelyon(opts.dataset, opts.data_root, (opts.slide_format, opts.label_format), *rest)
             train = Source(opts.slide_path, opts.label_path, opts.slide_format, opts.label_format)
             val = Source(opts.valid_slide_path, opts.valid_label_path, opts.valid_slide_format, opts.valid_label_format)
             return from_folders(train, val if opts.valid_slide_path else None, *rest)
@@ -125,24 +124,23 @@ class Run:
             open_set(cases, how, comm.rank, comm.size, lambda action: comm.gather(together(comm, action)))
             for cases in (train_cases, val_cases)
         )
+        self.stream = stream_options(opts) | {"slides": [slide.id for slide in self.train_set.slides]}
         together(comm, lambda: check_field_of_view(self.train_set, opts.img_size, opts.resolution))
         self.say(f"classes     {describe(label_map, CLASS_NAMES)}")
         for what, opened in (("training", self.train_set), ("validation", self.val_set)):
-            tumour = sum(1 for truth in opened.truths if truth.classes - {0})
+            tumour = sum(1 for index in opened.indexes if set(index.places) - {0})
             names = [slide.id for slide in opened.slides]
             shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
             self.say(f"{what:<11} {len(names)} slides, {tumour} of them with tumour: {shown}")
             notes += [note for index in opened.indexes for note in index.notes]
         self.say(*(f"note        {note}" for note in notes))
 
-    # ------------------------------------------------------------------------------------------- model and optimizer
-
     def build_model(self) -> None:
         """Model and optimizer with all their variables; pre-trained weights where asked for."""
         import keras
 
         import models
-        from models.weights import load_weights
+        from models.weights import build_with_weights
         from training.optimizer import Adam
         from training.step import TrainStep
         from training.tally import Tally
@@ -150,19 +148,23 @@ class Run:
 
         opts = self.opts
         keras.utils.set_random_seed(opts.seed)
-        self.model = models.build(opts.model, opts.img_size, self.classes)
-        self.say(f"model       {opts.model}, {self.model.count_params():,} parameters")
-        if opts.weights_path is not None:
-            report = together(self.comm, lambda: load_weights(self.model, opts.weights_path))
+        shape = (opts.img_size, self.classes)
+        if opts.weights_path is None:
+            self.model = models.build(opts.networks[0], *shape)
+        else:
+            build = lambda: build_with_weights(opts.networks, *shape, opts.weights_path)  # noqa: E731
+            self.model, report = together(self.comm, build)
             self.say(f"weights     {len(report.loaded)} layers from {opts.weights_path}, {len(report.skipped)} skipped")
             self.say(*(f"            {name}: {reason}" for name, reason in report.skipped))
+        self.say(f"model       {self.model.name}, {self.model.count_params():,} parameters")
         self.optimizer = Adam(self.model.trainable_variables)
         weights_K = [opts.neg_pixel_weight] + [opts.pos_pixel_weight] * (self.classes - 1)
         self.tally = Tally(self.classes)
-        self.step = TrainStep(self.model, self.optimizer, self.comm, weights_K, opts.fp16_allreduce, self.tally)
+        self.step = TrainStep(
+            self.model, self.optimizer, self.comm, weights_K, opts.fp16_allreduce, self.tally,
+            warm_up=opts.weights_path is None,
+        )  # fmt: skip
         self.validator = Validator(self.model, self.classes, weights_K)
-
-    # ------------------------------------------------------------------------------------------------------- sampling
 
     def build_sampler(self) -> None:
         """The training sampler, the hard-mining pool around it where asked for, and the validation grid."""
@@ -185,8 +187,6 @@ class Run:
         self.grid = together(self.comm, lambda: requests(*grid_of))
         self.say(f"sampling    {opts.data_sampler}; validation on {len(self.grid)} patches of the grid over tissue")
 
-    # --------------------------------------------------------------------------------------------------------- resume
-
     def resume_or_start(self) -> None:
         """Go on from a checkpoint, or start afresh; all ranks hold rank 0's variables afterwards."""
         from samplers.records import Records, trim_samples
@@ -203,9 +203,10 @@ class Run:
             found = None
             if opts.resume:
                 reader = self.checkpoints or Checkpoints(Path())
-                found = reader.resume(opts.resume, self.model, self.optimizer, stream_options(opts))
+                found = reader.resume(opts.resume, self.model, self.optimizer, self.stream)
             if opts.log_dir is not None:
-                self.say(*prepare_folder(opts.log_dir, found is not None, as_json(opts)))
+                own = found is not None and found[1].is_relative_to(opts.log_dir)
+                self.say(*prepare_folder(opts.log_dir, own, as_json(opts)))
                 trim_samples(opts.log_dir, found[0].images if found else 0)
             return found
 
@@ -224,8 +225,8 @@ class Run:
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
         comm.broadcast(list(named_variables(self.model, self.optimizer).values()))
         self.log = together(comm, lambda: RunLog(opts.log_dir, comm.rank))
-        slide_ids = [slide.id for slide in self.train_set.slides]
-        self.records = together(comm, lambda: Records(opts.log_dir, comm.rank, slide_ids, opts.resolution, self.pool))
+        ids = self.stream["slides"]
+        self.records = together(comm, lambda: Records(opts.log_dir, comm.rank, ids, opts.resolution, self.pool))
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
@@ -302,18 +303,14 @@ class Run:
         """Write a checkpoint by this file name."""
         from training.checkpoint import State
 
-        arrays = {}
-        if self.pool is not None:
-            # the pool in a checkpoint must know every patch below its image counter
-            self.records.flush(self.comm.gather, self.images)
-            arrays["hard_pool"] = self.pool.state()
-        state = State(self.images, self.best_miou, as_json(self.opts), arrays)
+        # sample log and pool must know every patch below the image counter of a checkpoint
+        self.records.flush(self.comm.gather, self.images)
+        arrays = {"hard_pool": self.pool.state()} if self.pool else {}
+        state = State(self.images, self.best_miou, as_json(self.opts) | self.stream, arrays)
         if self.checkpoints is not None:
             # Ranks: all hold the same variables; one writes.
             files = self.checkpoints if self.comm.rank == 0 else None
             together(self.comm, lambda: files and files.save(name, self.model, self.optimizer, state))
-
-    # ------------------------------------------------------------------------------------------------------- the end
 
     def finish(self) -> None:
         """Final model, sampling maps, summary."""

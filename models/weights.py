@@ -8,7 +8,7 @@ obstacle.
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ import h5py
 import keras
 import numpy as np
 import numpy.typing as npt
+
+from models import build
 
 SUFFIXES = (".h5", ".hdf5", ".keras")
 
@@ -57,7 +59,7 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
 
     Raises:
         ValueError: The path holds no weight file or several, the file is damaged or of another kind, or nothing in it
-            fits the model.
+            fits the model (MisfitError).
     """
     file = weight_file(Path(path))
     try:
@@ -65,6 +67,35 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
             return _transfer(model, stored, file)
     except (OSError, KeyError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"weights {file} cannot be read; the file is truncated or no Keras file: {error}") from error
+
+
+class MisfitError(ValueError):
+    """Nothing in a weight file fits the model."""
+
+
+def build_with_weights(
+    names: Sequence[str], img_size: int, classes: int, path: str | Path
+) -> tuple[keras.Model, LoadReport]:
+    """Builds the first network that a weight file fits.
+
+    Args:
+        names: Networks to try, best first; see `models.build`.
+        img_size: Side of the input, px.
+        classes: Number of classes.
+        path: See `load_weights`.
+
+    Raises:
+        MisfitError: The weights fit none of the networks.
+        ValueError: See `load_weights`.
+    """
+    reasons = []
+    for name in names:
+        model = build(name, img_size, classes)
+        try:
+            return model, load_weights(model, path)
+        except MisfitError as error:
+            reasons.append(str(error))
+    raise MisfitError(reasons[0])
 
 
 def weight_file(path: Path) -> Path:
@@ -199,7 +230,7 @@ def _transfer(model: keras.Model, stored: Stored, file: Path) -> LoadReport:
             skipped.append((name, reason))
     skipped += [(name, MISSING_IN_MODEL) for name in stored if name not in targets]
     if not arrays:
-        raise ValueError(
+        raise MisfitError(
             f"weights {file} do not fit model {model.name}: no layer has the same name and shapes. "
             f"Layers in the file: {_sample(stored)}; in the model: {_sample(targets)}. "
             "Choose the --model the file was made for, or other weights."

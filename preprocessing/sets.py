@@ -54,9 +54,14 @@ def from_folders(train: Source, val: Source | None, centers: Centers, val_share:
     return _split_if_needed(by_centers(found, *centers), val_share, seed)
 
 
-def from_camelyon(which: str, root: Path, label_format: str, centers: Centers, val_share: float, seed: int) -> Chosen:
-    """Training and validation slides of CAMELYON16 or 17 in a standard layout; see `from_folders`."""
-    sets = camelyon(which, root, centers[0], centers[1], label_format)
+def from_camelyon(
+    which: str, root: Path, formats: tuple[str, str], centers: Centers, val_share: float, seed: int
+) -> Chosen:
+    """Training and validation slides of CAMELYON16 or 17 in a standard layout; see `from_folders`.
+
+    `formats` are those of slides and labels.
+    """
+    sets = camelyon(which, root, centers[0], centers[1], label_format=formats[1], slide_format=formats[0])
     return _split_if_needed((sets.train, sets.val, sets.notes), val_share, seed)
 
 

@@ -50,7 +50,7 @@ class Reading:
         label_map: annotation group -> class, in painting order.
         ignore_groups: annotation groups to skip.
         mask_values: mask value -> class; None: non-zero is 1.
-        um_px_l0: spacing of level 0, um per px, for slides that do not say; None to insist that they do.
+        um_px_l0: spacing of level 0, um per px, in place of what all slides say; None to believe them.
         bb_downsample: pyramid level of the search grid.
         classes: number of classes K.
     """

@@ -48,8 +48,16 @@ def requests(indexes: Sequence[SlideIndex], img_size: int, um_px: float, cap: in
         img_size: window side, output px.
         um_px: spacing, um per px.
         cap: largest number of requests; 0 for all.
+
+    Raises:
+        ValueError: no window of any slide shows tissue.
     """
     grids = [slide_grid(index, img_size, um_px) for index in indexes]
+    if not any(grids):
+        raise ValueError(
+            f"no tissue found on any of the {len(grids)} validation slides, so there is nothing to validate on: "
+            f"{', '.join(index.slide_id for index in indexes[:5])}"
+        )
     shares = fair_shares([len(g) for g in grids], cap or sum(map(len, grids)))
     chosen = [
         (i, grid[(2 * k + 1) * len(grid) // (2 * keep)])

@@ -5,6 +5,7 @@ The search grid has square cells of a whole number of level-0 pixels, about one 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from slides.reader import Slide
 from slides.tissue import tissue_mask
 from slides.truth import Truth
 
+MIN_CELL_UM = 2.0  # tissue is found by its texture at a few um; a slide without coarse levels is sampled down to this
 MAX_CELLS = 64_000_000  # of a search grid; a slide whose coarsest level is larger gets larger cells
 BAND_ROWS = 512  # cells per read: bounds memory whatever the slide's size
 
@@ -92,10 +94,10 @@ def own_regions(regions: dict[int, list[Polygon]]) -> dict[int, list[Polygon]]:
 def cell_side_l0(slide: Slide, bb_downsample: int) -> tuple[int, str]:
     """Side of a search cell (level-0 px) for pyramid level `bb_downsample`, and a note where the level was clamped."""
     level = slide.levels[min(bb_downsample, len(slide.levels) - 1)]
-    side = max(1, round(max(level.downsample_xy)))
+    side = max(1, round(max(level.downsample_xy)), math.ceil(MIN_CELL_UM / max(slide.um_px_xy_l0)))
     cells = (slide.size_xy_l0[0] / side) * (slide.size_xy_l0[1] / side)
     if cells > MAX_CELLS:
-        side = int(np.ceil(side * np.sqrt(cells / MAX_CELLS)))
+        side = math.ceil(side * math.sqrt(cells / MAX_CELLS))
     if level.index == bb_downsample:
         return side, ""
     return side, (

@@ -13,6 +13,8 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from training.quiet import quiet_stderr
+
 
 class AgreedError(ValueError):
     """An error that every rank raises, with the same message: all may leave in good order."""
@@ -149,7 +151,8 @@ def connect(horovod: bool) -> Comm:
             f"--no-horovod under a launcher that started {launched} processes: start one, or drop the flag"
         )
     try:
-        import horovod.tensorflow as hvd
+        with quiet_stderr():  # it loads TensorFlow
+            import horovod.tensorflow as hvd
     except ImportError as error:
         raise ValueError(
             f"{launched} processes were started, but Horovod cannot be imported ({error}). "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
-import tensorflow as tf
-
 from training.comm import Comm
+from training.quiet import quiet_stderr
+
+with quiet_stderr():
+    import tensorflow as tf
 
 
 def use_devices(comm: Comm) -> str:
@@ -24,7 +26,7 @@ def use_devices(comm: Comm) -> str:
         mine = gpus[comm.local_rank % len(gpus)]
         tf.config.set_visible_devices(mine, "GPU")
         tf.config.experimental.set_memory_growth(mine, True)
-        return "one GPU per rank" if comm.local_size <= len(gpus) else f"{comm.local_size} ranks share {len(gpus)} GPUs"
+        return f"GPU {comm.local_rank % len(gpus)} of {len(gpus)} visible here"
     threads = threads_per_rank(comm.local_size)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     # two, so that the allreduce and the input pipeline are never queued behind a long kernel

@@ -21,13 +21,14 @@ class MovingStatistics:
 
     Args:
         model: a functional Keras model; layers with other statistics than BatchNorm's are only averaged over ranks.
+        warm_up: False for a model with pre-trained statistics, which must not be forgotten at once.
     """
 
-    def __init__(self, model) -> None:
+    def __init__(self, model, warm_up: bool = True) -> None:
         momenta = {
             variable.path: layer.momentum
             for layer in model.layers
-            if isinstance(layer, keras.layers.BatchNormalization)
+            if warm_up and isinstance(layer, keras.layers.BatchNormalization)
             for variable in (layer.moving_mean, layer.moving_variance)
         }
         kept = [v for v in model.non_trainable_variables if v.dtype == "float32"]

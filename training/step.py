@@ -29,10 +29,12 @@ class StepResult:
     Attributes:
         loss: float, weighted mean over all valid pixels of all ranks.
         patch_loss_B: mean loss of each of this rank's patches over its valid pixels (0 where none is valid).
+        finite: whether loss and joint gradients are numbers; fp16 can overflow in the allreduce whatever the loss.
     """
 
     loss: float
     patch_loss_B: np.ndarray
+    finite: bool
 
 
 def require_finite(result: StepResult, indices_B: np.ndarray, images: int, comm: Comm) -> None:
@@ -49,13 +51,14 @@ def require_finite(result: StepResult, indices_B: np.ndarray, images: int, comm:
     Raises:
         AgreedError: the loss is NaN or infinite; names the step and the patches whose own loss is.
     """
-    if np.isfinite(result.loss):
+    if result.finite:
         return
     bad = [int(i) for i, loss in zip(indices_B, result.patch_loss_B, strict=True) if not np.isfinite(loss)]
     indices = sorted(i for part in comm.gather(bad) for i in part)
     raise AgreedError(
-        f"the loss became {result.loss} in the step at image {images}; patches with a non-finite loss: "
-        f"indices {indices or 'none: the weights were bad before'}. Try a smaller --base_lr or a longer --warmup"
+        f"the loss became {result.loss} or its gradient no number in the step at image {images}; "
+        f"indices of patches whose own loss is no number: {indices or 'no patch'}. Try a smaller "
+        "--base_lr, a longer --warmup, or no --fp16_allreduce"
     )
 
 
@@ -73,10 +76,18 @@ class TrainStep:
         class_weights_K: weight of each class in the loss.
         fp16_allreduce: compress gradients for the allreduce.
         tally: where training metrics are counted, or None.
+        warm_up: let BatchNorm's statistics leave their values quickly; not for pre-trained ones.
     """
 
     def __init__(
-        self, model, optimizer, comm: Comm, class_weights_K, fp16_allreduce: bool, tally: Tally | None
+        self,
+        model,
+        optimizer,
+        comm: Comm,
+        class_weights_K,
+        fp16_allreduce: bool,
+        tally: Tally | None,
+        warm_up: bool = True,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -85,7 +96,7 @@ class TrainStep:
         self._fp16 = fp16_allreduce
         self._tally = tally
         self._losses: list[float] = []
-        self._statistics = MovingStatistics(model)
+        self._statistics = MovingStatistics(model, warm_up)
 
     def __call__(self, image_BHWC, label_BHW, learning_rate: float) -> StepResult:
         """Train on one batch per rank.
@@ -95,9 +106,9 @@ class TrainStep:
             label_BHW: uint8 class, 255 = ignore.
             learning_rate: of this step.
         """
-        loss, patch_loss_B = self._step(image_BHWC, label_BHW, tf.constant(learning_rate, tf.float32))
+        loss, patch_loss_B, finite = self._step(image_BHWC, label_BHW, tf.constant(learning_rate, tf.float32))
         self._losses.append(float(loss))
-        return StepResult(self._losses[-1], patch_loss_B.numpy())
+        return StepResult(self._losses[-1], patch_loss_B.numpy(), bool(finite))
 
     def mean_loss(self) -> float:
         """Mean loss of the steps since the last call, over all ranks; NaN without any."""
@@ -130,7 +141,9 @@ class TrainStep:
         local, patch_loss_B, grads = self.gradients(image_BHWC, label_BHW)
         (loss,) = self._statistics.update(before, self._optimizer.steps, self._comm, others=[local])
         self._optimizer.apply(grads, learning_rate)
-        return loss, patch_loss_B
+        # a sum is no number as soon as one term is none
+        finite = tf.math.is_finite(loss + tf.add_n([tf.reduce_sum(g) for g in grads]))
+        return loss, patch_loss_B, finite
 
     def _padded_weights(self):
         """Class weights indexed by any uint8 label; 0 for labels that are not a class (255 = ignore)."""

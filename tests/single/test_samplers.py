@@ -274,9 +274,9 @@ def test_holes_are_not_class_zero_annotations():
 
 
 def test_search_level_is_clamped_and_said_so(coded):
-    assert cell_side_l0(coded[0], 1) == (3, "")  # level 1 has 2.506 px per px
+    assert cell_side_l0(coded[0], 1) == (4, "")  # level 1 has 1.25 um per px, a cell at least 2 um
     side, note = cell_side_l0(coded[0], 7)
-    assert side == 3
+    assert side == 4
     assert "--bb_downsample 7 clamped to level 1" in note
 
 
@@ -290,6 +290,11 @@ def test_grid_covers_tissue_once():
     assert [(r.slide, r.center_xy_l0) for r in capped] == [
         (0, (20.0, 20.0)), (0, (100.0, 60.0)), (1, (60.0, 20.0)), (1, (20.0, 60.0)), (1, (100.0, 60.0)),
     ]  # fmt: skip
+
+
+def test_grid_without_tissue_is_an_error():
+    with pytest.raises(ValueError, match=r"no tissue found on any of the 1 validation slides.*: b"):
+        requests([index_of(tissue_HW=cells(), slide_id="b")], 40, 0.5, 0)
 
 
 def test_fair_shares():

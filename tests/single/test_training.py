@@ -132,7 +132,29 @@ def test_moving_statistics_move_and_nan_is_seen():
     step(*batch(), 0.01)
     assert np.abs(model.get_layer("norm").moving_mean.numpy()).max() > 0
     model.get_layer("first").kernel.assign(np.full((3, 3, 3, 4), np.nan))
-    assert math.isnan(step(*batch(), 0.01).loss)
+    result = step(*batch(), 0.01)
+    assert math.isnan(result.loss)
+    assert not result.finite
+
+
+def test_infinite_gradient_is_seen_although_the_loss_is_a_number():
+    class Overflowing(SoloComm):
+        def mean(self, tensors, fp16=False):
+            return [t * np.inf if fp16 else t for t in tensors]
+
+    model = network()
+    step = TrainStep(model, Adam(model.trainable_variables), Overflowing(), [1.0, 1.0], True, None)
+    result = step(*batch(), 0.0)
+    assert math.isfinite(result.loss)
+    assert not result.finite
+
+
+def test_pretrained_statistics_are_not_forgotten():
+    model = network(norm=True)
+    layer = model.get_layer("norm")
+    layer.moving_mean.assign(np.full(4, 5.0))
+    TrainStep(model, Adam(model.trainable_variables), SoloComm(), [1.0, 1.0], False, None, warm_up=False)(*batch(), 0.0)
+    assert layer.moving_mean.numpy() == pytest.approx(np.full(4, 4.95), abs=0.02)
 
 
 # --------------------------------------------------------------------------------------------------- counts, validation
