@@ -37,11 +37,12 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def _whole(least: int):
+def _whole(least: int, most: float = float("inf")):
     def parse(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} given, at least {least} needed")
+        if not least <= value <= most:
+            upper = f" and at most {most:.0f}" if most < float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{value} given, at least {least}{upper} needed")
         return value
 
     parse.__name__ = "whole number"  # argparse names the type in its message
@@ -60,6 +61,10 @@ def _not_negative(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} given, a number of at least 0 needed")
     return value
+
+
+# argparse names the type in its message where the text is no number at all.
+_positive.__name__ = _not_negative.__name__ = "number"
 
 
 def _share(text: str) -> Fraction:
@@ -125,7 +130,9 @@ def _data_options(parser: Parser) -> None:
         metavar="GROUP:CLASS",
         help="annotation group to class, painted in this order; default: CAMELYON's",
     )
-    data.add_argument("--ignore_groups", nargs="+", default=["None"], metavar="GROUP", help="annotation groups to skip")
+    data.add_argument(
+        "--ignore_groups", nargs="+", metavar="GROUP", help="annotation groups to skip; without it those called None"
+    )
     data.add_argument(
         "--mask_values",
         type=_pair,
@@ -186,7 +193,9 @@ def _training_options(parser: Parser) -> None:
     training.add_argument(
         "--neg_pixel_weight", type=_not_negative, default=1.0, help="weight of normal pixels in the loss"
     )
-    training.add_argument("--seed", type=_whole(0), default=0, help="seed of weights, split and sample stream")
+    training.add_argument(
+        "--seed", type=_whole(0, 2**32 - 1), default=0, help="seed of weights, split and sample stream"
+    )
     training.add_argument("--no_cuda", action="store_true", help="CPU even where GPUs are visible")
     training.add_argument(
         "--horovod",
@@ -259,9 +268,30 @@ def _check_data(parser: Parser, opts: argparse.Namespace) -> None:
     opts.label_format = opts.label_format or ("xml" if opts.dataset else "tif")
     opts.valid_label_format = opts.valid_label_format or opts.label_format
     opts.valid_slide_format = opts.valid_slide_format or opts.slide_format
-    opts.label_map = dict(opts.label_map) if opts.label_map else None
+    opts.label_map = _label_map(parser, opts.label_map, opts.ignore_groups)
     opts.mask_values = _mask_values(parser, opts.mask_values)
-    opts.ignore_groups = tuple(group.lower() for group in opts.ignore_groups)
+    opts.ignore_groups = tuple(group.lower() for group in opts.ignore_groups or ("None",))
+
+
+def _label_map(
+    parser: Parser, pairs: Sequence[tuple[str, int]] | None, ignored: Sequence[str] | None
+) -> dict[str, int] | None:
+    """Groups to classes as given; None for the default. A group to skip must not be in it, nor in the default."""
+    skipped = {group.lower() for group in ignored or ()}
+    if pairs is None:
+        if not skipped:
+            return None
+        from slides.annotation import DEFAULT_LABEL_MAP
+
+        return {group: cls for group, cls in DEFAULT_LABEL_MAP.items() if group not in skipped}
+    groups = [group for group, _ in pairs]
+    for wrong, why in ((skipped, "is in --ignore_groups, too"), ({g for g in groups if groups.count(g) > 1}, "twice")):
+        both = [group for group in groups if group in wrong]
+        if both:
+            parser.error(f"--label_map: group {both[0]!r} {why}; name each group once")
+    if not any(0 < cls < 255 for _, cls in pairs):
+        parser.error("--label_map: no group has a class from 1 to 254, so there would be nothing to find")
+    return dict(pairs)
 
 
 def _mask_values(parser: Parser, pairs: Sequence[tuple[str, int]] | None) -> dict[int, int] | None:
