@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +107,10 @@ def check_field_of_view(slide_set: SlideSet, img_size: int, um_px: float) -> Non
         max(size * um for size, um in zip(s.size_xy_l0, s.um_px_xy_l0, strict=True)) for s in slide_set.slides
     )
     if side_um > largest_um:
+        fitting = int(largest_um / um_px) // 128 * 128
+        coarsest = math.floor(largest_um / img_size * 100) / 100  # rounded down, so that following it helps
         raise ValueError(
             f"--img_size {img_size} at --resolution {um_px:g} um/px sees {side_um:.0f} um, more than any of the "
-            f"{len(slide_set.slides)} slides has ({largest_um:.0f} um): choose at most "
-            f"{int(largest_um / um_px) // 128 * 128} px, or a finer resolution"
+            f"{len(slide_set.slides)} slides has ({largest_um:.0f} um): choose "
+            + (f"at most {fitting} px, or a finer --resolution" if fitting else f"--resolution {coarsest:g} or finer")
         )

@@ -1,0 +1,64 @@
+"""A set of slides: opened by several ranks, and whether a field of view fits."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocessing.pairing import Case
+from samplers.dataset import Reading, SlideSet, check_field_of_view, open_set
+from slides.synthetic import position_coded, write_asap
+
+HOW = Reading({"_0": 1}, (), None, None, bb_downsample=1, classes=2)
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[Case]:
+    """Three slides of 0.5 um/px; `b` has tumour."""
+    for name, size_xy in (("a", (150, 130)), ("b", (210, 170)), ("c", (130, 190))):
+        position_coded(tmp_path / f"{name}.tif", size_xy, (1, 2), tile=64, um_px=0.5)
+    write_asap(tmp_path / "b.xml", [("_0", np.array([(20, 28), (60, 28), (60, 48), (20, 48)]))])
+    return [Case(name, tmp_path / f"{name}.tif", tmp_path / "b.xml" if name == "b" else None) for name in "abc"]
+
+
+def opened(cases: list[Case], size: int) -> tuple[list[SlideSet], list[int]]:
+    """What each of `size` ranks (threads here) holds, and how many slides each searched."""
+    parts: list = [None] * size
+    all_done = threading.Barrier(size, timeout=60)
+
+    def run(rank: int) -> SlideSet:
+        def exchange(mine):
+            parts[rank] = mine()
+            all_done.wait()
+            return list(parts)
+
+        return open_set(cases, HOW, rank, size, exchange)
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(run, range(size))), [len(part) for part in parts]
+
+
+# Five ranks on three slides: two of them search nothing.
+@pytest.mark.parametrize(("size", "searched"), [(1, [3]), (2, [2, 1]), (5, [1, 1, 1, 0, 0])])
+def test_every_rank_holds_every_slide_whoever_searched_it(cases: list[Case], size: int, searched: list[int]):
+    sets, counts = opened(cases, size)
+    assert counts == searched
+    assert [[slide.id for slide in one.slides] for one in sets] == [["a", "b", "c"]] * size
+    assert [[index.slide_id for index in one.indexes] for one in sets] == [["a", "b", "c"]] * size
+    # tumour of `b`: x 20 to 60, y 28 to 48 in cells of 2 um, which is 4 px: 10 x 5 of them
+    assert [[len(index.places.get(1, ())) for index in one.indexes] for one in sets] == [[0, 50, 0]] * size
+
+
+def test_field_of_view_must_fit_one_slide(cases: list[Case]):
+    found = opened(cases, 1)[0][0]
+    # the longest side is 210 px of 0.5 um: 105 um
+    check_field_of_view(found, 128, 0.8203)
+    with pytest.raises(ValueError, match=r"sees 128 um, more than any of the 3 slides has \(105 um\): choose "
+                                         r"--resolution 0.82 or finer$"):  # fmt: skip
+        check_field_of_view(found, 128, 1.0)
+    check_field_of_view(found, 128, 0.82)
+    with pytest.raises(ValueError, match=r"sees 128 um, .* choose at most 384 px, or a finer --resolution$"):
+        check_field_of_view(found, 512, 0.25)
+    check_field_of_view(found, 384, 0.25)
