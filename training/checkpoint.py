@@ -129,6 +129,9 @@ class Checkpoints:
     def resume(self, wanted: str, model, optimizer, stream: Mapping[str, Any]) -> tuple[State, Path, list[str]] | None:
         """Restore the newest readable checkpoint.
 
+        Checkpoints of this run with a higher image counter are renamed to `abandoned-*`: the run that goes on takes
+        another way, and `auto` must not come back to them.
+
         Args:
             wanted: `auto` for the newest of this run (None is returned where there is none), else a file, or a run or
                 checkpoint folder whose newest one is taken.
@@ -137,7 +140,7 @@ class Checkpoints:
             stream: options that decide which patch an index is; the checkpoint must agree on them.
 
         Returns:
-            The state, the file it came from, and a note for each damaged file that was passed over; or None.
+            The state, the file it came from, and a note for each file passed over or renamed; or None.
 
         Raises:
             CheckpointError: none readable, or the checkpoint is of another model or sample stream.
@@ -151,10 +154,21 @@ class Checkpoints:
                 notes.append(f"{error} Falling back to the one before.")
                 continue
             check_stream(path, arrays, stream)
-            return restore(path, arrays, model, optimizer), path, notes
+            state = restore(path, arrays, model, optimizer)
+            if path.parent.resolve() == self.folder.resolve():
+                notes += self._abandon_after(state.images)
+            return state, path, notes
         if wanted == "auto" and not candidates:
             return None
         raise CheckpointError(f"--resume {wanted}: no readable checkpoint. " + " ".join(notes))
+
+    def _abandon_after(self, images: int) -> list[str]:
+        """Rename the checkpoints after this image counter; a note for each."""
+        later = [path for path in self.history() if path.name > f"images-{images:09d}.npz"]
+        return [
+            f"{path} is of a later image: renamed to {path.rename(path.with_name(f'abandoned-{path.name}')).name}."
+            for path in later
+        ]
 
     def _candidates(self, wanted: str) -> list[Path]:
         """Files to try, best first; those before a damaged one of the same folder serve as its fall-back."""

@@ -281,7 +281,7 @@ def test_slide_that_goes_bad_in_mid_run_ends_every_rank(tmp_path: Path) -> None:
     seed = next(seed for seed in range(100) if slides_drawn(tiny, seed) == ["tumor_001", "tumor_002"])
     for tile in range(25):
         damage_tile(slide, level=0, tile=tile)
-    said = ranks_message(train_ranks(tiny.arguments("--seed", str(seed), log_dir=False), timeout=400), None)
+    said = ranks_message(train_ranks(tiny.arguments("--seed", str(seed), keep=False), timeout=400), None)
     assert said.startswith(f"rank 1 of 2: error: slide {slide} cannot be read in Window(")
 
 

@@ -79,8 +79,14 @@ class TinySet:
     def label(self, name: str, part: str = "train") -> Path:
         return self.folder / part / "annotations" / f"{name}.xml"
 
-    def arguments(self, *more: str | Path, log_dir: bool = True, **changed: str | Path | list[str]) -> list[str]:
-        """A command line for this set; `changed` gives an option another word, or words; `more` is appended."""
+    def arguments(self, *more: str | Path, keep: bool = True, **changed: str | Path | list[str]) -> list[str]:
+        """A command line for this set.
+
+        Args:
+            more: words to append.
+            keep: whether there is a --log_dir.
+            changed: option -> another word, or words.
+        """
         options: dict[str, str | Path | list[str]] = {
             "slide_path": self.folder / "train" / "images",
             "label_path": self.folder / "train" / "annotations",
@@ -92,7 +98,7 @@ class TinySet:
             "batch_size": "1",
             "num_steps": "4",
         }
-        options |= {"log_dir": self.log_dir} if log_dir else {}
+        options |= {"log_dir": self.log_dir} if keep else {}
         words: list[str] = []
         for name, value in (options | changed).items():
             words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]

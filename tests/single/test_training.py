@@ -232,14 +232,38 @@ def test_truncated_checkpoint_falls_back_and_says_so(tmp_path):
     newest.write_bytes(newest.read_bytes()[:-100])
     model = network(norm=True)
     optimizer = Adam(model.trainable_variables)
-    for wanted in ("auto", str(newest), str(tmp_path)):
-        state, path, notes = Checkpoints(tmp_path).resume(wanted, model, optimizer, {})
+    # another run's checkpoints are only read
+    for wanted in (str(newest), str(tmp_path)):
+        state, path, notes = Checkpoints(tmp_path / "own").resume(wanted, model, optimizer, {})
         assert (state.images, path.name) == (1, "images-000000001.npz")
         assert len(notes) == 1
         assert "images-000000002.npz: damaged checkpoint" in notes[0]
+    state, path, notes = Checkpoints(tmp_path).resume("auto", model, optimizer, {})
+    assert (state.images, path.name) == (1, "images-000000001.npz")
+    assert [note.split(":")[0] for note in notes] == [str(newest), f"{newest} is of a later image"]
     (tmp_path / "images-000000001.npz").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no readable checkpoint"):
         Checkpoints(tmp_path).resume("auto", model, optimizer, {})
+
+
+def test_checkpoints_after_the_one_resumed_from_are_abandoned(tmp_path):
+    for images in (1, 2, 3):
+        model, optimizer, _ = trained(images, tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    first = tmp_path / "images-000000001.npz"
+    state, path, notes = checkpoints.resume(str(first), model, optimizer, {})
+    assert (state.images, path) == (1, first)
+    assert len(notes) == 2
+    assert notes[1].endswith("images-000000002.npz is of a later image: renamed to abandoned-images-000000002.npz.")
+    # the next checkpoint is the newest, although the other way had come further
+    checkpoints.save("images-000000002.npz", model, optimizer, State(2, 0.75, {}))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "abandoned-images-000000002.npz",
+        "abandoned-images-000000003.npz",
+        "images-000000001.npz",
+        "images-000000002.npz",
+    ]
+    assert checkpoints.resume("auto", model, optimizer, {})[0].best_miou == 0.75
 
 
 def test_flipped_byte_is_noticed(tmp_path):
