@@ -56,7 +56,7 @@ def train(slides: Path, log_dir: Path, batch: int, **given: str) -> tuple[str, l
 
 
 def check_trained(said: str, metrics: list[dict[str, float]], ranks: int, batch: int) -> None:
-    assert f"{ranks} x batch {batch} = 2 images per step" in said
+    assert f"{ranks} x batch {batch} = 2 images a step" in said
     assert max(line["images"] for line in metrics) == 8
 
 
