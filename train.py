@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 from options import as_json, stream_options, train_options
 from training.comm import AgreedError, abort, connect, launched_rank, together
 
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         if comm.size > 1 and not isinstance(error, AgreedError):
             abort(comm, f"error: {error}", 2)
         if comm.rank == 0:
-            print(f"train.py: error: {error}", file=sys.stderr, flush=True)
+            tqdm.write(f"train.py: error: {error}", file=sys.stderr)
         return 2
     except Exception as error:
         if comm.size == 1:
@@ -71,8 +73,6 @@ class Run:
 
     def say(self, *lines: str) -> None:
         """Print on rank 0, above the progress bar."""
-        from tqdm import tqdm
-
         if self.comm.rank == 0:
             for line in lines:
                 tqdm.write(line)

@@ -197,5 +197,6 @@ def abort(comm: Comm, message: str, code: int = 1) -> NoReturn:
     exit would wait for them in turn.
     """
     sys.stdout.flush()
-    print(f"train.py: rank {comm.rank} of {comm.size}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    # on a line of its own: rank 0's progress bar may stand on the current one
+    print(f"\ntrain.py: rank {comm.rank} of {comm.size}: {message}", file=sys.stderr, flush=True)  # noqa: T201
     os._exit(code)
