@@ -6,7 +6,7 @@
 #
 #   NP=2            ranks of the parallel part
 #   WIDEFOV_TEST_MPICH=0   leave out the launch by mpiexec.hydra, for which .venv-mpich is made (once, 5-10 minutes)
-#   PART_TIMEOUT=S  seconds after which a part that hangs is ended (default: 900)
+#   PART_TIMEOUT=S  seconds after which a part that hangs is ended (default: 1800)
 
 set -uo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
@@ -21,7 +21,7 @@ case ${1:-} in
     single | parallel | integration) parts=("$1") && shift ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit 0 ;;
 esac
-limit=${PART_TIMEOUT:-900}
+limit=${PART_TIMEOUT:-1800}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 
 with_limit() { timeout --kill-after=20 "$limit" "$@"; }

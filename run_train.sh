@@ -13,6 +13,7 @@
 #   LAUNCHER_ARGS=... more arguments for the launcher, split at blanks
 #   WIDEFOV_SRUN_MPI=pmix   the value of srun --mpi=
 #   OMP_NUM_THREADS=N       threads per rank (default: cores / ranks on this machine)
+#   SCRIPT=FILE       a training script of your own in place of train.py
 #   DRY_RUN=1         print the command, run nothing, set nothing up
 # and those of setup_env.sh (WIDEFOV_VENV, WIDEFOV_MPI, WIDEFOV_ENV=active ...: ./setup_env.sh --help).
 
@@ -239,4 +240,4 @@ case "${1:-}" in
     -h | --help) exec "$wf_python" "$root/train.py" "$@" ;;
     '') if (($# == 0)); then demo; fi ;;
 esac
-launch "$root/train.py" "$@"
+launch "${SCRIPT:-$root/train.py}" "$@"

@@ -1,10 +1,13 @@
 """train.py with a network of two convolutions in place of EfficientDet, which takes a minute to compile.
 
-python -m tests.integration.small_train OPTIONS, from the repository's folder. Everything but the network is real.
+python tests/integration/small_train.py OPTIONS. Everything but the network is real.
 """
 
 import os
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 # As train.py does before TensorFlow is imported, which here comes first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

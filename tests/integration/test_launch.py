@@ -1,4 +1,7 @@
-"""The launches, for real: none, mpirun, mpiexec.hydra, horovodrun; a tiny training each. And a signal to the script."""
+"""The launches, for real: none, mpirun, mpiexec.hydra, horovodrun; a tiny training each. And a signal to the script.
+
+mpirun trains EfficientDet, which takes a minute to start; the others a network of two convolutions (small_train.py).
+"""
 
 import json
 import os
@@ -14,6 +17,7 @@ import pytest
 from tests.integration.bench import ROOT
 
 MPICH_VENV = ROOT / ".venv-mpich"
+SMALL = str(ROOT / "tests" / "integration" / "small_train.py")
 
 # What a rank inherits from pytest's own environment must not decide: the scripts choose.
 CHOSEN = ("NP", "HOSTS", "HOSTFILE", "LAUNCHER", "LAUNCHER_ARGS", "DRY_RUN", "OMP_NUM_THREADS", "OPAL_PREFIX")
@@ -61,7 +65,7 @@ def check_trained(said: str, metrics: list[dict[str, float]], ranks: int, batch:
 
 
 def test_no_launcher(slides: Path, tmp_path: Path) -> None:
-    check_trained(*train(slides, tmp_path / "log", 2, NP="1"), 1, 2)
+    check_trained(*train(slides, tmp_path / "log", 2, NP="1", SCRIPT=SMALL), 1, 2)
 
 
 def test_mpirun(slides: Path, tmp_path: Path) -> None:
@@ -71,13 +75,13 @@ def test_mpirun(slides: Path, tmp_path: Path) -> None:
 
 
 def test_horovodrun(slides: Path, tmp_path: Path) -> None:
-    check_trained(*train(slides, tmp_path / "log", 1, NP="2", LAUNCHER="horovodrun"), 2, 1)
+    check_trained(*train(slides, tmp_path / "log", 1, NP="2", LAUNCHER="horovodrun", SCRIPT=SMALL), 2, 1)
 
 
 def test_hydra(slides: Path, tmp_path: Path) -> None:
     if not (MPICH_VENV / ".widefov-stamp").exists():
         pytest.skip("no MPICH here; to make it: WIDEFOV_MPI=mpich WIDEFOV_VENV=.venv-mpich ./setup_env.sh")
-    given = {"NP": "2", "WIDEFOV_VENV": str(MPICH_VENV), "LAUNCHER": "hydra", "WIDEFOV_ENV": ""}
+    given = {"NP": "2", "WIDEFOV_VENV": str(MPICH_VENV), "LAUNCHER": "hydra", "WIDEFOV_ENV": "", "SCRIPT": SMALL}
     check_trained(*train(slides, tmp_path / "log", 1, **given), 2, 1)
 
 

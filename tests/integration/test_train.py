@@ -219,7 +219,7 @@ def small(tiny: TinySet, *more: str, code: int = 0, **changed: str) -> subproces
     settings = {"batch_size": "2", "log_every": "2", "hard_fraction": "1/2", "checkpoint_every": "2", "seed": "3"}
     words = tiny.arguments("--hard_mining", *more, **(settings | changed))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.small_train", *words],
+        [sys.executable, str(ROOT / "tests/integration/small_train.py"), *words],
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
