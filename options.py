@@ -18,6 +18,7 @@ from training.comm import launched_rank
 
 MODELS = ("effdetd0", "effdetd4", "deeplab")
 SAMPLERS = ("radboud", "surf")
+AUGMENTATIONS = ("none", "flips", "standard", "strong")
 SCHEDULES = ("constant", "cosine")
 SIZE_STEP = 128  # the models' coarsest stride
 
@@ -140,6 +141,18 @@ def _data_options(parser: Parser) -> None:
         metavar="VALUE:CLASS",
         help="mask value to class (255: ignore); default: non-zero is 1",
     )
+    data.add_argument(
+        "--stage_dir", type=Path, help="disk of the node, e.g. $TMPDIR: slides and masks are copied there once per node"
+    )
+    data.add_argument(
+        "--stage_gb", type=_positive, default=200.0, help="most GB to copy per node; the rest is read in place"
+    )
+    data.add_argument(
+        "--tile_cache",
+        type=_whole(0),
+        default=128,
+        help="MB of decoded JPEG tiles kept per rank, shared by its samplers",
+    )
     data.add_argument("--mpp", type=_positive, help="um per px of level 0, in place of what the slides say")
 
 
@@ -167,6 +180,23 @@ def _sampling_options(parser: Parser) -> None:
         "--hard_fraction", type=_share, default=Fraction(1, 4), help="share of draws from the hard pool"
     )
     sampling.add_argument("--hard_pool", type=_whole(1), default=256, help="places in the hard pool")
+    sampling.add_argument(
+        "--qc",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw again where a patch shows pen marks or is out of focus; places inside annotations are kept",
+    )
+    sampling.add_argument(
+        "--augment", choices=AUGMENTATIONS, default="none", help="flips and rotations; colour, zoom, blur; more of it"
+    )
+    sampling.add_argument(
+        "--context_spacing",
+        type=_positive,
+        help="um per px of a second, coarser view around each patch, 3 more channels",
+    )
+    sampling.add_argument(
+        "--max_unreadable", type=_share, default=Fraction(1, 100), help="share of draws that may fail to be read"
+    )
     sampling.add_argument(
         "--val_patches", type=_whole(0), default=256, help="validation patches over all slides and ranks; 0 is all"
     )
@@ -236,6 +266,11 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if opts.pos_pixel_weight == opts.neg_pixel_weight == 0:
         parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing would be learnt")
+    if opts.context_spacing is not None and opts.context_spacing <= opts.resolution:
+        parser.error(
+            f"--context_spacing {opts.context_spacing:g}: the second view must be coarser than --resolution "
+            f"{opts.resolution:g} um/px"
+        )
     if opts.resume == "auto" and opts.log_dir is None:
         parser.error("--resume auto looks for checkpoints in --log_dir, which is not given")
     # without --model, weights say which network they are of
@@ -315,6 +350,6 @@ def stream_options(opts: argparse.Namespace) -> dict[str, Any]:
     """Options that decide which patch an index is: a resumed run must agree on them."""
     names = (
         "seed", "data_sampler", "batch_tumor_ratio", "img_size", "resolution", "bb_downsample", "mpp", "label_map",
-        "ignore_groups", "mask_values", "hard_mining", "hard_fraction", "hard_pool",
+        "ignore_groups", "mask_values", "hard_mining", "hard_fraction", "hard_pool", "qc", "augment", "context_spacing",
     )  # fmt: skip
     return {name: as_json(opts)[name] for name in names}

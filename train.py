@@ -14,10 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from options import as_json, stream_options, train_options
+from inputs import Inputs
+from options import as_json, train_options
 from training.comm import AgreedError, abort, connect, launched_rank, together
-
-CLASS_NAMES = {0: "normal", 1: "tumour"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,7 +64,7 @@ class Run:
         self.opts = opts
         self.comm = comm
         self.global_batch = opts.batch_size * comm.size
-        self.patch_um = opts.img_size * opts.resolution
+        self.inputs = Inputs(opts, comm, self.say)
         self.images = 0  # over all ranks
         self.best_miou = -1.0
         self.scores: dict[str, float] = {}
@@ -85,55 +84,16 @@ class Run:
         opts, joint = self.opts, self.global_batch
         self.say(
             f"ranks       {self.comm.size} x batch {opts.batch_size} = {joint} images a step, {use_devices(self.comm)}",
-            f"view        {opts.img_size} px at {opts.resolution:g} um/px = {self.patch_um:.0f} um of tissue",
+            f"view        {opts.img_size} px at {opts.resolution:g} um/px = {self.inputs.patch_um:.0f} um of tissue",
             f"length      {opts.num_steps} images = {-(-opts.num_steps // joint)} steps",
         )
-        self.open_slides()
+        self.inputs.open()
         self.build_model()
-        self.build_sampler()
+        self.inputs.build_sampler(joint)
         self.resume_or_start()
         self.train()
         self.finish()
-
-    # ------------------------------------------------------------------------------------------------ slides and truth
-
-    def open_slides(self) -> None:
-        """Pair, split, open and index the slides, and say what was found."""
-        from preprocessing.sets import Source, from_camelyon, from_folders
-        from samplers.dataset import Reading, check_field_of_view, open_set
-        from slides.annotation import DEFAULT_LABEL_MAP, describe
-        from slides.label import IGNORE
-
-        opts, comm = self.opts, self.comm
-        label_map = opts.label_map or DEFAULT_LABEL_MAP
-        values = [c for c in (*label_map.values(), *(opts.mask_values or {}).values()) if c != IGNORE]
-        self.classes = max(2, *(value + 1 for value in values))
-        centers = (opts.train_centers, opts.val_centers)
-
-        def find():
-            rest = (centers, opts.val_split, opts.seed)
-            if opts.dataset:
-                return from_camelyon(opts.dataset, opts.data_root, (opts.slide_format, opts.label_format), *rest)
-            train = Source(opts.slide_path, opts.label_path, opts.slide_format, opts.label_format)
-            val = Source(opts.valid_slide_path, opts.valid_label_path, opts.valid_slide_format, opts.valid_label_format)
-            return from_folders(train, val if opts.valid_slide_path else None, *rest)
-
-        train_cases, val_cases, notes = together(comm, find)
-        how = Reading(label_map, opts.ignore_groups, opts.mask_values, opts.mpp, opts.bb_downsample, self.classes)
-        self.train_set, self.val_set = (
-            open_set(cases, how, comm.rank, comm.size, lambda action: comm.gather(together(comm, action)))
-            for cases in (train_cases, val_cases)
-        )
-        self.stream = stream_options(opts) | {"slides": [slide.id for slide in self.train_set.slides]}
-        together(comm, lambda: check_field_of_view(self.train_set, opts.img_size, opts.resolution))
-        self.say(f"classes     {describe(label_map, CLASS_NAMES)}")
-        for what, opened in (("training", self.train_set), ("validation", self.val_set)):
-            tumour = sum(1 for index in opened.indexes if set(index.places) - {0})
-            names = [slide.id for slide in opened.slides]
-            shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-            self.say(f"{what:<11} {len(names)} slides, {tumour} of them with tumour: {shown}")
-            notes += [note for index in opened.indexes for note in index.notes]
-        self.say(*(f"note        {note}" for note in notes))
+        self.inputs.close()
 
     def build_model(self) -> None:
         """Model and optimizer with all their variables; pre-trained weights where asked for."""
@@ -146,50 +106,28 @@ class Run:
         from training.tally import Tally
         from training.validate import Validator
 
-        opts = self.opts
+        opts, classes, channels = self.opts, self.inputs.classes, self.inputs.channels
         keras.utils.set_random_seed(opts.seed)
-        shape = (opts.img_size, self.classes)
         if opts.weights_path is None:
-            self.model = models.build(opts.networks[0], *shape)
+            self.model = models.build(opts.networks[0], opts.img_size, classes, channels)
         else:
-            build = lambda: build_with_weights(opts.networks, *shape, opts.weights_path)  # noqa: E731
-            self.model, report = together(self.comm, build)
+            wanted = (opts.networks, opts.img_size, classes, opts.weights_path, channels)
+            self.model, report = together(self.comm, lambda: build_with_weights(*wanted))
             self.say(f"weights     {len(report.loaded)} layers from {opts.weights_path}, {len(report.skipped)} skipped")
             self.say(*(f"            {name}: {reason}" for name, reason in report.skipped))
         self.say(f"model       {self.model.name}, {self.model.count_params():,} parameters")
         self.optimizer = Adam(self.model.trainable_variables)
-        weights_K = [opts.neg_pixel_weight] + [opts.pos_pixel_weight] * (self.classes - 1)
-        self.tally = Tally(self.classes)
+        weights_K = [opts.neg_pixel_weight] + [opts.pos_pixel_weight] * (classes - 1)
+        self.tally = Tally(classes)
         self.step = TrainStep(
             self.model, self.optimizer, self.comm, weights_K, opts.fp16_allreduce, self.tally,
             warm_up=opts.weights_path is None,
         )  # fmt: skip
-        self.validator = Validator(self.model, self.classes, weights_K)
-
-    def build_sampler(self) -> None:
-        """The training sampler, the hard-mining pool around it where asked for, and the validation grid."""
-        import samplers
-        from samplers.grid import requests
-        from samplers.mining import HardPool
-
-        opts, indexes = self.opts, self.train_set.indexes
-        plan = (opts.data_sampler, indexes, opts.seed, self.classes, opts.batch_tumor_ratio)
-        self.sampler = together(self.comm, lambda: samplers.build(*plan))
-        self.pool = None
-        if opts.hard_mining:
-            self.sampler = self.pool = HardPool(
-                self.sampler, indexes, opts.seed, opts.hard_fraction, opts.hard_pool,
-                interval=max(opts.log_every, self.global_batch), patch_um=self.patch_um,
-            )  # fmt: skip
-        self.train_reader = self.train_set.reader(opts.img_size, opts.resolution)
-        self.val_reader = self.val_set.reader(opts.img_size, opts.resolution)
-        grid_of = (self.val_set.indexes, opts.img_size, opts.resolution, opts.val_patches)
-        self.grid = together(self.comm, lambda: requests(*grid_of))
-        self.say(f"sampling    {opts.data_sampler}; validation on {len(self.grid)} patches of the grid over tissue")
+        self.validator = Validator(self.model, classes, weights_K)
 
     def resume_or_start(self) -> None:
         """Go on from a checkpoint, or start afresh; all ranks hold rank 0's variables afterwards."""
-        from samplers.records import Records, trim_samples
+        from samplers.records import trim_samples
         from training.checkpoint import Checkpoints, named_variables
         from training.log import RunLog, prepare_folder
 
@@ -203,7 +141,7 @@ class Run:
             found = None
             if opts.resume:
                 reader = self.checkpoints or Checkpoints(Path())
-                found = reader.resume(opts.resume, self.model, self.optimizer, self.stream)
+                found = reader.resume(opts.resume, self.model, self.optimizer, self.inputs.stream)
             if opts.log_dir is not None:
                 own = found is not None and found[1].is_relative_to(opts.log_dir)
                 self.say(*prepare_folder(opts.log_dir, own, as_json(opts)))
@@ -216,8 +154,8 @@ class Run:
             self.say(*(f"resume      {note}" for note in notes))
             self.say(f"resume      {path} at image {state.images}, best val mIoU {state.best_miou:.4f}")
             self.images, self.best_miou = state.images, state.best_miou
-            if self.pool is not None and "hard_pool" in state.arrays:
-                together(comm, lambda: self.pool.restore(state.arrays["hard_pool"]))
+            if self.inputs.pool is not None and "hard_pool" in state.arrays:
+                together(comm, lambda: self.inputs.pool.restore(state.arrays["hard_pool"]))
         elif opts.resume:
             self.say(f"resume      no checkpoint in {opts.log_dir}: a fresh start")
         elif opts.log_dir is None:
@@ -225,31 +163,24 @@ class Run:
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
         comm.broadcast(list(named_variables(self.model, self.optimizer).values()))
         self.log = together(comm, lambda: RunLog(opts.log_dir, comm.rank))
-        ids = self.stream["slides"]
-        self.records = together(comm, lambda: Records(opts.log_dir, comm.rank, ids, opts.resolution, self.pool))
+        self.inputs.start_records()
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
     def train(self) -> None:
         """Step until the image counter reaches --num_steps; log, validate and save when it passes their multiples."""
-        from samplers.patch import draw
-        from samplers.pipeline import Feed, rank_indices
         from training.log import Progress
         from training.schedule import learning_rate, passed
         from training.step import require_finite
 
         opts, comm = self.opts, self.comm
-        feed = Feed(
-            lambda index: draw(self.sampler, self.train_reader, index),
-            lambda first=self.images: rank_indices(first, opts.batch_size, comm.rank, comm.size),
-            opts.batch_size, opts.img_size, workers=opts.sample_processes,
-        )  # fmt: skip
+        feed = self.inputs.train_feed(self.images)
         self.progress = Progress(opts.num_steps, self.images, shown=comm.rank == 0)
         for image_BHWC, label_BHW, meta_BM in feed if self.images < opts.num_steps else ():
             rate = learning_rate(self.images, opts.base_lr, comm.size, opts.warmup, opts.num_steps, opts.lr_schedule)
             result = self.step(image_BHWC, label_BHW, rate)
             require_finite(result, meta_BM[:, 0], self.images, comm)
-            self.records.add(meta_BM, result.patch_loss_B)
+            self.inputs.records.add(meta_BM, result.patch_loss_B)
             before, self.images = self.images, self.images + self.global_batch
             self.progress.step(self.images, result.loss)
             last = self.images >= opts.num_steps
@@ -267,7 +198,7 @@ class Run:
         """One line and one row for the patches since the last one, over all ranks."""
         from training.validate import numbers
 
-        self.records.flush(self.comm.gather, self.images)
+        self.inputs.records.flush(self.comm.gather, self.images)
         confusion_KK, histogram_2N = self.tally.totals(self.comm)
         loss = self.step.mean_loss()
         values = numbers(confusion_KK, histogram_2N, loss)
@@ -282,17 +213,15 @@ class Run:
 
     def validate(self) -> None:
         """Score the grid on all ranks; keep the best checkpoint and a picture."""
-        from samplers.pipeline import grid_feed
-
-        opts, comm, start = self.opts, self.comm, time.perf_counter()
-        feed = grid_feed(self.val_reader, self.grid, comm.rank, comm.size, opts.batch_size, opts.sample_processes)
-        self.scores, pictures = self.validator.run(feed, comm)
+        start = time.perf_counter()
+        self.scores, pictures = self.validator.run(self.inputs.val_feed(), self.comm)
+        self.inputs.check_left_out()
         self.log.numbers("val", self.images, self.scores)
         self.picture = self.log.pictures(self.images, pictures) or self.picture
         s = self.scores
         self.say(
             f"val   {self.images:>8}  loss {s['loss']:.4f}  mIoU {s['miou']:.4f}  AUC {s['auc']:.4f}  "
-            f"Dice {s['dice']:.4f}  {len(self.grid)} patches in {time.perf_counter() - start:.1f} s"
+            f"Dice {s['dice']:.4f}  {len(self.inputs.grid)} patches in {time.perf_counter() - start:.1f} s"
         )
         if s["miou"] > self.best_miou:
             self.best_miou = s["miou"]
@@ -304,9 +233,9 @@ class Run:
         from training.checkpoint import State
 
         # sample log and pool must know every patch below the image counter of a checkpoint
-        self.records.flush(self.comm.gather, self.images)
-        arrays = {"hard_pool": self.pool.state()} if self.pool else {}
-        state = State(self.images, self.best_miou, as_json(self.opts) | self.stream, arrays)
+        self.inputs.records.flush(self.comm.gather, self.images)
+        arrays = {"hard_pool": self.inputs.pool.state()} if self.inputs.pool else {}
+        state = State(self.images, self.best_miou, as_json(self.opts) | self.inputs.stream, arrays)
         if self.checkpoints is not None:
             # Ranks: all hold the same variables; one writes.
             files = self.checkpoints if self.comm.rank == 0 else None
@@ -328,13 +257,14 @@ class Run:
             # Ranks: all have written their samples when `save` returned; one draws and exports.
             if self.comm.rank == 0 and opts.log_dir is not None:
                 rows = read_samples(opts.log_dir)
-                write_maps(opts.log_dir / "sampling", self.train_set, rows, self.patch_um)
+                write_maps(opts.log_dir / "sampling", self.inputs.train_set, rows, self.inputs.patch_um)
                 export(self.model, opts.log_dir)
 
         together(self.comm, write)
         self.log.close()
+        rejected = self.inputs.rejected()
         self.say(
-            f"\ndone        {self.images} images, {self.speed:.2f} images/s in training",
+            f"\ndone        {self.images} images, {self.speed:.2f} images/s in training; draws not taken: {rejected}",
             f"val         mIoU {s['miou']:.4f} (best {self.best_miou:.4f})  Dice {s['dice']:.4f}  AUC {s['auc']:.4f}",
         )
         if opts.log_dir is not None:

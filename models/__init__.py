@@ -3,8 +3,8 @@
 Importing this package registers its custom layers, so that `keras.models.load_model` opens a saved model after
 `import models`.
 
-Shapes: B images, H rows, W columns, K classes. Every network maps image_BHWC, float32 RGB in [-1, 1], to logits_BHWK,
-float32.
+Shapes: B images, H rows, W columns, C channels, K classes. Every network maps image_BHWC, float32 RGB in [-1, 1], to
+logits_BHWK, float32. C is 3 for each view: a context view at a coarser spacing adds 3.
 """
 
 import keras
@@ -17,20 +17,22 @@ NAMES = ("effdetd0", "effdetd4", "deeplab")
 SIZE_MULTIPLE = 128
 
 
-def build(name: str, img_size: int, classes: int) -> keras.Model:
+def build(name: str, img_size: int, classes: int, channels: int = 3) -> keras.Model:
     """Builds an untrained network.
 
     Args:
         name: One of `NAMES`: "effdetd0" or "effdetd4" (EfficientDet segmentation), "deeplab" (DeepLabV3+, Xception-65).
         img_size: Side of the square field of view in output pixels, a positive multiple of 128.
         classes: Number of classes K, at least 2.
+        channels: Channels C of the image, 3 for each view.
 
     Returns:
-        A model from image_BHWC (B, img_size, img_size, 3), float32 in [-1, 1], to logits_BHWK (B, img_size, img_size,
-        classes), float32.
+        A model from image_BHWC (B, img_size, img_size, channels), float32 in [-1, 1], to logits_BHWK (B, img_size,
+        img_size, classes), float32.
 
     Raises:
-        ValueError: Unknown name, a size that is not a positive multiple of 128, or fewer than 2 classes.
+        ValueError: Unknown name, a size that is not a positive multiple of 128, channels that are not, of 3, or fewer
+            than 2 classes.
     """
     if name not in NAMES:
         raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(NAMES)}")
@@ -43,6 +45,8 @@ def build(name: str, img_size: int, classes: int) -> keras.Model:
         )
     if classes < 2:
         raise ValueError(f"classes is {classes}; a segmentation needs at least 2 (background and one more)")
+    if channels < 3 or channels % 3:
+        raise ValueError(f"channels is {channels}; every view of a patch has 3")
     if name == "deeplab":
-        return deeplab.build(img_size, classes)
-    return efficientdet.build(name, img_size, classes)
+        return deeplab.build(img_size, classes, channels)
+    return efficientdet.build(name, img_size, classes, channels)

@@ -27,9 +27,9 @@ DECODER_EPSILON = 1e-5
 MOMENTUM = 0.99
 
 
-def build(img_size: int, classes: int) -> keras.Model:
+def build(img_size: int, classes: int, channels: int = 3) -> keras.Model:
     """Builds DeepLabV3+ Xception-65; see `models.build` for the arguments."""
-    image = keras.Input((img_size, img_size, 3), dtype="float32", name="image")
+    image = keras.Input((img_size, img_size, channels), dtype="float32", name="image")
     fine, coarse = _xception65(image)
     x = _aspp(coarse)
     x = _decoder(x, fine)

@@ -31,10 +31,10 @@ class Variant:
 VARIANTS = {"effdetd0": Variant("b0", 64), "effdetd4": Variant("b4", 224)}
 
 
-def build(name: str, img_size: int, classes: int) -> keras.Model:
+def build(name: str, img_size: int, classes: int, channels: int = 3) -> keras.Model:
     """Builds EfficientDet-D0 or -D4 segmentation; see `models.build` for the arguments."""
     variant = VARIANTS[name]
-    image = keras.Input((img_size, img_size, 3), dtype="float32", name="image")
+    image = keras.Input((img_size, img_size, channels), dtype="float32", name="image")
     backbone = dict(enumerate(efficientnet.features(variant.backbone, image), start=MIN_LEVEL))
     levels = _coarser_levels(backbone, variant.filters)
     for cell in range(CELLS):

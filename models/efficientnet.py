@@ -51,7 +51,7 @@ def features(variant: str, image_BHWC: keras.KerasTensor) -> list[keras.KerasTen
 
     Args:
         variant: "b0" or "b4".
-        image_BHWC: RGB in [-1, 1]; H and W are multiples of 32.
+        image_BHWC: RGB in [-1, 1], 3 channels for each view; H and W are multiples of 32.
 
     Returns:
         The last features with stride 2, 4, 8, 16 and 32, finest first: what EfficientDet calls levels 1 to 5.
@@ -79,8 +79,9 @@ def imagenet_standardised(image_BHWC: keras.KerasTensor) -> keras.KerasTensor:
     `keras.applications` reaches the same in three steps: its files store the standard deviation as the variance of a
     Normalization layer, which divides by the square root of it; a Rescaling by 1 / sqrt(std) follows.
     """
-    scale = [0.5 / std for std in IMAGENET_STD_RGB]
-    offset = [(0.5 - mean) / std for mean, std in zip(IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, strict=True)]
+    views = image_BHWC.shape[-1] // 3  # each is RGB
+    scale = [0.5 / std for std in IMAGENET_STD_RGB] * views
+    offset = [(0.5 - mean) / std for mean, std in zip(IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, strict=True)] * views
     return layers.Rescaling(scale, offset, name="imagenet_standardisation")(image_BHWC)
 
 

@@ -47,6 +47,7 @@ class LoadReport:
 def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
     """Copies weights into a model's layers of the same name; layers whose arrays do not all fit in shape are skipped.
 
+    A first convolution of 3 channels fits a model of several views: the weights of further channels start at 0.
     Reads Keras 2 `.h5` (weights or whole models), Keras 3 `.weights.h5` and `.keras`. The model changes only after the
     whole file was read without a fault.
 
@@ -74,7 +75,7 @@ class MisfitError(ValueError):
 
 
 def build_with_weights(
-    names: Sequence[str], img_size: int, classes: int, path: str | Path
+    names: Sequence[str], img_size: int, classes: int, path: str | Path, channels: int = 3
 ) -> tuple[keras.Model, LoadReport]:
     """Builds the first network that a weight file fits.
 
@@ -83,6 +84,7 @@ def build_with_weights(
         img_size: Side of the input, px.
         classes: Number of classes.
         path: See `load_weights`.
+        channels: Channels of the image, 3 for each view.
 
     Raises:
         MisfitError: The weights fit none of the networks.
@@ -90,7 +92,7 @@ def build_with_weights(
     """
     reasons = []
     for name in names:
-        model = build(name, img_size, classes)
+        model = build(name, img_size, classes, channels)
         try:
             return model, load_weights(model, path)
         except MisfitError as error:
@@ -222,7 +224,7 @@ def _transfer(model: keras.Model, stored: Stored, file: Path) -> LoadReport:
     for name, layer in targets.items():
         reason = _misfit(layer, stored[name]) if name in stored else MISSING_IN_FILE
         if reason is None:
-            arrays[name] = [dataset[()] for dataset in stored[name]]
+            arrays[name] = [_widened(d[()], w.shape) for d, w in zip(stored[name], layer.weights, strict=True)]
             if not all(np.isfinite(array).all() for array in arrays[name]):
                 del arrays[name]
                 reason = "the file's values are not all finite"
@@ -244,9 +246,22 @@ def _misfit(layer: keras.Layer, datasets: list[h5py.Dataset]) -> str | None:
     """Returns why the arrays do not fit the layer, None if they do; from the shapes alone, before any array is read."""
     wanted = [tuple(weight.shape) for weight in layer.weights]
     given = [tuple(dataset.shape) for dataset in datasets]
-    if wanted == given:
+    if wanted == given or (len(wanted) == len(given) and all(map(_widens, given, wanted))):
         return None
     return f"shapes {_shapes(given)} in the file, {_shapes(wanted)} in the model"
+
+
+def _widens(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a kernel (rows, columns, channels, filters) is the wanted one, or its first view's part of it."""
+    if given == wanted:
+        return True
+    same = len(given) == len(wanted) == 4 and given[:2] + given[3:] == wanted[:2] + wanted[3:]
+    return same and given[2] == 3 and wanted[2] % 3 == 0
+
+
+def _widened(array: npt.NDArray[np.generic], wanted: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    """Adds channels with weights of 0, so that further views change nothing at first."""
+    return np.pad(array, [(0, more - size) for size, more in zip(array.shape, wanted, strict=True)])
 
 
 def _shapes(shapes: list[tuple[int, ...]]) -> str:

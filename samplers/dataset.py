@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from samplers.index import SlideIndex, index_slide
 from samplers.patch import PatchReader
@@ -38,9 +38,9 @@ class SlideSet:
     truths: list[Truth]
     indexes: list[SlideIndex]
 
-    def reader(self, img_size: int, um_px: float) -> PatchReader:
-        """Reader of patches of `img_size` px at `um_px`."""
-        return PatchReader(self.slides, self.truths, img_size, um_px)
+    def reader(self, img_size: int, um_px: float, context_um_px: float | None = None) -> PatchReader:
+        """Reader of patches of `img_size` px at `um_px`, with a second view at `context_um_px` where given."""
+        return PatchReader(self.slides, self.truths, img_size, um_px, context_um_px)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,16 @@ class Reading:
     um_px_l0: float | None
     bb_downsample: int
     classes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types, for `from_json`."""
+        return asdict(self) | {"label_map": dict(self.label_map), "mask_values": dict(self.mask_values or {})}
+
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> Reading:
+        """Inverse of `as_json`."""
+        values = {int(value): int(cls) for value, cls in stored["mask_values"].items()}
+        return Reading(**{**stored, "mask_values": values or None})
 
 
 Exchange = Callable[[Callable[[], list[SlideIndex]]], list[list[SlideIndex]]]

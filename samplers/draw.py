@@ -16,11 +16,8 @@ from shapely import Polygon
 from samplers.index import Places
 
 _REJECTION_ROUNDS, _REJECTION_BATCH = 8, 64
-PATCHES, ROUNDS, HARD = (
-    1,
-    2,
-    3,
-)  # what a generator is for; SeedSequence pads with zeros, so (s, i) would equal (s, i, 0)
+# What a generator is for; SeedSequence pads with zeros, so (s, i) would equal (s, i, 0).
+PATCHES, ROUNDS, HARD, AUGMENT = 1, 2, 3, 4
 
 
 def generator(seed: int, index: int, attempt: int = 0, purpose: int = PATCHES) -> np.random.Generator:

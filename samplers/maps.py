@@ -59,7 +59,10 @@ def _background(slide: Slide, index: SlideIndex) -> NDArray[np.uint8]:
     """Thumbnail (BGR) with the outlines of tissue and of each tumour class."""
     scale = _scale(slide)
     rows, columns = (max(1, int(size * scale)) for size in reversed(slide.size_xy_l0))
-    thumb_HWC = slide.read(Window((0.0, 0.0), (rows, columns), (1 / scale, 1 / scale)))
+    try:
+        thumb_HWC = slide.read(Window((0.0, 0.0), (rows, columns), (1 / scale, 1 / scale)))
+    except ValueError:  # a slide that went bad during the run: windows and outlines on white still tell where
+        thumb_HWC = np.full((rows, columns, 3), 255, np.uint8)
     map_HWC = np.ascontiguousarray(thumb_HWC[..., ::-1])
     sets = [(index.tissue, TISSUE_BGR), *((p, TUMOUR_BGR) for cls, p in sorted(index.places.items()) if cls > 0)]
     for places, colour in sets:

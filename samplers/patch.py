@@ -1,23 +1,25 @@
 """From a request for a place to its pixels: the only reader of pixels among the samplers.
 
-Shapes: H, W patch rows and columns; C = 3 colour channels.
+Shapes: H, W patch rows and columns; C = 3 colour channels, 6 with a context view.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from slides.geometry import Window, shifted_inside
+from samplers import quality
+from slides.geometry import Window, shifted_inside, window_centred
 from slides.reader import Slide
 from slides.truth import Truth
 
-BLANK_STD = 15.0  # grey levels; below this in every channel a patch shows no tissue (rule of SURF's sampler)
+UNREADABLE = "unreadable"
+REASONS = (*quality.REASONS, UNREADABLE)  # why a draw was not taken
+MAX_UNREADABLE = 10  # draws of one index that may fail to be read before the run is stopped
 STREAM, HARD, GRID = "stream", "hard", "grid"
 ORIGINS = (STREAM, HARD, GRID)
 
@@ -33,6 +35,7 @@ class PatchRequest:
         cls: class that the draw aimed at; -1 where the place was not drawn for a class (grid).
         center_xy_l0: centre of the patch, level-0 px.
         origin: who asked: `stream` (a sampler), `hard` (the hard-mining pool) or `grid` (validation).
+        as_found: take it whatever it shows: a place inside an annotation.
     """
 
     index: int
@@ -41,6 +44,22 @@ class PatchRequest:
     cls: int
     center_xy_l0: tuple[float, float]
     origin: str = STREAM
+    as_found: bool = False
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A draw that was not taken.
+
+    Attributes:
+        request: what was asked for.
+        reason: one of `REASONS`.
+        message: what the reader said, for `unreadable`; else empty.
+    """
+
+    request: PatchRequest
+    reason: str
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,14 +69,16 @@ class Patch:
     Attributes:
         request: the request that was read (of the accepted attempt).
         window: where the pixels come from; its centre differs from the request's where it was shifted inside.
-        image_HWC: uint8 RGB, white outside the slide.
+        image_HWC: uint8 RGB, white outside the slide; channels 3 to 5 are the context view, if any.
         label_HW: uint8 class per pixel, 255 = ignore.
+        rejected: draws of the same index before this one.
     """
 
     request: PatchRequest
     window: Window
     image_HWC: NDArray[np.uint8]
     label_HW: NDArray[np.uint8]
+    rejected: tuple[Rejected, ...] = ()
 
 
 class NotYetError(Exception):
@@ -82,13 +103,27 @@ class PatchReader:
         truths: truth of each slide, same order.
         img_size: side of the square patch, output px.
         um_px: spacing of the patch, um per px.
+        context_um_px: spacing of a second, coarser view around the same centre, of the same `img_size`; None for none.
     """
 
-    def __init__(self, slides: Sequence[Slide], truths: Sequence[Truth], img_size: int, um_px: float) -> None:
+    def __init__(
+        self,
+        slides: Sequence[Slide],
+        truths: Sequence[Truth],
+        img_size: int,
+        um_px: float,
+        context_um_px: float | None = None,
+    ) -> None:
         self.slides = slides
         self.truths = truths
         self.img_size = img_size
         self.um_px = um_px
+        self._context_um_px = context_um_px
+
+    @property
+    def channels(self) -> int:
+        """Channels C of `Patch.image_HWC`."""
+        return 3 if self._context_um_px is None else 6
 
     def window(self, request: PatchRequest) -> Window:
         """Window of a request: centred on it, and for drawn places moved inside the slide where it fits.
@@ -106,24 +141,49 @@ class PatchReader:
             SlideError: the slide or its truth cannot be read there; the message names both.
         """
         window = self.window(request)
-        image_HWC = self.slides[request.slide].read(window)
+        slide = self.slides[request.slide]
+        image_HWC = slide.read(window)
+        if self._context_um_px is not None:
+            # Not laid on the px of a level: both views must have the same centre.
+            step_x, step_y = (self._context_um_px / um for um in slide.um_px_xy_l0)
+            around = window_centred(window.center_xy_l0, window.hw_out, (step_x, step_y))
+            image_HWC = np.concatenate([image_HWC, slide.read(around)], axis=2)
         return Patch(request, window, image_HWC, self.truths[request.slide].label(window))
 
 
-def is_blank(image_HWC: NDArray[np.uint8]) -> bool:
-    """True where no colour channel varies by `BLANK_STD` grey levels: glass, not tissue."""
-    _, std_C1 = cv2.meanStdDev(image_HWC)
-    return bool(std_C1.max() < BLANK_STD)
+def draw(source: RequestSource, reader: PatchReader, index: int, judge: bool = True) -> Patch:
+    """The patch of a stream index; drawn again where it is no usable tissue, or cannot be read.
 
+    At most `source.max_redraws` draws are turned down for what they show, the next is kept whatever it shows; at most
+    `MAX_UNREADABLE` because slide or truth cannot be read there. So no index is lost, and the result depends on
+    (seed, index) and the files alone, whoever draws it.
 
-def draw(source: RequestSource, reader: PatchReader, index: int) -> Patch:
-    """The patch of a stream index, redrawn while near-blank, at most `source.max_redraws` times.
+    Args:
+        source: sampler.
+        reader: reads its requests.
+        index: which patch of the stream.
+        judge: turn down pen marks and tissue out of focus, too; else only glass.
 
-    The last draw is kept whatever it shows (`request.attempt == max_redraws` marks it), so that no index is lost
-    and the result depends on (seed, index) alone.
+    Raises:
+        ValueError: the last draw could not be read, either.
     """
-    for attempt in range(source.max_redraws):
-        patch = reader.read(source.request(index, attempt))
-        if not is_blank(patch.image_HWC):
-            return patch
-    return reader.read(source.request(index, source.max_redraws))
+    rejected: list[Rejected] = []
+    shown = unread = 0  # draws turned down for what they show, and for not being readable
+    while True:
+        request = source.request(index, len(rejected))
+        try:
+            patch = reader.read(request)
+        except ValueError as error:
+            if unread == MAX_UNREADABLE:
+                raise
+            unread += 1
+            rejected.append(Rejected(request, UNREADABLE, str(error)))
+            continue
+        fault = None
+        if shown < source.max_redraws and not request.as_found:
+            # The first three channels: a context view is not judged.
+            fault = quality.fault(patch.image_HWC[..., :3], reader.um_px, judge)
+        if fault is None:
+            return replace(patch, rejected=tuple(rejected))
+        shown += 1
+        rejected.append(Rejected(request, fault))

@@ -1,6 +1,7 @@
 """From requests to batches: the only TensorFlow among the samplers.
 
-Shapes: B patches per batch, H, W patch rows and columns, C = 3 channels, M = len(META) numbers that describe a patch.
+Shapes: B patches per batch, H, W patch rows and columns, C channels (3, or 6 with a context view),
+M = len(META) numbers that describe a patch.
 Images stay uint8 until they are in the graph: a quarter of the memory traffic of float32.
 """
 
@@ -54,6 +55,7 @@ class Feed:
         batch_size: patches per batch; a last short batch is filled with ignored white patches of index -1.
         img_size: side of the patches, px.
         workers: threads that read patches in parallel.
+        channels: channels C of the images.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Feed:
         batch_size: int,
         img_size: int,
         workers: int,
+        channels: int = 3,
     ) -> None:
         self._load = load
+        self._channels = channels
         self._failure: BaseException | None = None
         self._ended = threading.Event()
         self._img_size = img_size
@@ -87,12 +91,12 @@ class Feed:
     def _read(self, index: Any) -> tuple[Any, Any, Any]:
         image, label, meta = tf.numpy_function(self._arrays, [index], (tf.uint8, tf.uint8, tf.float64))
         side = self._img_size
-        return tf.ensure_shape(image, (side, side, 3)), tf.ensure_shape(label, (side, side)), meta
+        return tf.ensure_shape(image, (side, side, self._channels)), tf.ensure_shape(label, (side, side)), meta
 
     def _arrays(self, index: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]]:
         side = self._img_size
         if index < 0:
-            white_HWC = np.full((side, side, 3), 255, np.uint8)
+            white_HWC = np.full((side, side, self._channels), 255, np.uint8)
             return white_HWC, np.full((side, side), IGNORE, np.uint8), np.full(len(META), -1.0)
         try:
             patch = self._patch(int(index))
@@ -129,8 +133,28 @@ class Feed:
 
 
 def grid_feed(
-    reader: PatchReader, requests: Sequence[PatchRequest], rank: int, size: int, batch_size: int, workers: int
+    reader: PatchReader,
+    requests: Sequence[PatchRequest],
+    rank: int,
+    size: int,
+    batch_size: int,
+    workers: int,
+    left_out: Callable[[str], None],
 ) -> Feed:
-    """This rank's share of a fixed list of requests: every size-th one, each exactly once over all ranks."""
+    """This rank's share of a fixed list of requests: every size-th one, each exactly once over all ranks.
+
+    A window that cannot be read becomes an ignored patch, and `left_out` is called with the reason (from a worker).
+    """
     mine = range(rank, len(requests), size)  # Ranks: dealt out like cards, so every rank has some of every slide
-    return Feed(lambda i: reader.read(requests[i]), list(mine), batch_size, reader.img_size, workers)
+
+    def load(number: int) -> Patch:
+        request = requests[number]
+        try:
+            return reader.read(request)
+        except ValueError as error:
+            left_out(str(error))
+            side = reader.img_size
+            white_HWC = np.full((side, side, reader.channels), 255, np.uint8)
+            return Patch(request, reader.window(request), white_HWC, np.full((side, side), IGNORE, np.uint8))
+
+    return Feed(load, list(mine), batch_size, reader.img_size, workers, reader.channels)

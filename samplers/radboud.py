@@ -33,7 +33,7 @@ class Sampler:
         ValueError: a class that must be drawn is on no slide.
     """
 
-    max_redraws = 0  # a point inside an annotation is what was asked for, blank or not
+    max_redraws = 10  # of places in tissue; what lies inside an annotation was asked for, blank or not
 
     def __init__(self, indexes: Sequence[SlideIndex], seed: int, classes: int, tumor_ratio: Fraction | None) -> None:
         self._indexes = indexes
@@ -68,7 +68,7 @@ class Sampler:
         else:
             annotation = min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)
             center_xy_l0 = point_in_polygon(found.regions[cls][annotation], rng)
-        return PatchRequest(index, attempt, slide, cls, center_xy_l0)
+        return PatchRequest(index, attempt, slide, cls, center_xy_l0, as_found=ends is not None)
 
     def _class_of(self, index: int) -> int:
         if self._ratio is None:

@@ -1,12 +1,16 @@
 """What was trained on: one row per patch, kept until the next logging interval, then written and mined.
 
-Every rank writes its own file, `samples/rank-R.csv`; any row can be drawn again from its index.
+Every rank writes its own files: `samples/rank-R.csv`, whose rows can all be drawn again, and, where slides could not be
+read, `samples/unreadable-rank-R.csv`.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers.mining import Entry, HardPool
-from samplers.patch import ORIGINS
+from samplers.patch import ORIGINS, UNREADABLE, Patch, Rejected
 
 # What the input pipeline says of a patch (see `Feed`); x and y are the window's centre, level-0 px.
 META = ("index", "attempt", "slide", "cls", "x_l0", "y_l0", "origin")
-COLUMNS = ("index", "slide", "x_l0", "y_l0", "um_px", "cls", "origin", "attempt", "loss")
+COLUMNS = ("index", "slide", "x_l0", "y_l0", "um_px", "cls", "origin", "attempt", "rejected", "loss")
+UNREADABLE_COLUMNS = ("index", "attempt", "slide", "x_l0", "y_l0", "error")
+FEW_UNREADABLE = 8  # draws of a rank; up to here no share is judged
 
 Row = dict[str, Any]
 
@@ -32,12 +38,28 @@ class Records:
         slide_ids: id of each training slide.
         um_px: spacing of the patches, um per px.
         pool: the hard-mining pool, or None.
+        max_unreadable: share of this rank's draws that may fail to be read before the run is stopped.
+
+    Attributes:
+        rejected: draws of trained patches that were not taken, by reason.
     """
 
     def __init__(
-        self, folder: Path | None, rank: int, slide_ids: Sequence[str], um_px: float, pool: HardPool | None
+        self,
+        folder: Path | None,
+        rank: int,
+        slide_ids: Sequence[str],
+        um_px: float,
+        pool: HardPool | None,
+        max_unreadable: float = 0.01,
     ) -> None:
         self._path = folder / "samples" / f"rank-{rank}.csv" if folder else None
+        self._max_unreadable = max_unreadable
+        self._noticed: dict[int, tuple[Rejected, ...]] = {}
+        self._lock = threading.Lock()  # input workers notice, the training loop adds
+        self._trained = 0
+        self._unreadable: list[Row] = []
+        self.rejected: Counter[str] = Counter()
         self._slide_ids = slide_ids
         self._um_px = um_px
         self._pool = pool
@@ -47,25 +69,60 @@ class Records:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _write(self._path, [], "w")
 
+    def noticed(self, patch: Patch) -> Patch:
+        """Remember the rejected draws of a patch until it is trained; returns the patch."""
+        if patch.rejected:
+            with self._lock:
+                self._noticed[patch.request.index] = patch.rejected
+        return patch
+
     def add(self, meta_BM: NDArray[np.float64], patch_loss_B: NDArray[np.floating[Any]]) -> None:
-        """Take in a trained batch: M numbers per patch in the order of `META`, and the loss of each patch."""
+        """Take in a trained batch: M numbers per patch in the order of `META`, and the loss of each patch.
+
+        Raises:
+            ValueError: more draws than `max_unreadable` could not be read; lists them.
+        """
         for meta_M, loss in zip(meta_BM, patch_loss_B, strict=True):
             index, attempt, slide, cls, origin = (int(meta_M[META.index(n)]) for n in _WHOLE)
             x_l0, y_l0 = (float(meta_M[META.index(n)]) for n in ("x_l0", "y_l0"))
             self._waiting.append(Entry(index, slide, cls, x_l0, y_l0, float(loss)))
+            with self._lock:
+                rejected = self._noticed.pop(index, ())
+            reasons = Counter(draw.reason for draw in rejected)
+            self.rejected += reasons
+            self._unreadable += [self._unreadable_row(draw) for draw in rejected if draw.reason == UNREADABLE]
             self._rows.append(
                 {
                     "index": index,
                     "slide": self._slide_ids[slide],
-                    "x_l0": f"{x_l0:.2f}",
-                    "y_l0": f"{y_l0:.2f}",
+                    "x_l0": repr(x_l0),  # all digits: the row is drawn again from them
+                    "y_l0": repr(y_l0),
                     "um_px": self._um_px,
                     "cls": cls,
                     "origin": ORIGINS[origin],
                     "attempt": attempt,
+                    "rejected": " ".join(f"{reason}:{count}" for reason, count in sorted(reasons.items())),
                     "loss": f"{float(loss):.6g}",
                 }
             )
+        self._trained += len(patch_loss_B)
+        self._judge_unreadable()
+
+    def _unreadable_row(self, draw: Rejected) -> Row:
+        x_l0, y_l0 = draw.request.center_xy_l0
+        place = {"slide": self._slide_ids[draw.request.slide], "x_l0": f"{x_l0:.1f}", "y_l0": f"{y_l0:.1f}"}
+        return {"index": draw.request.index, "attempt": draw.request.attempt, **place, "error": draw.message}
+
+    def _judge_unreadable(self) -> None:
+        bad = self.rejected[UNREADABLE]
+        if bad <= max(FEW_UNREADABLE, self._max_unreadable * (self._trained + bad)):
+            return
+        slides = Counter(row["slide"] for row in self._unreadable)
+        listed = "; ".join(f"{slide} {count} times" for slide, count in slides.most_common(10))
+        raise ValueError(
+            f"{bad} of {self._trained + bad} draws could not be read, more than --max_unreadable "
+            f"{self._max_unreadable:g} allows: {listed}. The last: {self._unreadable[-1]['error']}"
+        )
 
     def flush(self, gather: Callable[[list[Entry]], list[list[Entry]]], counter: int) -> None:
         """Write the rows and feed the pool; every rank must call it at the same image counter.
@@ -76,21 +133,49 @@ class Records:
         """
         if self._path is not None and self._rows:
             _write(self._path, self._rows, "a")
+            self._write_unreadable()
         if self._pool is not None:
             # Ranks: the only collective call; the pool is the same on all ranks afterwards.
             self._pool.feed([entry for part in gather(self._waiting) for entry in part], counter)
         self._rows, self._waiting = [], []
 
+    def _write_unreadable(self) -> None:
+        """Append what was not written yet."""
+        assert self._path is not None
+        path = self._path.with_name(f"unreadable-{self._path.name}")
+        fresh = [row for row in self._unreadable if not row.get("written")]
+        if fresh:
+            _write(path, fresh, "a" if path.exists() else "w", UNREADABLE_COLUMNS)
+        for row in fresh:
+            row["written"] = True
+
 
 _WHOLE = ("index", "attempt", "slide", "cls", "origin")
 
 
-def _write(path: Path, rows: Sequence[Row], mode: str) -> None:
+def _write(path: Path, rows: Sequence[Row], mode: str, columns: Sequence[str] = COLUMNS) -> None:
     with path.open(mode, newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         if mode == "w":
             writer.writeheader()
         writer.writerows(rows)
+
+
+def write_described(folder: Path, described: Mapping[str, Any]) -> None:
+    """Write down which files a run reads and how, `samples/slides.json` in its `--log_dir`."""
+    path = folder / "samples" / "slides.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+
+
+def read_described(folder: Path) -> dict[str, Any]:
+    """Inverse of `write_described`.
+
+    Raises:
+        OSError: not there.
+    """
+    described: dict[str, Any] = json.loads((folder / "samples" / "slides.json").read_text(encoding="utf-8"))
+    return described
 
 
 def read_samples(folder: Path) -> list[Row]:

@@ -29,7 +29,7 @@ class Sampler:
         ValueError: the ratio asks for a class that no slide has.
     """
 
-    max_redraws = 10  # near-blank patches are redrawn; tissue masks on thumbnails have false positives
+    max_redraws = 10  # of places that show no usable tissue; masks on thumbnails have false positives
 
     def __init__(self, indexes: Sequence[SlideIndex], seed: int, classes: int, tumor_ratio: Fraction | None) -> None:
         self._indexes = indexes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -24,7 +25,6 @@ SCAN_LEVEL0_PX = 2**30
 SCAN_UM_PX = 2.0
 # Up to this step (level-0 px) labels come from level 0, whatever levels there are.
 FINE_STEP = 4.0
-_UNKNOWN = -1
 
 
 class MaskTruth:
@@ -57,15 +57,16 @@ class MaskTruth:
             Level(index, page.size_xy, level_downsample_xy(slide.size_xy_l0, page.size_xy))
             for index, page in enumerate(self._pages)
         )
-        self._class_of = np.ones(256, np.int16)
+        self._class_of = np.ones(256, np.uint8)
         self._class_of[0] = 0
+        self._unknown: NDArray[np.uint8] | None = None
         if value_map is not None:
             check_classes(value_map.values(), "--mask_values")
             if not all(0 <= value <= 255 for value in value_map):
                 raise ValueError(f"--mask_values: {sorted(value_map)}; stored values are 0 to 255")
-            self._class_of[:] = _UNKNOWN
+            self._unknown = np.ones(256, np.uint8)
             for value, cls in value_map.items():
-                self._class_of[value] = cls
+                self._class_of[value], self._unknown[value] = cls, 0
         self._loaded, self._stored = _stored_values(self._pages[0])
         self._classes: frozenset[int] | None = None
 
@@ -98,7 +99,9 @@ class MaskTruth:
                 continue
             top, height = int(rows[band[0]]), int(rows[band[-1]] - rows[band[0]]) + 1
             block = self._read(level, (left, top), (height, width))
-            picked = block[rows[band] - top][:, columns - left]
+            # Slices of neighbouring px would be copied one by one.
+            picked = block if _neighbours(rows[band]) else block[rows[band] - top]
+            picked = picked if _neighbours(columns) else picked[:, columns - left]
             row = top_row + int(band[0])
             label_HW[row : row + band.size, left_column : left_column + columns.size] = picked
         return label_HW
@@ -191,13 +194,14 @@ class MaskTruth:
                 f"mask {self.path} cannot be read in level {level.index}, corner {corner_xy_lv}, size {hw}: {reason}"
             ) from error
         stored = self._stored_of(pixels)
-        label_HW = self._class_of[stored]
-        if (label_HW == _UNKNOWN).any():
-            strange = np.unique(stored[label_HW == _UNKNOWN]).tolist()
+        # OpenCV's table look-up: ten times faster than NumPy's indexing.
+        if self._unknown is not None and (unknown_HW := cv2.LUT(stored, self._unknown)).any():
+            strange = np.unique(stored[unknown_HW > 0]).tolist()
             raise ValueError(
                 f"mask {self.path} holds values {strange} at level {level.index}, not in --mask_values; add them"
             )
-        return label_HW.astype(np.uint8)
+        label_HW: NDArray[np.uint8] = cv2.LUT(stored, self._class_of).astype(np.uint8, copy=False)
+        return label_HW
 
     def _stored_of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Undo what libvips does to samples on loading; (H, W, bands) to (H, W)."""
@@ -215,6 +219,11 @@ def _px_under(along_l0: NDArray[np.float64], level: Level, axis: int) -> NDArray
     """Index of the px of a level under each level-0 coordinate; the last px also covers a remainder."""
     px: NDArray[np.int64] = np.floor(along_l0 / level.downsample_xy[axis]).astype(np.int64)
     return px.clip(max=level.size_xy[axis] - 1)
+
+
+def _neighbours(px: NDArray[np.int64]) -> bool:
+    """Whether every px is the one after its predecessor."""
+    return bool((np.diff(px) == 1).all())
 
 
 def _stored_values(page: Page) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:

@@ -14,6 +14,7 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
+from slides import jpeg_tiff
 from slides.backends import (
     READ_ERRORS,
     Backend,
@@ -200,7 +201,11 @@ class Slide:
         return self.read_level(level, (0, 0), (height, width))
 
     def _open(self) -> Backend:
-        return VipsTiff(self.path, self._pages) if self._pages is not None else OpenSlideFile(self.path)
+        if self._pages is None:
+            return OpenSlideFile(self.path)
+        if all(map(jpeg_tiff.readable, self._pages)):
+            return jpeg_tiff.JpegTiff(self.path, self._key, self._pages)
+        return VipsTiff(self.path, self._pages)
 
     def _fetch(
         self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]

@@ -25,8 +25,10 @@ _DTYPES |= {12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS, _XRES, _YRES, _UNIT = 273, 277, 279, 282, 283, 296
 _COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 320, 322, 323, 324, 325, 330
+_PLANAR, _JPEG_TABLES = 284, 347
 _WANTED = {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS}
 _WANTED |= {_XRES, _YRES, _UNIT, _COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS}
+_WANTED |= {_PLANAR, _JPEG_TABLES}
 
 Values = NDArray[np.generic]
 
@@ -50,6 +52,9 @@ class Page:
         subfile: NewSubfileType; bit 0 set for a reduced copy of another image.
         um_px_xy: Micrometres per px along x and y, None where the tags do not say.
         end: First byte after the last byte of its pixels.
+        compression: TIFF's number of the compression; 7 is JPEG.
+        planar: 1 where the samples of a px lie together, 2 where each has a plane of its own.
+        directory: Byte where its directory starts.
         colormap: (2**bits, 3) uint8 RGB of a palette image, else None.
     """
 
@@ -63,6 +68,9 @@ class Page:
     subfile: int
     um_px_xy: tuple[float, float] | None
     end: int
+    compression: int
+    planar: int
+    directory: int
     colormap: NDArray[np.uint8] | None = None
 
     @property
@@ -94,6 +102,38 @@ def read_pages(path: Path) -> tuple[Page, ...]:
     return pages
 
 
+@dataclass(frozen=True)
+class TileLayout:
+    """Where the tiles of a page lie in the file; they stand row by row.
+
+    Attributes:
+        offsets: First byte of each tile, shape (N,).
+        counts: Bytes of each tile, shape (N,); 0 for a tile that was never written.
+        jpeg_tables: Tables that all JPEG tiles share, a stream of its own; empty where there are none.
+    """
+
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    jpeg_tables: bytes
+
+
+def tile_layout(path: Path, page: Page) -> TileLayout:
+    """Read where the tiles of a page are; megabytes for a large slide, so pages themselves do not keep it.
+
+    Raises:
+        TagError: Fewer tiles than the page's size needs, or a damaged directory.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        tags, _ = _Directory(file).entries(page.directory, set())
+    nothing = np.empty(0, np.int64)
+    offsets, counts = (tags.get(tag, nothing).astype(np.int64) for tag in (_TILE_OFFSETS, _TILE_COUNTS))
+    across, down = (-(-size // side) for size, side in zip(page.size_xy, page.tile_xy, strict=True))
+    if not offsets.size == counts.size == across * down:
+        raise TagError(f"damaged directory: {offsets.size} tiles and {counts.size} lengths, not {across} x {down}")
+    return TileLayout(offsets, counts, bytes(tags.get(_JPEG_TABLES, np.empty(0, np.uint8)).astype(np.uint8)))
+
+
 class _Directory:
     """Walks the chain of image file directories of one open file."""
 
@@ -118,10 +158,10 @@ class _Directory:
         seen: set[int] = set()
         offset, index = self._first, 0
         while offset:
-            tags, following = self._entries(offset, seen)
-            pages.append(self._page(tags, index, -1))
+            tags, following = self.entries(offset, seen)
+            pages.append(self._page(tags, offset, index, -1))
             for sub, where in enumerate(tags.get(_SUBIFDS, np.empty(0, np.int64)).tolist()):
-                pages.append(self._page(self._entries(int(where), seen)[0], index, sub))
+                pages.append(self._page(self.entries(int(where), seen)[0], int(where), index, sub))
             offset, index = following, index + 1
         if not pages:
             raise TagError("a TIFF without any image")
@@ -138,7 +178,7 @@ class _Directory:
     def _number(self, offset: int, code: str) -> int:
         return int(struct.unpack(self._order + code, self._bytes(offset, struct.calcsize(code)))[0])
 
-    def _entries(self, offset: int, seen: set[int]) -> tuple[dict[int, Values], int]:
+    def entries(self, offset: int, seen: set[int]) -> tuple[dict[int, Values], int]:
         if offset in seen or len(seen) >= MAX_PAGES:
             raise TagError(f"damaged directory: a loop or more than {MAX_PAGES} images")
         seen.add(offset)
@@ -169,7 +209,7 @@ class _Directory:
                 values = pairs[:, 0] / pairs[:, 1]
         return values
 
-    def _page(self, tags: dict[int, Values], page: int, subifd: int) -> Page:
+    def _page(self, tags: dict[int, Values], directory: int, page: int, subifd: int) -> Page:
         def first(tag: int, default: int) -> int:
             return int(tags[tag][0]) if tag in tags and tags[tag].size else default
 
@@ -197,6 +237,9 @@ class _Directory:
             subfile=first(_SUBFILE, 0),
             um_px_xy=_spacing(tags, first(_UNIT, 2)),
             end=end,
+            compression=first(_COMPRESSION, 1),
+            planar=first(_PLANAR, 1),
+            directory=directory,
             colormap=colormap,
         )
 

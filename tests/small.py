@@ -3,10 +3,10 @@
 import keras
 
 
-def network(classes=2, norm=False, seed=3, side=8):
-    """Two convolutions on (side, side, 3), logits at full resolution; with `norm` a BatchNorm between them."""
+def network(classes=2, norm=False, seed=3, side=8, channels=3):
+    """Two convolutions on (side, side, channels), logits at full resolution; with `norm` a BatchNorm between them."""
     keras.utils.set_random_seed(seed)
-    image = keras.Input((side, side, 3))
+    image = keras.Input((side, side, channels))
     x = keras.layers.Conv2D(4, 3, padding="same", activation="swish", name="first")(image)
     if norm:
         x = keras.layers.BatchNormalization(name="norm")(x)

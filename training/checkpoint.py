@@ -72,7 +72,7 @@ def export(model, folder: Path) -> None:
     """Write the trained model for use elsewhere: `final.keras` and the SavedModel folder `final_savedmodel`.
 
     `final.keras` loads with `keras.models.load_model` after `import models`; the SavedModel needs none of our code.
-    Both take float32 images (B, H, W, 3) in [-1, 1] and give logits.
+    Both take float32 images (B, H, W, C) in [-1, 1] and give logits.
     """
     partial = folder / f".final.{os.getpid()}.keras"
     model.save(partial)

@@ -1,6 +1,6 @@
 """One training step: forward, loss, gradients, allreduce, update; the same on every rank.
 
-Shapes: B patches per rank, H, W pixels, C = 3 channels, K classes.
+Shapes: B patches per rank, H, W pixels, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TrainStep:
     in every step, like the gradients, so that all ranks hold bit-equal models at any time.
 
     Args:
-        model: (B, H, W, 3) in [-1, 1] -> logits_BHWK.
+        model: (B, H, W, C) in [-1, 1] -> logits_BHWK.
         optimizer: of the model's trainable variables (`training.optimizer.Adam`).
         comm: the ranks.
         class_weights_K: weight of each class in the loss.

@@ -51,7 +51,7 @@ class Validator:
     """Scores a model on batches.
 
     Args:
-        model: (B, H, W, 3) in [-1, 1] -> logits_BHWK.
+        model: (B, H, W, C) in [-1, 1] -> logits_BHWK.
         classes: number of classes K.
         class_weights_K: weight of each class in the loss.
     """
@@ -85,7 +85,8 @@ class Validator:
         for image_BHWC, label_BHW, _ in batches:
             predicted_BHW, batch_sums = self._forward(image_BHWC, label_BHW)
             sums += batch_sums.numpy()
-            _keep(pictures, image_BHWC.numpy(), label_BHW.numpy(), predicted_BHW.numpy())
+            # The first view; a context view is not shown.
+            _keep(pictures, image_BHWC.numpy()[..., :3], label_BHW.numpy(), predicted_BHW.numpy())
         # Ranks: the only collective calls, the same number on every rank whatever its share of patches.
         confusion_KK, histogram_2N = self._tally.totals(comm)
         loss_sum, weight_sum = comm.sum_array(sums)

@@ -17,9 +17,9 @@ import train
 from tests.small import network
 
 
-def small(name: str, img_size: int, classes: int):
+def small(name: str, img_size: int, classes: int, channels: int = 3):
     """Same frame as `models.build`."""
-    return network(classes, norm=True, side=img_size)
+    return network(classes, norm=True, side=img_size, channels=channels)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ MAY_IMPORT = {
 FREE = {"tests", "benchmarks"}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}
 USES_TENSORFLOW = {"models", "training"}
-USES_TENSORFLOW_TOO = {"samplers/pipeline.py"}
+USES_TENSORFLOW_TOO = {"samplers/pipeline.py", "samplers/augment.py"}
+SHARED = {"options", "inputs"}  # by entry scripts
 USES_HOROVOD = {"training/comm.py"}
 
 
@@ -93,9 +94,9 @@ def _refused(path: str, target: str, entries: set[str], folders: Iterable[str]) 
     if target in FREE & set(folders):
         return "tests and benchmarks are not imported"
     if folder is None:
-        return None if target == "options" or target not in entries else "entry scripts are not imported"
+        return None if target in SHARED or target not in entries else "entry scripts are not imported"
     if target in entries:
-        return "entry scripts and options are for entry scripts"
+        return "entry scripts, options and inputs are for entry scripts"
     if target in MAY_IMPORT and target != folder and target not in MAY_IMPORT.get(folder, set()):
         return f"{folder} may import {', '.join(sorted(MAY_IMPORT.get(folder, set()))) or 'nothing'} of ours"
     return None
@@ -160,10 +161,18 @@ def test_allowed_imports_pass() -> None:
             "importlib.import_module(f'models.{x}')",
             "1 imports models.: slides may import nothing of ours",
         ),
-        ("slides/a.py", "import_module(name='x', *['y'])\nimport train", "2 imports train: entry scripts and options"),
+        (
+            "slides/a.py",
+            "import_module(name='x', *['y'])\nimport train",
+            "2 imports train: entry scripts, options and inputs",
+        ),
         ("training/step.py", "import horovod.tensorflow", "1 imports horovod.tensorflow: only training/comm.py knows"),
         ("train.py", "from horovod import tensorflow", "1 imports horovod.tensorflow: only training/comm.py knows"),
-        ("training/step.py", "from options import parse", "1 imports options.parse: entry scripts and options are for"),
+        (
+            "training/step.py",
+            "from options import parse",
+            "1 imports options.parse: entry scripts, options and inputs are for",
+        ),
         ("options.py", "import train", "1 imports train: entry scripts are not imported"),
         ("train.py", "import tests.single", "1 imports tests.single: tests and benchmarks are not imported"),
     ],

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from samplers.mining import Entry, HardPool
-from samplers.patch import HARD, STREAM, NotYetError, Patch, PatchRequest
-from samplers.pipeline import Feed
+from samplers.patch import HARD, STREAM, UNREADABLE, NotYetError, Patch, PatchRequest, draw
+from samplers.pipeline import Feed, grid_feed
 from samplers.records import META, Records, read_samples, trim_samples
 from slides.geometry import Window
 from slides.reader import SlideError
@@ -199,10 +199,104 @@ def test_sample_log_keeps_and_trims_rows(tmp_path):
     rows = read_samples(tmp_path)
     assert [int(r["index"]) for r in rows] == [4, 5, 6, 7]
     assert rows[0] == {
-        "index": "4", "slide": "tumor_001", "x_l0": "12.35", "y_l0": "7.00", "um_px": "0.25",
-        "cls": "1", "origin": "hard", "attempt": "1", "loss": "0.5",
+        "index": "4", "slide": "tumor_001", "x_l0": "12.346", "y_l0": "7.0", "um_px": "0.25",
+        "cls": "1", "origin": "hard", "attempt": "1", "rejected": "", "loss": "0.5",
     }  # fmt: skip
     with (tmp_path / "samples" / "rank-1.csv").open("a") as file:
         file.write("8,b,1.0")  # cut short by a crash
     trim_samples(tmp_path, 6)
     assert [int(r["index"]) for r in read_samples(tmp_path)] == [4, 5]
+
+
+# ------------------------------------------------------------------------------------------- draws that were not taken
+
+
+class Elsewhere:
+    """A sampler whose n-th attempt looks at x = n of slide n % 2."""
+
+    max_redraws = 3
+
+    def request(self, index, attempt=0):
+        return PatchRequest(index, attempt, attempt % 2, 0, (float(attempt), 0.0))
+
+
+class Broken:
+    """A reader of texture that cannot read the first `failing` attempts."""
+
+    um_px = 0.5
+
+    def __init__(self, failing):
+        self.failing = failing
+
+    def read(self, request):
+        if request.attempt < self.failing:
+            raise SlideError(f"slide b.tif cannot be read in window {request.attempt}")
+        purple = (80, 20, 70)
+        image_HWC = (np.random.default_rng(0).integers(0, 120, (8, 8, 1)) + purple).astype(np.uint8)
+        window = Window((0.0, 0.0), (8, 8), (1.0, 1.0))
+        return Patch(request, window, image_HWC, np.zeros((8, 8), np.uint8))
+
+
+def test_an_unreadable_place_is_replaced_by_rule():
+    patch = draw(Elsewhere(), Broken(2), 5)
+    assert patch.request == PatchRequest(5, 2, 0, 0, (2.0, 0.0))
+    assert [(r.reason, r.request.attempt, r.request.slide) for r in patch.rejected] == [
+        (UNREADABLE, 0, 0),
+        (UNREADABLE, 1, 1),
+    ]
+    assert patch.rejected[1].message == "slide b.tif cannot be read in window 1"
+    # It does not use up the draws that are allowed for what patches show.
+    assert draw(Elsewhere(), Broken(8), 5).request.attempt == 8
+    with pytest.raises(SlideError, match="window 10"):
+        draw(Elsewhere(), Broken(99), 5)
+
+
+def train(records, patch, loss=0.5):
+    """As the loop does with one patch."""
+    records.noticed(patch)
+    r = patch.request
+    records.add(np.array([[r.index, r.attempt, r.slide, r.cls, 1.0, 2.0, 0]]), np.array([loss]))
+
+
+def test_unreadable_places_are_logged_and_counted(tmp_path):
+    records = Records(tmp_path, 0, ["a", "b"], 0.5, None, max_unreadable=0.5)
+    train(records, draw(Elsewhere(), Broken(2), 5))
+    train(records, draw(Elsewhere(), Broken(0), 6))
+    for _ in range(2):
+        records.flush(lambda entries: [entries], 7)
+    assert records.rejected == {UNREADABLE: 2}
+    assert [row["rejected"] for row in read_samples(tmp_path)] == ["unreadable:2", ""]
+    lines = (tmp_path / "samples" / "unreadable-rank-0.csv").read_text(encoding="utf-8").splitlines()
+    assert lines == [
+        "index,attempt,slide,x_l0,y_l0,error",
+        "5,0,a,0.0,0.0,slide b.tif cannot be read in window 0",
+        "5,1,b,1.0,0.0,slide b.tif cannot be read in window 1",
+    ]
+
+
+def test_too_many_unreadable_places_stop_the_run():
+    records = Records(None, 0, ["a", "b"], 0.5, None, max_unreadable=0.1)
+    for index in range(8):
+        train(records, draw(Elsewhere(), Broken(1), index))  # 8 of 16: too few to judge
+    with pytest.raises(
+        ValueError, match=r"9 of 18 draws .* --max_unreadable 0\.1 allows: a 9 times\. The last: slide b"
+    ):
+        train(records, draw(Elsewhere(), Broken(1), 8))
+    patient = Records(None, 0, ["a", "b"], 0.5, None, max_unreadable=0.1)
+    for index in range(300):
+        train(patient, draw(Elsewhere(), Broken(index % 10 == 9), index))
+
+
+def test_an_unreadable_validation_window_is_left_out_and_said():
+    requests = [PatchRequest(i, int(i != 1), 0, -1, (0.0, 0.0)) for i in range(3)]
+
+    class Reader(Broken):
+        img_size, channels = 8, 3
+
+        def window(self, request):
+            return Window((0.0, 0.0), (8, 8), (1.0, 1.0))
+
+    left_out = []
+    batches = list(grid_feed(Reader(1), requests, 0, 1, 1, 1, left_out.append))
+    assert [bool((label_BHW.numpy() == 255).all()) for _, label_BHW, _ in batches] == [False, True, False]
+    assert left_out == ["slide b.tif cannot be read in window 0"]

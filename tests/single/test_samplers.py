@@ -237,11 +237,13 @@ class Scripted:
 class Painted:
     """A reader that shows texture right of x = 50 and plain glass elsewhere."""
 
+    um_px = 0.5
+
     def read(self, request):
         rng = np.random.default_rng(0)
         image_HWC = np.full((8, 6, 3), 240, np.uint8)
         if request.center_xy_l0[0] > 50:
-            image_HWC = rng.integers(0, 255, (8, 6, 3)).astype(np.uint8)
+            image_HWC = np.add(rng.integers(0, 120, (8, 6, 1)), (80, 20, 70)).astype(np.uint8)
         return Patch(request, None, image_HWC, np.zeros((8, 6), np.uint8))
 
 

@@ -1,0 +1,86 @@
+"""One large slide with truth for benchmarks: 512 px JPEG tiles, XML outlines of 100,000 and more vertices, a mask.
+
+python -m benchmarks.big_slide --out DIR [--side 16384] [--texture SLIDE.tif]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pyvips
+import shapely
+
+from slides.geometry import Window
+from slides.raster import edges_of, rasterise
+from slides.synthetic import write_asap
+from slides.texture import STAINS, blob, stained_tissue
+
+TILE, UM_PX, PATTERN = 512, 0.25, 2048
+BLOBS_A_SIDE, VERTICES = 8, 1800  # 64 outlines, 115,200 vertices: more than tumor_054 of CAMELYON16
+
+
+def make(out: Path, side: int = 16384, texture: Path | None = None) -> tuple[Path, Path, Path]:
+    """Write `big.tif`, `big.xml` and `big_Mask.tif` unless they are there; about half a minute.
+
+    Args:
+        out: folder.
+        side: width and height, level-0 px.
+        texture: slide whose level 0 is laid side by side; synthetic tissue without one.
+
+    Returns:
+        Slide, annotation and mask.
+    """
+    slide, xml, mask = out / "big.tif", out / "big.xml", out / "big_Mask.tif"
+    if all(path.exists() for path in (slide, xml, mask)):
+        return slide, xml, mask
+    out.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    if texture is None:
+        everywhere = np.ones((PATTERN, PATTERN), np.bool_)
+        tissue_HWC = stained_tissue(rng, everywhere, ~everywhere, STAINS["standard"])
+        pattern = pyvips.Image.new_from_array(tissue_HWC)
+    else:
+        pattern = pyvips.Image.new_from_file(str(texture))
+    count_x, count_y = -(-side // pattern.width), -(-side // pattern.height)
+    _save(pattern.replicate(count_x, count_y).crop(0, 0, side, side), slide, compression="jpeg", Q=80)
+    rings = _rings(rng, side)
+    write_asap(xml, [("_0", ring) for ring in rings])
+    edges = edges_of([shapely.Polygon(np.round(ring, 4)) for ring in rings])
+    inside_HW = rasterise(edges, Window((0.0, 0.0), (side, side), (1.0, 1.0)))
+    _save(pyvips.Image.new_from_array(inside_HW.astype(np.uint8)), mask, compression="deflate")
+    return slide, xml, mask
+
+
+def _rings(rng: np.random.Generator, side: int) -> list[np.ndarray]:
+    """Disjoint wavy outlines on a grid, (VERTICES, 2) level-0 px each."""
+    pitch = side / BLOBS_A_SIDE
+    turn = np.arange(VERTICES) * (2 * np.pi / VERTICES)
+    rings = []
+    for row in range(BLOBS_A_SIDE):
+        for column in range(BLOBS_A_SIDE):
+            centre_xy = (np.array([column, row]) + 0.5) * pitch
+            ring = blob(rng, centre_xy, np.full(2, 0.38 * pitch), roughness=0.1)
+            # As many vertices as asked for, with ripples of a few px, as careful annotators draw.
+            angle = np.linspace(0, 2 * np.pi, len(ring), endpoint=False)
+            radius = np.interp(turn, angle, np.linalg.norm(ring - centre_xy, axis=1), period=2 * np.pi)
+            radius = radius + 6 * np.sin(97 * turn)
+            rings.append(centre_xy + radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1))
+    return rings
+
+
+def _save(image: pyvips.Image, path: Path, **compression: str | int) -> None:
+    options = {"tile": True, "tile_width": TILE, "tile_height": TILE, "pyramid": True, "bigtiff": True}
+    scaled = image.copy(xres=1000 / UM_PX, yres=1000 / UM_PX)
+    scaled.tiffsave(str(path), resunit="cm", **options, **compression)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="write one large slide with truth for benchmarks")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--side", type=int, default=16384, help="level-0 px (default: %(default)s)")
+    parser.add_argument("--texture", type=Path, help="slide to lay side by side; default synthetic tissue")
+    arguments = parser.parse_args()
+    for written in make(arguments.out, arguments.side, arguments.texture):
+        print(written)

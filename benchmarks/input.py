@@ -1,0 +1,286 @@
+"""How fast patches come: every stage of the input pipeline against the bare decoding of the tiles it touches.
+
+python -m benchmarks.input --data DIR --json FILE [--sizes 256 512 1024 2048] [--workers 1 2]
+
+Stages, measured in turn within each round on the same windows, tiles not cached unless said:
+    decode    libjpeg-turbo alone on the tiles touched, their bytes already in memory: the limit
+    libvips   the window by libvips (for comparison; not used for JPEG tiles)
+    read      `Slide.read`
+    patch     sampler, image and label (`samplers.patch.draw`)
+    feed      the whole tf.data pipeline to float32 batches
+    cached    as feed, with the tile cache that training has
+
+`wall` is the median over rounds of the time of decode by that of the stage, with the same number of workers; `core` the
+same in CPU time of all threads. Patches/s and MB/s (RGB bytes) are medians, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import simplejpeg
+
+from benchmarks.big_slide import make
+from samplers import build
+from samplers.index import index_slide
+from samplers.patch import PatchReader, RequestSource, draw
+from samplers.pipeline import Feed
+from slides import jpeg_tiff
+from slides.backends import VipsTiff, tiff_levels
+from slides.geometry import Window
+from slides.reader import Slide
+from slides.tags import tile_layout
+from slides.truth import Truth, open_truth
+
+CLASSES, SEED = 2, 0
+PATCHES = {256: 320, 512: 160, 1024: 64, 2048: 20}  # per stage and round: about a second
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    img_size: int
+    workers: int
+    truth: str
+    stage: str
+    patches_per_s: float
+    mb_per_s: float
+    wall: float
+    wall_low: float
+    wall_high: float
+    core: float
+
+
+class Decoder:
+    """The limit: compressed tiles in memory, decoded and thrown away."""
+
+    def __init__(self, path: Path) -> None:
+        self._page = tiff_levels(path)[0]
+        layout = tile_layout(path, self._page)
+        data = path.read_bytes()
+        head = layout.jpeg_tables[:-2]
+        self._tiles = [
+            head + data[offset + 2 : offset + count]
+            for offset, count in zip(layout.offsets.tolist(), layout.counts.tolist(), strict=True)
+        ]
+        self._across = -(-self._page.size_xy[0] // self._page.tile_xy[0])
+
+    def decode(self, window: Window) -> None:
+        """Decode the tiles under a window of level 0."""
+        (x, y), (height, width), (side, _) = window.corner_xy_l0, window.hw_out, self._page.tile_xy
+        for row in range(int(y) // side, (int(y) + height - 1) // side + 1):
+            for column in range(int(x) // side, (int(x) + width - 1) // side + 1):
+                simplejpeg.decode_jpeg(self._tiles[row * self._across + column], "RGB")
+
+
+class Bench:
+    """All stages at one field of view.
+
+    Args:
+        slide: the slide.
+        truths: kind of truth -> truth.
+        samplers: kind of truth -> sampler.
+        img_size: side of the patches, px.
+    """
+
+    def __init__(
+        self, slide: Slide, truths: dict[str, Truth], samplers: dict[str, RequestSource], img_size: int
+    ) -> None:
+        self._slide = slide
+        self._size = img_size
+        self._samplers = samplers
+        um_px = slide.um_px_xy_l0[0]
+        self._readers = {kind: PatchReader([slide], [truth], img_size, um_px) for kind, truth in truths.items()}
+        self._decoder = Decoder(slide.path)
+        pages = tiff_levels(slide.path)
+        self._vips = [VipsTiff(slide.path, pages) for _ in range(8)]
+
+    def stages(self, workers: int, kind: str) -> dict[str, Callable[[Sequence[int]], None]]:
+        """Each stage as a function of the stream indices to run."""
+        sampler, reader = self._samplers[kind], self._readers[kind]
+        windows: dict[int, Window] = {}
+
+        def prepare(indices: Sequence[int]) -> None:
+            windows.clear()
+            windows.update((index, reader.window(sampler.request(index))) for index in indices)
+
+        def in_threads(work: Callable[[int], Any]) -> Callable[[Sequence[int]], None]:
+            def run(indices: Sequence[int]) -> None:
+                parts = [indices[worker::workers] for worker in range(workers)]
+                with ThreadPoolExecutor(workers) as pool:
+                    list(pool.map(lambda part: [work(i) for i in part], parts))
+
+            return run
+
+        def vips(index: int) -> None:
+            x, y = (round(v) for v in windows[index].corner_xy_l0)
+            # Each worker has a handle of its own: index parity names it.
+            self._vips[index % workers].fetch(0, (x, y), (self._size, self._size))
+
+        return {
+            "": prepare,  # not a stage: nothing but decoding shall be in the limit
+            "decode": in_threads(lambda i: self._decoder.decode(windows[i])),
+            "libvips": in_threads(vips),
+            "read": in_threads(lambda i: self._slide.read(windows[i])),
+            "patch": in_threads(lambda i: draw(sampler, reader, i)),
+            "feed": lambda indices: self._feed(indices, sampler, reader, workers),
+            "cached": lambda indices: self._feed(indices, sampler, reader, workers, jpeg_tiff.CACHE_BYTES),
+        }
+
+    def _feed(
+        self, indices: Sequence[int], sampler: RequestSource, reader: PatchReader, workers: int, cache: int = 0
+    ) -> None:
+        from training.step import scaled
+
+        jpeg_tiff.tile_cache.resize(cache)
+        batch = 2 if self._size >= 1024 else 8
+        feed = Feed(lambda i: draw(sampler, reader, i), list(indices), batch, self._size, workers)
+        for image_BHWC, _, _ in feed:
+            scaled(image_BHWC)
+        jpeg_tiff.tile_cache.resize(0)
+
+
+def measure(bench: Bench, img_size: int, workers: int, kind: str, rounds: int) -> list[Row]:
+    """Run all stages in turn, `rounds` times and once before to warm up; one row per stage."""
+    stages = bench.stages(workers, kind)
+    count = PATCHES[img_size]
+    wall: dict[str, list[float]] = {name: [] for name in stages}
+    core: dict[str, list[float]] = {name: [] for name in stages}
+    for number in range(rounds + 1):
+        indices = range(number * count, (number + 1) * count)
+        for name, run in stages.items():
+            start, cpu = time.perf_counter(), time.process_time()
+            run(indices)
+            if number:
+                wall[name].append(time.perf_counter() - start)
+                core[name].append(time.process_time() - cpu)
+    rows = []
+    for name in list(stages)[1:]:
+        ratios = np.array(wall["decode"]) / np.array(wall[name])
+        speed = count / float(np.median(wall[name]))
+        rows.append(
+            Row(
+                img_size, workers, kind, name, speed, speed * img_size**2 * 3 / 1e6,
+                float(np.median(ratios)), float(ratios.min()), float(ratios.max()),
+                float(np.median(np.array(core["decode"]) / np.array(core[name]))),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def label_ms(truths: dict[str, Truth], samplers: dict[str, RequestSource], slide: Slide) -> dict[str, float]:
+    """Median time of one label of 1024 px, ms, by kind of truth."""
+    times = {}
+    for kind, truth in truths.items():
+        reader = PatchReader([slide], [truth], 1024, slide.um_px_xy_l0[0])
+        taken = []
+        for index in range(60):
+            window = reader.window(samplers[kind].request(index))
+            start = time.perf_counter()
+            truth.label(window)
+            taken.append(time.perf_counter() - start)
+        times[kind] = float(np.median(taken)) * 1e3
+    return times
+
+
+def resident_mb(sampler: RequestSource, reader: PatchReader, patches: int) -> tuple[float, float]:
+    """Of a long feed: MB at its end, and MB per 1000 patches (least squares, without the first fifth)."""
+    jpeg_tiff.tile_cache.resize(jpeg_tiff.CACHE_BYTES)
+    process = psutil.Process()
+    seen: list[tuple[int, float]] = []
+
+    def indices() -> Iterator[int]:
+        yield from range(10**6, 10**6 + patches + 64)
+
+    feed = Feed(lambda i: draw(sampler, reader, i), indices, 2, reader.img_size, 2)
+    for number, _ in enumerate(feed):
+        if number % 25 == 0:
+            seen.append((number * 2, process.memory_info().rss / 1e6))
+        if number * 2 >= patches:
+            break
+    late = np.array(seen)[len(seen) // 5 :]
+    return seen[-1][1], float(np.polyfit(late[:, 0], late[:, 1], 1)[0] * 1000)
+
+
+def main() -> None:
+    """Print the tables and write them as JSON."""
+    parser = argparse.ArgumentParser(description="measure the input pipeline against the decoding of its tiles")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the big slide; made where missing")
+    parser.add_argument("--texture", type=Path, help="slide to make it of; default synthetic tissue")
+    parser.add_argument("--sizes", type=int, nargs="+", default=sorted(PATCHES), choices=sorted(PATCHES))
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory_patches", type=int, default=5000, help="0 leaves this measurement out")
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    jpeg_tiff.tile_cache.resize(0)
+    slide_path, xml, mask = make(arguments.data, texture=arguments.texture)
+    slide = Slide(slide_path)
+    truths = {"xml": open_truth(xml, slide), "mask": open_truth(mask, slide)}
+    samplers = {
+        kind: build("radboud", [index_slide(slide, t, 4, CLASSES)], SEED, CLASSES, None) for kind, t in truths.items()
+    }
+    times = label_ms(truths, samplers, slide)
+    print(f"label of 1024 px: {times['xml']:.2f} ms from outlines, {times['mask']:.2f} ms from the mask\n")
+    print("   px workers truth stage    patches/s   MB/s  wall  spread       core")
+    rows = []
+    for img_size in arguments.sizes:
+        bench = Bench(slide, truths, samplers, img_size)
+        for kind in truths:
+            for workers in arguments.workers:
+                found = measure(bench, img_size, workers, kind, arguments.rounds)
+                rows += found
+                print("\n".join(map(line, found)), flush=True)
+    result: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
+        "slide": "16384 px, 512 px JPEG tiles", "label_ms_1024": times, "rows": [asdict(row) for row in rows],
+    }  # fmt: skip
+    if len(set(arguments.workers) & {1, 2}) == 2:
+        result["speed_up_2_workers"] = speed_up(rows)
+    if arguments.memory_patches:
+        reader = PatchReader([slide], [truths["xml"]], 1024, slide.um_px_xy_l0[0])
+        end, slope = resident_mb(samplers["xml"], reader, arguments.memory_patches)
+        result |= {"resident_mb": end, "resident_mb_per_1000_patches": slope}
+        print(
+            f"\nresident memory after {arguments.memory_patches} patches {end:.0f} MB, {slope:+.2f} MB per 1000 patches"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def line(row: Row) -> str:
+    """A row of the table as text."""
+    return (
+        f"{row.img_size:>5} {row.workers:>7} {row.truth:>5} {row.stage:<8} {row.patches_per_s:>9.1f} "
+        f"{row.mb_per_s:>6.0f} {row.wall:>5.2f}  {row.wall_low:.2f}-{row.wall_high:<6.2f} {row.core:>5.2f}"
+    )
+
+
+def speed_up(rows: Sequence[Row]) -> dict[str, float]:
+    """Patches/s with 2 workers by those with 1, printed and returned."""
+    speeds = {(r.img_size, r.truth, r.stage, r.workers): r.patches_per_s for r in rows}
+    found = {}
+    print("\n2 workers against 1:")
+    for size, kind, stage, workers in speeds:
+        if workers == 1 and (size, kind, stage, 2) in speeds:
+            name = f"{size} {kind} {stage}"
+            found[name] = speeds[size, kind, stage, 2] / speeds[size, kind, stage, 1]
+            print(f"  {name:<20} {found[name]:.2f}")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""What a run was trained on, to look at: patches drawn again, maps, and windows for ASAP and QuPath.
+
+python -m samplers.replay LOG_DIR                    per slide: map (PNG), windows as ASAP XML and GeoJSON
+python -m samplers.replay LOG_DIR --index 17 480     patch and truth of these indices, drawn again
+
+Reads `samples/` and `options.json` of the run, and its slides where they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from samplers import build
+from samplers.dataset import Reading, SlideSet, open_set
+from samplers.maps import write_maps
+from samplers.patch import HARD, Patch, PatchReader, PatchRequest
+from samplers.records import Row, read_described, read_samples
+from slides.geometry import Pair
+
+BANDS = ("loss: lowest quarter", "loss: second quarter", "loss: third quarter", "loss: highest quarter")
+BAND_RGB = ((49, 54, 149), (116, 173, 209), (253, 174, 97), (165, 0, 38))
+
+
+@dataclass(frozen=True)
+class _Case:
+    slide_path: Path
+    label_path: Path | None
+
+
+class Replay:
+    """A run's samples and the slides they came from.
+
+    Args:
+        log_dir: the run's `--log_dir`.
+
+    Raises:
+        ValueError: no run there, or a slide or label is gone or bad.
+    """
+
+    def __init__(self, log_dir: Path) -> None:
+        self.log_dir = log_dir
+        try:
+            self.options = json.loads((log_dir / "options.json").read_text(encoding="utf-8"))
+            described = read_described(log_dir)
+        except OSError as error:
+            raise ValueError(f"{log_dir} holds no run to replay: {error}") from error
+        self.rows = read_samples(log_dir)
+        self._how = Reading.from_json(described["reading"])
+        cases = [
+            _Case(Path(case["slide_path"]), Path(case["label_path"]) if case["label_path"] else None)
+            for case in described["cases"]
+        ]
+        self.slide_set: SlideSet = open_set(cases, self._how, 0, 1, lambda action: [action()])
+        self._position = {slide.id: number for number, slide in enumerate(self.slide_set.slides)}
+        self.reader = self._reader()
+
+    @property
+    def patch_um(self) -> float:
+        """Side of a patch, um."""
+        return float(self.options["img_size"] * self.options["resolution"])
+
+    def _reader(self) -> PatchReader:
+        view = (self.options["img_size"], self.options["resolution"], self.options.get("context_spacing"))
+        return self.slide_set.reader(*view)
+
+    def drawn_again(self, row: Row) -> Patch:
+        """The patch of a row of the sample log.
+
+        A draw of the sampler is asked for again by its index, and must come to the same place; one of the hard-mining
+        pool, which is gone, is read where the log says.
+
+        Raises:
+            ValueError: the sampler now draws another place: slides, labels or the program have changed.
+        """
+        index, attempt = int(row["index"]), int(row["attempt"])
+        center_xy_l0 = (float(row["x_l0"]), float(row["y_l0"]))
+        if row["origin"] == HARD:
+            slide = self._position[row["slide"]]
+            return self.reader.read(PatchRequest(index, attempt, slide, int(row["cls"]), center_xy_l0, HARD))
+        patch = self.reader.read(self._sampler().request(index, attempt))
+        found = self.slide_set.slides[patch.request.slide].id
+        if found != row["slide"] or patch.window.center_xy_l0 != center_xy_l0:
+            raise ValueError(
+                f"index {index} was at {center_xy_l0} of {row['slide']} and is now drawn at "
+                f"{patch.window.center_xy_l0} of {found}: slides, labels or widefov have changed since"
+            )
+        return patch
+
+    def _sampler(self) -> Any:
+        ratio = self.options["batch_tumor_ratio"]
+        share = None if ratio is None else Fraction(ratio)
+        plan = (self.options["data_sampler"], self.slide_set.indexes, self.options["seed"], self._how.classes, share)
+        return build(*plan)
+
+    def corners_l0(self, row: Row) -> list[Pair]:
+        """Corners of a row's window, level-0 px, clockwise from the upper left."""
+        slide = self.slide_set.slides[self._position[row["slide"]]]
+        half_x, half_y = (self.patch_um / um / 2 for um in slide.um_px_xy_l0)
+        x, y = float(row["x_l0"]), float(row["y_l0"])
+        return [(x + sx * half_x, y + sy * half_y) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+
+
+def bands_of(rows: Sequence[Row]) -> list[int]:
+    """Quarter of the losses each row is in, 0 (lowest) to 3."""
+    losses = np.array([float(row["loss"]) for row in rows])
+    edges = np.quantile(losses, (0.25, 0.5, 0.75)) if len(losses) else np.zeros(3)
+    return [int(band) for band in np.searchsorted(edges, losses, side="left")]
+
+
+def write_asap(path: Path, windows: Iterable[tuple[Row, int, list[Pair]]]) -> None:
+    """Write windows as ASAP annotations, one group per quarter of the loss.
+
+    Args:
+        path: file to write.
+        windows: row, quarter, corners (level-0 px).
+    """
+    lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "\t<Annotations>"]
+    for row, band, corners in windows:
+        name = f"{row['index']} class {row['cls']} loss {row['loss']}"
+        lines.append(
+            f'\t\t<Annotation Name={quoteattr(name)} Type="Polygon" PartOfGroup={quoteattr(BANDS[band])} '
+            f'Color="{hex_colour(band)}"><Coordinates>'
+        )
+        lines += [f'\t\t\t<Coordinate Order="{i}" X="{x:.2f}" Y="{y:.2f}" />' for i, (x, y) in enumerate(corners)]
+        lines.append("\t\t</Coordinates></Annotation>")
+    lines += ["\t</Annotations>", "\t<AnnotationGroups>"]
+    lines += [
+        f'\t\t<Group Name={quoteattr(name)} PartOfGroup="None" Color="{hex_colour(band)}"><Attributes /></Group>'
+        for band, name in enumerate(BANDS)
+    ]
+    lines += ["\t</AnnotationGroups>", "</ASAP_Annotations>", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def hex_colour(band: int) -> str:
+    """Colour of a quarter of the losses, as #RRGGBB."""
+    return "#{:02X}{:02X}{:02X}".format(*BAND_RGB[band])
+
+
+def write_geojson(path: Path, windows: Iterable[tuple[Row, int, list[Pair]]]) -> None:
+    """Write windows as GeoJSON that QuPath opens as annotations; see `write_asap`."""
+    features = [
+        {
+            "type": "Feature",
+            "id": f"widefov-{row['index']}",
+            "geometry": {"type": "Polygon", "coordinates": [[*map(list, corners), list(corners[0])]]},
+            "properties": {
+                "objectType": "annotation",
+                "name": f"index {row['index']}",
+                "classification": {"name": BANDS[band], "color": list(BAND_RGB[band])},
+                "measurements": {"loss": float(row["loss"]), "class": int(row["cls"]), "index": int(row["index"])},
+            },
+        }
+        for row, band, corners in windows
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}) + "\n", encoding="utf-8")
+
+
+def write_windows(replay: Replay, out: Path) -> list[Path]:
+    """Write map, ASAP XML and GeoJSON of every slide that was sampled; returns the files."""
+    written = write_maps(out, replay.slide_set, replay.rows, replay.patch_um)
+    by_slide: dict[str, list[tuple[Row, int, list[Pair]]]] = {}
+    for row, band in zip(replay.rows, bands_of(replay.rows), strict=True):
+        by_slide.setdefault(row["slide"], []).append((row, band, replay.corners_l0(row)))
+    for slide_id, windows in by_slide.items():
+        xml, geojson = out / f"{slide_id}.xml", out / f"{slide_id}.geojson"
+        write_asap(xml, windows)
+        write_geojson(geojson, windows)
+        written += [xml, geojson]
+    return written
+
+
+def write_patch(patch: Patch, path: Path) -> None:
+    """Write patch (a second view beside it) and truth: classes as grey levels 0, 120, 240; ignored white."""
+    views = [patch.image_HWC[..., first : first + 3][..., ::-1] for first in range(0, patch.image_HWC.shape[2], 3)]
+    truth_HW: NDArray[np.uint8] = np.where(patch.label_HW == 255, 255, patch.label_HW * np.uint8(120)).astype(np.uint8)
+    if not cv2.imwrite(str(path), np.concatenate([*views, np.repeat(truth_HW[..., None], 3, axis=2)], axis=1)):
+        raise OSError(f"cannot write {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="samplers.replay", description="show what a run was trained on")
+    parser.add_argument("log_dir", type=Path, help="--log_dir of the run")
+    parser.add_argument("--index", type=int, nargs="+", help="draw these patches of the stream again")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: LOG_DIR/replay)")
+    opts = parser.parse_args(argv)
+    out = opts.out or opts.log_dir / "replay"
+    try:
+        replay = Replay(opts.log_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        if opts.index is None:
+            written = write_windows(replay, out)
+        else:
+            written = [_write_index(replay, index, out) for index in opts.index]
+    except (ValueError, OSError) as error:
+        print(f"samplers.replay: error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(path)
+    return 0
+
+
+def _write_index(replay: Replay, index: int, out: Path) -> Path:
+    rows = [row for row in replay.rows if int(row["index"]) == index]
+    if not rows:
+        raise ValueError(f"index {index} is not in the sample log of {replay.log_dir} ({len(replay.rows)} patches)")
+    path = out / f"index-{index:09d}.png"
+    write_patch(replay.drawn_again(rows[-1]), path)
+    row = rows[-1]
+    print(f"{index}: {row['slide']} at {row['x_l0']}, {row['y_l0']} (level 0), class {row['cls']}, loss {row['loss']}")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

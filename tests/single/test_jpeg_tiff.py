@@ -1,0 +1,150 @@
+"""JPEG tiles decoded one by one: the same pixels as libvips, damage, the cache."""
+
+import threading
+
+import numpy as np
+import pytest
+import pyvips
+
+from slides import backends, jpeg_tiff
+from slides.jpeg_tiff import JpegTiff, TileCache
+from slides.reader import Slide, SlideError
+from slides.tags import read_pages, tile_layout
+from slides.texture import STAINS, stained_tissue
+
+
+def tissue(hw=(301, 433)):
+    everywhere = np.ones(hw, np.bool_)
+    return stained_tissue(np.random.default_rng(1), everywhere, ~everywhere, STAINS["standard"])
+
+
+def write(path, image, **options):
+    options = {"tile": True, "tile_width": 64, "tile_height": 64, "pyramid": True, "compression": "jpeg"} | options
+    pyvips.Image.new_from_array(image).copy(xres=4000, yres=4000).tiffsave(str(path), **options)
+    return path
+
+
+@pytest.fixture
+def no_cache():
+    jpeg_tiff.tile_cache.resize(0)
+    yield
+    jpeg_tiff.tile_cache.resize(jpeg_tiff.CACHE_BYTES)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"Q": 80},
+        {"Q": 95},  # libvips: no chroma subsampling, and RGB instead of YCbCr
+        {"Q": 80, "bigtiff": True},
+        {"Q": 80, "tile_width": 112, "tile_height": 48},
+        {"Q": 80, "subifd": True},
+    ],
+)
+def test_pixels_are_those_of_libvips(tmp_path, options):
+    slide = Slide(write(tmp_path / "a.tif", tissue(), **options), um_px=0.25)
+    assert isinstance(slide._open(), JpegTiff)
+    pages = backends.tiff_levels(slide.path)
+    vips = backends.VipsTiff(slide.path, pages)
+    rng = np.random.default_rng(0)
+    for level in slide.levels:
+        width, height = level.size_xy
+        for _ in range(8):
+            w, h = int(rng.integers(1, width + 1)), int(rng.integers(1, height + 1))
+            corner = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            expected = vips.fetch(level.index, corner, (h, w))[0]
+            np.testing.assert_array_equal(slide.read_level(level.index, corner, (h, w)), expected)
+
+
+def test_grey_slides_are_read(tmp_path):
+    grey = tissue()[..., 1]
+    slide = Slide(write(tmp_path / "a.tif", grey, Q=90), um_px=0.25)
+    assert isinstance(slide._open(), JpegTiff)
+    read = slide.read_level(0, (0, 0), grey.shape)
+    assert (read == read[..., :1]).all()
+    assert abs(read[..., 0].astype(int) - grey).mean() < 4
+
+
+def test_other_compressions_stay_with_libvips(tmp_path):
+    slide = Slide(write(tmp_path / "a.tif", tissue(), compression="deflate"), um_px=0.25)
+    assert isinstance(slide._open(), backends.VipsTiff)
+
+
+def damaged(path, number, change):
+    """Overwrite bytes of one tile of level 0."""
+    layout = tile_layout(path, read_pages(path)[0])
+    offset, count = int(layout.offsets[number]), int(layout.counts[number])
+    with path.open("r+b") as file:
+        file.seek(offset)
+        data = bytearray(file.read(count))
+        change(data)
+        file.seek(offset)
+        file.write(data)
+
+
+def half_lost(data):
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+
+
+def one_bit(data):
+    data[len(data) // 2] ^= 64
+
+
+def head_lost(data):
+    data[:2] = b"\0\0"
+
+
+@pytest.mark.parametrize("change", [half_lost, head_lost])
+def test_a_damaged_tile_is_an_error_there_and_only_there(tmp_path, no_cache, change):
+    path = write(tmp_path / "a.tif", tissue(), Q=80, pyramid=False)
+    slide = Slide(path, um_px=0.25)
+    whole = slide.read_level(0, (0, 0), (301, 433))
+    damaged(path, 8, change)  # 7 tiles a row: the second of the second row
+    with pytest.raises(SlideError, match=r"a\.tif cannot be read.*tile in row 1, column 1"):
+        slide.read_level(0, (100, 100), (8, 8))
+    np.testing.assert_array_equal(slide.read_level(0, (128, 0), (301, 64)), whole[:, 128:192])
+
+
+def test_tiles_that_were_never_written_are_white(tmp_path, no_cache):
+    path = write(tmp_path / "a.tif", tissue(), Q=80, pyramid=False)
+    page = read_pages(path)[0]
+    slide = Slide(path, um_px=0.25)
+    backend = slide._open()
+    layout, head = backend._layout(0)
+    layout.counts[0] = 0
+    backend._layouts[0] = (layout, head)
+    read = backend.fetch(0, (60, 60), (8, 8))[0]
+    assert page.tile_xy == (64, 64)
+    assert (read[:4, :4] == 255).all()
+    assert (read[4:, 4:] < 255).any()
+
+
+def test_the_cache_is_bounded_and_keeps_what_was_used_last():
+    cache = TileCache(100)
+    for name in "abcd":
+        cache.put(name, np.zeros(30, np.uint8))
+        cache.get("a")
+    assert cache.held_bytes == 90
+    assert cache.get("b") is None
+    assert cache.get("a") is not None
+    cache.resize(30)
+    assert cache.held_bytes == 30
+    assert cache.get("a") is not None
+    cache.put("huge", np.zeros(1000, np.uint8))
+    assert cache.held_bytes == 0
+
+
+def test_threads_share_tiles(tmp_path):
+    slide = Slide(write(tmp_path / "a.tif", tissue(), Q=80, pyramid=False), um_px=0.25)
+    first = slide.read_level(0, (0, 0), (301, 433))
+    before = jpeg_tiff.tile_cache.misses
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(slide.read_level(0, (0, 0), (301, 433)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert jpeg_tiff.tile_cache.misses == before
+    assert all((image == first).all() for image in found)
+    found[0][:] = 0  # what was handed out is a copy
+    np.testing.assert_array_equal(slide.read_level(0, (0, 0), (301, 433)), first)

@@ -1,0 +1,77 @@
+"""Glass, pens and blur, told from real and made patches."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from samplers.quality import BLANK, BLURRED, PEN, fault, has_pen, is_blurred
+from slides.reader import Slide
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real tiles are not at {DATA}")
+
+
+def tile(name):
+    return cv2.cvtColor(cv2.imread(str(DATA / "tiles" / name)), cv2.COLOR_BGR2RGB)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("almost-white-2.png", BLANK),
+        ("no-tissue.png", BLANK),
+        ("no-tissue-green-pen.png", PEN),
+        ("no-tissue-red-pen.png", PEN),
+        ("tissue-level0-4302-10273-4814-10785.png", None),
+    ],
+)
+def test_real_tiles(name, expected):
+    assert fault(tile(name), 0.5) == expected
+
+
+def patches(um_px, side):
+    """Patches of real tissue on a grid over three slides of three laboratories."""
+    for name, um in (
+        ("c16mosaic/val/images/tumor_951.tif", None),
+        ("slides/CMU-1-Small-Region.svs", None),
+        ("slides/tcga-cr-7395-01a-01-ts1.svs", 0.25),
+    ):
+        slide = Slide(DATA / name, um_px=um)
+        step = side * um_px / slide.um_px_xy_l0[0]
+        for x in np.arange(step, slide.size_xy_l0[0] - step, 1.3 * step):
+            for y in np.arange(step, slide.size_xy_l0[1] - step, 1.3 * step):
+                image_HWC = slide.read(slide.window((float(x), float(y)), (side, side), um_px))
+                if fault(image_HWC, um_px) != BLANK:
+                    yield image_HWC
+
+
+@needs_data
+@pytest.mark.parametrize(("um_px", "side"), [(0.25, 256), (0.5, 256), (1.0, 128)])
+def test_sharp_tissue_passes_and_blurred_tissue_does_not(um_px, side):
+    found = list(patches(um_px, side))
+    assert len(found) > 20
+    assert not any(is_blurred(image_HWC, um_px) for image_HWC in found)
+    # The TCGA slide has green ink on its margin.
+    assert sum(fault(image_HWC, um_px) == PEN for image_HWC in found) <= 0.02 * len(found)
+    assert all(is_blurred(cv2.GaussianBlur(image_HWC, (0, 0), 1.5 / um_px), um_px) for image_HWC in found)
+
+
+@needs_data
+@pytest.mark.parametrize("rgb", [(20, 120, 60), (30, 60, 190), (215, 25, 30), (25, 25, 28)])
+def test_a_line_of_any_marker_is_seen(rgb):
+    image_HWC = tile("tissue-level0-4302-10273-4814-10785.png")
+    assert not has_pen(image_HWC)
+    marked_HWC = cv2.line(image_HWC.copy(), (0, 100), (511, 300), rgb, 90, cv2.LINE_AA)
+    assert has_pen(marked_HWC)
+
+
+def test_focus_is_not_judged_on_coarse_patches():
+    slope = np.linspace(60, 200, 64)
+    smooth = np.stack([slope + slope[:, None], slope + slope[:, None] / 3, slope + slope[:, None]], 2) / 2
+    smooth = smooth.astype(np.uint8)
+    assert fault(smooth, 0.5) == BLURRED
+    assert fault(smooth, 8.0) is None
+    assert fault(smooth, 0.5, judge=False) is None
