@@ -1,0 +1,148 @@
+"""Does it help? Hard mining, and augmentation under a change of stain, with a small U-Net and several seeds.
+
+python -m benchmarks.sampling_study hard  --data C16MOSAIC --out DIR --json FILE --png FILE
+python -m benchmarks.sampling_study stain --data C16MOSAIC --out DIR --json FILE --png FILE
+
+Every arm trains on the same slides with the same number of images; only the options named differ. `stain` validates on
+a copy of the validation slides whose stains were separated and mixed anew with other colours, and a darker exposure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pyvips
+
+from slides.texture import STAINS
+
+ARMS = {
+    "hard": {
+        "plain": [],
+        "hard 1/4": ["--hard_mining"],
+        "hard 1/2": ["--hard_mining", "--hard_fraction", "1/2"],
+    },
+    "stain": {level: ["--augment", level] for level in ("none", "flips", "standard", "strong")},
+}
+SCRIPT = Path(__file__).with_name("small_unet.py")
+# Optical densities of haematoxylin and eosin, for taking apart (Ruifrok and Johnston 2001); the third is what is left.
+HE_OD = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+EXPOSURE = 1.25  # optical density, relative
+
+
+def restain(source: Path, target: Path, stain: str = "violet") -> None:
+    """Write a slide with other stain colours, same size and spacing, 256 px JPEG tiles."""
+    image = pyvips.Image.new_from_file(str(source))
+    levels_HWC = image.numpy()[..., :3]
+    old = np.vstack([HE_OD, np.cross(*HE_OD)])
+    new_he = np.array([STAINS[stain].haematoxylin_od, STAINS[stain].eosin_od])
+    new_he *= (np.linalg.norm(HE_OD, axis=1) / np.linalg.norm(new_he, axis=1))[:, None]
+    mix = (np.linalg.inv(old) @ np.vstack([new_he, np.cross(*new_he)])).astype(np.float32) * EXPOSURE
+    out_HWC = np.empty_like(levels_HWC)
+    for top in range(0, levels_HWC.shape[0], 512):
+        band = levels_HWC[top : top + 512].astype(np.float32)
+        density = -np.log((band + 1) / 256) @ mix
+        out_HWC[top : top + 512] = np.clip(256 * np.exp(-density) - 1, 0, 255).astype(np.uint8)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = pyvips.Image.new_from_array(out_HWC).copy(xres=image.xres, yres=image.yres)
+    written.tiffsave(
+        str(target), tile=True, tile_width=256, tile_height=256, pyramid=True, compression="jpeg", Q=88, resunit="cm"
+    )
+
+
+def run(study: str, arm: str, seed: int, images: int, data: Path, val_images: Path, out: Path) -> dict[str, Any]:
+    """Train one arm with one seed; rows of its validations and of its time per image."""
+    log_dir = out / f"{study}-{arm.replace(' ', '-').replace('/', 'of')}-{seed}"
+    command = [
+        sys.executable, str(SCRIPT), "--slide_path", data / "train/images", "--label_path", data / "train/annotations",
+        "--valid_slide_path", val_images, "--valid_label_path", data / "val/annotations", "--label_format", "xml",
+        "--img_size", 128, "--resolution", 0.486, "--bb_downsample", 4, "--data_sampler", "surf",
+        "--batch_tumor_ratio", "1/2", "--batch_size", 8, "--num_steps", images, "--val_patches", 0,
+        "--validate_every", images // 4, "--log_every", 80, "--lr_schedule", "cosine", "--seed", seed,
+        "--log_dir", log_dir, *ARMS[study][arm],
+    ]  # fmt: skip
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    rows = [json.loads(text) for text in (log_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    val = [row for row in rows if row["kind"] == "val"]
+    speeds = [row["images_per_s"] for row in rows if row["kind"] == "train" and row["images_per_s"]]
+    return {"arm": arm, "seed": seed, "val": val, "images_per_s": float(np.median(speeds)), "log_dir": str(log_dir)}
+
+
+def table(runs: list[dict[str, Any]], arms: list[str]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds of each arm's last validation."""
+    rows = []
+    for arm in arms:
+        mine = [r for r in runs if r["arm"] == arm]
+        row: dict[str, Any] = {"arm": arm, "seeds": len(mine)}
+        for score in ("miou", "dice", "auc", "iou_0", "iou_1"):
+            values = np.array([r["val"][-1][score] for r in mine])
+            row |= {score: float(values.mean()), f"{score}_sd": float(values.std(ddof=1)) if len(mine) > 1 else 0.0}
+        rows.append(row | {"images_per_s": float(np.mean([r["images_per_s"] for r in mine]))})
+    return rows
+
+
+def plot(runs: list[dict[str, Any]], arms: list[str], png: Path, title: str) -> None:
+    """Validation mIoU over images: mean of the seeds, each seed thin."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for number, arm in enumerate(arms):
+        mine = [r for r in runs if r["arm"] == arm]
+        images = [row["images"] for row in mine[0]["val"]]
+        miou = np.array([[row["miou"] for row in r["val"]] for r in mine])
+        for one in miou:
+            axes.plot(images, one, color=f"C{number}", alpha=0.3, linewidth=1)
+        axes.plot(images, miou.mean(0), color=f"C{number}", label=arm, linewidth=2, marker="o")
+    axes.set(xlabel="images", ylabel="validation mIoU", title=title)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(png, dpi=110)
+
+
+def main() -> None:
+    """Run a study, print its table, write JSON and PNG."""
+    parser = argparse.ArgumentParser(description="compare sampling options by short trainings of a small U-Net")
+    parser.add_argument("study", choices=sorted(ARMS))
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with train/ and val/ of images and annotations"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--images", type=int, default=1600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--png", type=Path)
+    opts = parser.parse_args()
+    val_images = opts.data / "val/images"
+    if opts.study == "stain":
+        val_images = opts.out / "restained"
+        for source in sorted((opts.data / "val/images").glob("*.tif")):
+            restain(source, val_images / source.name)
+    arms = list(ARMS[opts.study])
+    runs = []
+    for seed in opts.seeds:
+        for arm in arms:
+            runs.append(run(opts.study, arm, seed, opts.images, opts.data, val_images, opts.out))
+            print(f"{arm} seed {seed}: mIoU {runs[-1]['val'][-1]['miou']:.4f}", flush=True)
+    rows = table(runs, arms)
+    print("\narm         mIoU            Dice            IoU normal  IoU tumour  AUC     images/s")
+    for r in rows:
+        print(
+            f"{r['arm']:<10}  {r['miou']:.4f} +- {r['miou_sd']:.4f}  {r['dice']:.4f} +- {r['dice_sd']:.4f}  "
+            f"{r['iou_0']:.4f}      {r['iou_1']:.4f}      {r['auc']:.4f}  {r['images_per_s']:.1f}"
+        )
+    if opts.json:
+        opts.json.write_text(json.dumps({"table": rows, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    if opts.png:
+        what = {"hard": "hard mining", "stain": "augmentation, other stain in validation"}[opts.study]
+        plot(runs, arms, opts.png, f"{what}: small U-Net, {len(opts.seeds)} seeds, mean thick")
+
+
+if __name__ == "__main__":
+    main()
