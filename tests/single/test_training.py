@@ -52,6 +52,10 @@ def test_ignored_pixels_never_poison_the_loss():
 
 def test_images_are_scaled_to_plus_minus_one():
     assert scaled(tf.constant([0, 51, 255], tf.uint8)).numpy() == pytest.approx([-1, -0.6, 1])
+    levels = np.arange(256, dtype=np.uint8)
+    # Bit-equal to the plain arithmetic that is done on GPUs.
+    plain = levels.astype(np.float32) * np.float32(2 / 255) - np.float32(1)
+    np.testing.assert_array_equal(scaled(tf.constant(levels)).numpy(), plain)
 
 
 # ------------------------------------------------------------------------------------------------------------- schedule
