@@ -273,12 +273,13 @@ def test_only_rank_0_fails_with_more_ranks_than_slides(tmp_path: Path) -> None:
 
 
 def test_slide_that_goes_bad_in_mid_run_ends_every_rank(tmp_path: Path) -> None:
-    # Rank 0 trains on index 0 and waits for rank 1, whose first patch (index 1) lies on the damaged slide.
-    tiny = TinySet(tmp_path, train={"tumor_001": (311, 263), "tumor_002": (287, 301)})
+    # Rank 0 trains on index 0 and waits for rank 1, whose first patch (index 1) is of tumour: every draw of it lies on
+    # the damaged slide, the only one with tumour.
+    tiny = TinySet(tmp_path, train={"normal_001": (311, 263), "tumor_002": (287, 301)})
     slide = tiny.slide("tumor_002")
     fine = tissue((287, 301))
     write_levels(slide, [fine, fine[::2, ::2][:150, :143]], tile=64, um_px=UM_PX)
-    seed = next(seed for seed in range(100) if slides_drawn(tiny, seed) == ["tumor_001", "tumor_002"])
+    seed = next(seed for seed in range(100) if drawn_first(tiny, seed) == [("normal_001", 0), ("tumor_002", 1)])
     for tile in range(25):
         damage_tile(slide, level=0, tile=tile)
     said = ranks_message(train_ranks(tiny.arguments("--seed", str(seed), keep=False), timeout=400), None)
@@ -295,10 +296,11 @@ def damage_tile(slide: Path, level: int, tile: int) -> None:
         file.write(b"\xaa" * count)
 
 
-def slides_drawn(tiny: TinySet, seed: int) -> list[str]:
-    """Slides of the first two patches of the stream."""
+def drawn_first(tiny: TinySet, seed: int) -> list[tuple[str, int]]:
+    """Slide and class of the first two patches of the stream."""
     cases = pair(tiny.slide("x").parent, tiny.label("x").parent, "tif", "xml")
     how = Reading(DEFAULT_LABEL_MAP, (), None, None, 7, 2)
     opened = open_set(cases, how, 0, 1, lambda mine: [mine()])
     sampler = build("radboud", opened.indexes, seed, 2, None)
-    return [cases[sampler.request(index).slide].slide_id for index in range(2)]
+    requests = [sampler.request(index) for index in range(2)]
+    return [(cases[request.slide].slide_id, request.cls) for request in requests]
