@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import cv2
 import numpy as np
@@ -27,6 +26,7 @@ from samplers.dataset import Reading, SlideSet, open_set
 from samplers.maps import write_maps
 from samplers.patch import HARD, Patch, PatchReader, PatchRequest
 from samplers.records import Row, read_described, read_samples
+from slides.asap import Outline, write_outlines
 from slides.geometry import Pair
 
 BANDS = ("loss: lowest quarter", "loss: second quarter", "loss: third quarter", "loss: highest quarter")
@@ -126,22 +126,13 @@ def write_asap(path: Path, windows: Iterable[tuple[Row, int, list[Pair]]]) -> No
         path: file to write.
         windows: row, quarter, corners (level-0 px).
     """
-    lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "\t<Annotations>"]
-    for row, band, corners in windows:
-        name = f"{row['index']} class {row['cls']} loss {row['loss']}"
-        lines.append(
-            f'\t\t<Annotation Name={quoteattr(name)} Type="Polygon" PartOfGroup={quoteattr(BANDS[band])} '
-            f'Color="{hex_colour(band)}"><Coordinates>'
-        )
-        lines += [f'\t\t\t<Coordinate Order="{i}" X="{x:.2f}" Y="{y:.2f}" />' for i, (x, y) in enumerate(corners)]
-        lines.append("\t\t</Coordinates></Annotation>")
-    lines += ["\t</Annotations>", "\t<AnnotationGroups>"]
-    lines += [
-        f'\t\t<Group Name={quoteattr(name)} PartOfGroup="None" Color="{hex_colour(band)}"><Attributes /></Group>'
-        for band, name in enumerate(BANDS)
-    ]
-    lines += ["\t</AnnotationGroups>", "</ASAP_Annotations>", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_outlines(
+        path,
+        (
+            Outline(f"{row['index']} class {row['cls']} loss {row['loss']}", BANDS[band], corners, hex_colour(band))
+            for row, band, corners in windows
+        ),
+    )
 
 
 def hex_colour(band: int) -> str:

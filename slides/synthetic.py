@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pyvips
@@ -17,6 +16,7 @@ import shapely
 import tifffile
 from numpy.typing import NDArray
 
+from slides.asap import Outline, write_outlines
 from slides.geometry import Window
 from slides.raster import edges_of, rasterise
 from slides.texture import STAINS, blob, stained_tissue
@@ -133,16 +133,7 @@ def write_asap(path: Path, areas: Iterable[tuple[str, Ring]]) -> None:
         path: File to write.
         areas: Group and outline (N, 2), level-0 px (x, y), not closed.
     """
-    lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "\t<Annotations>"]
-    for number, (group, ring) in enumerate(areas):
-        lines.append(
-            f'\t\t<Annotation Name="Annotation {number}" Type="Polygon" PartOfGroup={quoteattr(group)} Color="#F4FA58">'
-        )
-        lines.append("\t\t\t<Coordinates>")
-        lines += [f'\t\t\t\t<Coordinate Order="{i}" X="{x:.4f}" Y="{y:.4f}" />' for i, (x, y) in enumerate(ring)]
-        lines += ["\t\t\t</Coordinates>", "\t\t</Annotation>"]
-    lines += ["\t</Annotations>", "\t<AnnotationGroups />", "</ASAP_Annotations>", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_outlines(path, (Outline(f"Annotation {n}", group, ring.tolist()) for n, (group, ring) in enumerate(areas)))
 
 
 @dataclass(frozen=True)
