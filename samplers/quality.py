@@ -17,8 +17,8 @@ REASONS = (BLANK, PEN, BLURRED)
 
 # Grey levels; below this in every channel a patch shows no tissue (rule of SURF's sampler).
 BLANK_STD = 15.0
-# Standard deviation over tissue of the Laplacian by that of the grey levels, per um/px: pale stains count as strong ones
-# do. Measured at 0.5, 1 and 2 um/px: sharp tissue at least 1.17, 1.15 and 0.94 of three laboratories; the same
+# Standard deviation over tissue of the Laplacian by that of the grey levels, per um/px: pale stains count as others do.
+# Measured at 0.5, 1 and 2 um/px: sharp tissue at least 1.17, 1.15 and 0.94 of three laboratories; the same
 # tissue blurred by a Gaussian of 1.5 um at most 0.28, 0.48 and 0.55.
 BLURRED_SHARE = 0.6
 FOCUS_UM_PX = 0.5, 2.0  # finer patches are reduced to the first; coarser than the second shows nothing of the focus
