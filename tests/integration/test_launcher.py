@@ -110,6 +110,12 @@ def test_mpich_and_intel_get_hydra(node: Bench) -> None:
     assert settings["I_MPI_PIN_DOMAIN"] == "auto"
 
 
+def test_a_script_of_ones_own_takes_the_place_of_train_py(node: Bench) -> None:
+    mpich(node)
+    _, words = dry_run(node, "--debug", NP="4", SCRIPT="mine.py")
+    assert words == ["mpiexec.hydra", "-np", "4", "-bind-to", "core:1", "PY", "-u", "mine.py", "--debug"]
+
+
 @pytest.mark.parametrize(
     ("library", "expected"), [("libmpi.so.40", "mpirun"), ("libmpi.so.12", "mpiexec.hydra")], ids=["openmpi", "mpich"]
 )
