@@ -158,7 +158,8 @@ def prepare_folder(folder: Path, resumed: bool, options: Mapping[str, Any]) -> l
 
 def _set_aside(folder: Path) -> list[str]:
     """Move what an earlier run left in `folder` to `folder/previous-N`, so that two runs never mix."""
-    patterns = ("checkpoints", "samples", "pictures", "sampling", "metrics.jsonl", "options.json", "events.*", "final*")
+    folders = ("checkpoints", "samples", "pictures", "sampling", "replay")
+    patterns = (*folders, "metrics.jsonl", "options.json", "events.*", "final*")
     found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     if not found:
         return []
