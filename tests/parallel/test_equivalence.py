@@ -163,13 +163,14 @@ def test_validation_is_the_same_for_any_number_of_ranks(comm):
     model = network(side=4)
 
     class Reader:
-        img_size = 4
+        img_size, channels = 4, 3
 
         def read(self, request):
             return load(request)
 
     def scores(communicator):
-        feed = grid_feed(Reader(), [1, 2, 3, 4, 7], communicator.rank, communicator.size, 2, 1)
+        left_out = []
+        feed = grid_feed(Reader(), [1, 2, 3, 4, 7], communicator.rank, communicator.size, 2, 1, left_out.append)
         return Validator(model, 2, [1.0, 1.0]).run(feed, communicator)[0]
 
     together_scores, alone = scores(comm), scores(SoloComm())
