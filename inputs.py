@@ -45,12 +45,12 @@ class Inputs:
         """Pair, split, stage, open and index the slides, and say what was found."""
         from options import stream_options
         from samplers.dataset import Reading, check_field_of_view, open_set
-        from slides import jpeg_tiff
+        from slides import tiled_tiff
         from slides.annotation import DEFAULT_LABEL_MAP, describe
         from slides.label import IGNORE
 
         opts, comm = self._opts, self._comm
-        jpeg_tiff.tile_cache.resize(opts.tile_cache * 2**20)
+        tiled_tiff.tile_cache.resize(opts.tile_cache * 2**20)
         label_map = opts.label_map or DEFAULT_LABEL_MAP
         values = [c for c in (*label_map.values(), *(opts.mask_values or {}).values()) if c != IGNORE]
         self.classes = max(2, *(value + 1 for value in values))

@@ -17,6 +17,7 @@ same in CPU time of all threads. Patches/s and MB/s (RGB bytes) are medians, too
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -35,8 +36,8 @@ from benchmarks.big_slide import make
 from samplers import build
 from samplers.index import index_slide
 from samplers.patch import PatchReader, RequestSource, draw
-from samplers.pipeline import Feed
-from slides import jpeg_tiff
+from samplers.pipeline import PREFETCH, Feed
+from slides import tiled_tiff
 from slides.backends import VipsTiff, tiff_levels
 from slides.geometry import Window
 from slides.reader import Slide
@@ -44,6 +45,7 @@ from slides.tags import tile_layout
 from slides.truth import Truth, open_truth
 
 CLASSES, SEED = 2, 0
+Stage = Callable[[Sequence[int]], tuple[float, float] | None]
 PATCHES = {256: 320, 512: 160, 1024: 64, 2048: 20}  # per stage and round: about a second
 
 
@@ -107,8 +109,8 @@ class Bench:
         pages = tiff_levels(slide.path)
         self._vips = [VipsTiff(slide.path, pages) for _ in range(8)]
 
-    def stages(self, workers: int, kind: str) -> dict[str, Callable[[Sequence[int]], None]]:
-        """Each stage as a function of the stream indices to run."""
+    def stages(self, workers: int, kind: str) -> dict[str, Stage]:
+        """Each stage as a function of the stream indices to run; it may return the seconds that count."""
         sampler, reader = self._samplers[kind], self._readers[kind]
         windows: dict[int, Window] = {}
 
@@ -116,7 +118,7 @@ class Bench:
             windows.clear()
             windows.update((index, reader.window(sampler.request(index))) for index in indices)
 
-        def in_threads(work: Callable[[int], Any]) -> Callable[[Sequence[int]], None]:
+        def in_threads(work: Callable[[int], Any]) -> Stage:
             def run(indices: Sequence[int]) -> None:
                 parts = [indices[worker::workers] for worker in range(workers)]
                 with ThreadPoolExecutor(workers) as pool:
@@ -136,20 +138,34 @@ class Bench:
             "read": in_threads(lambda i: self._slide.read(windows[i])),
             "patch": in_threads(lambda i: draw(sampler, reader, i)),
             "feed": lambda indices: self._feed(indices, sampler, reader, workers),
-            "cached": lambda indices: self._feed(indices, sampler, reader, workers, jpeg_tiff.CACHE_BYTES),
+            "cached": lambda indices: self._feed(indices, sampler, reader, workers, tiled_tiff.CACHE_BYTES),
         }
 
     def _feed(
         self, indices: Sequence[int], sampler: RequestSource, reader: PatchReader, workers: int, cache: int = 0
-    ) -> None:
+    ) -> tuple[float, float]:
+        """Wall and CPU seconds of a pipeline that is running: neither its start nor its filling and draining."""
         from training.step import scaled
 
-        jpeg_tiff.tile_cache.resize(cache)
+        tiled_tiff.tile_cache.resize(cache)
         batch = 2 if self._size >= 1024 else 8
-        feed = Feed(lambda i: draw(sampler, reader, i), list(indices), batch, self._size, workers)
-        for image_BHWC, _, _ in feed:
-            scaled(image_BHWC)
-        jpeg_tiff.tile_cache.resize(0)
+        ahead = (PREFETCH + 1) * batch + workers  # most patches that can be under way
+        ahead += -ahead % batch
+        spare = 10**6  # indices that no stage measures
+        order = [*range(spare, spare + ahead), *indices, *range(spare, spare + ahead)]
+        feed = iter(Feed(lambda i: draw(sampler, reader, i), order, batch, self._size, workers))
+
+        def take(patches: int) -> None:
+            for image_BHWC, _, _ in itertools.islice(feed, patches // batch):
+                scaled(image_BHWC)
+
+        take(ahead)
+        start, cpu = time.perf_counter(), time.process_time()
+        take(len(indices))
+        times = time.perf_counter() - start, time.process_time() - cpu
+        take(ahead)
+        tiled_tiff.tile_cache.resize(0)
+        return times
 
 
 def measure(bench: Bench, img_size: int, workers: int, kind: str, rounds: int) -> list[Row]:
@@ -162,10 +178,10 @@ def measure(bench: Bench, img_size: int, workers: int, kind: str, rounds: int) -
         indices = range(number * count, (number + 1) * count)
         for name, run in stages.items():
             start, cpu = time.perf_counter(), time.process_time()
-            run(indices)
+            times = run(indices) or (time.perf_counter() - start, time.process_time() - cpu)
             if number:
-                wall[name].append(time.perf_counter() - start)
-                core[name].append(time.process_time() - cpu)
+                wall[name].append(times[0])
+                core[name].append(times[1])
     rows = []
     for name in list(stages)[1:]:
         ratios = np.array(wall["decode"]) / np.array(wall[name])
@@ -197,7 +213,7 @@ def label_ms(truths: dict[str, Truth], samplers: dict[str, RequestSource], slide
 
 def resident_mb(sampler: RequestSource, reader: PatchReader, patches: int) -> tuple[float, float]:
     """Of a long feed: MB at its end, and MB per 1000 patches (least squares, without the first fifth)."""
-    jpeg_tiff.tile_cache.resize(jpeg_tiff.CACHE_BYTES)
+    tiled_tiff.tile_cache.resize(tiled_tiff.CACHE_BYTES)
     process = psutil.Process()
     seen: list[tuple[int, float]] = []
 
@@ -226,7 +242,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    jpeg_tiff.tile_cache.resize(0)
+    tiled_tiff.tile_cache.resize(0)
     slide_path, xml, mask = make(arguments.data, texture=arguments.texture)
     slide = Slide(slide_path)
     truths = {"xml": open_truth(xml, slide), "mask": open_truth(mask, slide)}

@@ -26,7 +26,7 @@ GLASS_GREY = 225  # brighter is glass, where nothing can be sharp
 MIN_TISSUE_PX = 64
 # Share of a patch in the colour of a marker; stained nuclei and blood reach 0.05.
 PEN_SHARE = 0.1
-PEN_PX = 256  # colours are judged on so many rows and columns, evenly spaced
+COLOUR_PX = 128  # colours are judged on so many rows and columns, evenly spaced: 16,384 px tell shares to 0.5 %
 FOCUS_PX = 512  # focus on so many in the middle, where the draw aimed: a decode takes 12 ms, the whole patch would 6
 # Hue (0..179) from and to, least saturation (0..255): green, blue, red (both sides of 0). Haematoxylin's hue is above
 # 121; eosin and blood are less saturated than 140.
@@ -36,23 +36,26 @@ _BLACK_VALUE, _BLACK_SATURATION = 60, 80
 
 def is_blank(image_HWC: NDArray[np.uint8]) -> bool:
     """True where no colour channel varies by `BLANK_STD` grey levels: glass, not tissue."""
-    _, std_C1 = cv2.meanStdDev(image_HWC)
+    _, std_C1 = cv2.meanStdDev(_spread(image_HWC))
     return bool(std_C1.max() < BLANK_STD)
 
 
 def has_pen(image_HWC: NDArray[np.uint8]) -> bool:
     """True where at least `PEN_SHARE` of the patch has the colour of a marker pen: green, blue, red or black."""
-    height, width = image_HWC.shape[:2]
-    factor = max(1, min(height, width) // PEN_PX)
-    small_HWC: NDArray[Any] = image_HWC
-    if factor > 1:
-        small_HWC = cv2.resize(image_HWC, (width // factor, height // factor), interpolation=cv2.INTER_NEAREST)
-    hsv_HWC = cv2.cvtColor(small_HWC, cv2.COLOR_RGB2HSV)
+    hsv_HWC = cv2.cvtColor(_spread(image_HWC), cv2.COLOR_RGB2HSV)
     ranges = [((first, saturation, 0), (last, 255, 255)) for first, last, saturation in _MARKERS]
     ranges.append(((0, 0, 0), (179, _BLACK_SATURATION, _BLACK_VALUE)))
     # No pixel is in two of them: black is less saturated than any marker.
     marked = sum(cv2.countNonZero(cv2.inRange(hsv_HWC, low, high)) for low, high in ranges)
     return marked >= PEN_SHARE * hsv_HWC.shape[0] * hsv_HWC.shape[1]
+
+
+def _spread(image_HWC: NDArray[np.uint8]) -> NDArray[Any]:
+    """At least `COLOUR_PX` rows and columns of a larger patch, evenly spaced."""
+    height, width = (size // max(1, size // COLOUR_PX) for size in image_HWC.shape[:2])
+    if (height, width) == image_HWC.shape[:2]:
+        return image_HWC
+    return cv2.resize(image_HWC, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 def is_blurred(image_HWC: NDArray[np.uint8], um_px: float) -> bool:

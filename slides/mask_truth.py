@@ -10,13 +10,14 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from slides.backends import READ_ERRORS, VipsTiff, drop_handle, file_key, handle, tiff_levels
+from slides.backends import READ_ERRORS, drop_handle, file_key, handle, tiff_levels
 from slides.geometry import Window, level_downsample_xy, pixel_centres_l0
 from slides.label import IGNORE, check_classes
 from slides.outline import outlines
 from slides.raster import polygons_of
 from slides.reader import Level, Slide
 from slides.tags import Page, is_tiff
+from slides.tiled_tiff import open_tiff
 
 # Most px that one step of a scan holds, and most cells of an outlined grid.
 SCAN_PX = 16 * 2**20
@@ -185,7 +186,7 @@ class MaskTruth:
     def _read(self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> NDArray[np.uint8]:
         """Classes of a rectangle inside a level."""
         try:
-            backend = handle(self._key, lambda: VipsTiff(self.path, self._pages))
+            backend = handle(self._key, lambda: open_tiff(self.path, self._key, self._pages, unwritten=0))
             pixels = backend.fetch(level.index, corner_xy_lv, hw)[0]
         except READ_ERRORS as error:
             drop_handle(self._key)

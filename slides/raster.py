@@ -23,13 +23,19 @@ class Edges:
     """Edges of disjoint polygons, all directed downwards, so that a common edge gives the same crossings twice.
 
     Attributes:
-        x0, y0, x1, y1: Ends in level-0 px, y0 <= y1, shape (N,).
+        x0, y0, x1, y1: Ends in level-0 px, y0 <= y1, shape (N,); sorted by y0.
+        reach_y: Largest y1 up to and including each edge.
     """
 
     x0: Floats
     y0: Floats
     x1: Floats
     y1: Floats
+    reach_y: Floats
+
+    def between(self, top: float, bottom: float) -> slice:
+        """A run of edges with all those that touch the rows between two level-0 coordinates, found by bisection."""
+        return slice(int(np.searchsorted(self.reach_y, top, "right")), int(np.searchsorted(self.y0, bottom, "left")))
 
 
 def edges_of(polygons: Sequence[shapely.Polygon]) -> Edges:
@@ -39,25 +45,28 @@ def edges_of(polygons: Sequence[shapely.Polygon]) -> Edges:
     ends = [shapely.get_coordinates(ring)[1:] for ring in rings]
     if not starts:
         empty = np.empty(0)
-        return Edges(empty, empty, empty, empty)
+        return Edges(empty, empty, empty, empty, empty)
     a, b = np.concatenate(starts), np.concatenate(ends)
     up = (a[:, 1] > b[:, 1]) | ((a[:, 1] == b[:, 1]) & (a[:, 0] > b[:, 0]))
     a[up], b[up] = b[up].copy(), a[up].copy()
-    return Edges(a[:, 0].copy(), a[:, 1].copy(), b[:, 0].copy(), b[:, 1].copy())
+    order = np.argsort(a[:, 1], kind="stable")
+    x0, y0, x1, y1 = np.concatenate([a, b], axis=1)[order].T.copy()
+    return Edges(x0, y0, x1, y1, np.maximum.accumulate(y1))
 
 
 def rasterise(edges: Edges, window: Window) -> NDArray[np.bool_]:
     """Return inside_HW of shape `window.hw_out`: whether each pixel centre lies inside the polygons (even-odd).
 
     Every edge crosses the row of centres y at most once, when y0 <= y < y1, and toggles all pixels whose centre is at
-    or right of the crossing. Cost: one comparison per edge, and one step per crossing inside the window's rows.
+    or right of the crossing. Cost: one comparison per edge, and one step per crossing, inside the window's rows.
     """
     height, width = window.hw_out
     (corner_x, corner_y), (step_x, step_y) = window.corner_xy_l0, window.step_xy_l0
-    near = (edges.y1 > corner_y) & (edges.y0 < corner_y + height * step_y)
+    run = edges.between(corner_y, corner_y + height * step_y)
+    x0, y0, x1, y1 = edges.x0[run], edges.y0[run], edges.x1[run], edges.y1[run]
     # Right of the window nothing is toggled.
-    near &= np.minimum(edges.x0, edges.x1) < corner_x + width * step_x
-    x0, y0, x1, y1 = edges.x0[near], edges.y0[near], edges.x1[near], edges.y1[near]
+    near = (y1 > corner_y) & (np.minimum(x0, x1) < corner_x + width * step_x)
+    x0, y0, x1, y1 = x0[near], y0[near], x1[near], y1[near]
     first = np.clip(np.ceil((y0 - corner_y) / step_y - 0.5), 0, height).astype(np.int64)
     last = np.clip(np.ceil((y1 - corner_y) / step_y - 0.5), 0, height).astype(np.int64)
     crossed = last > first

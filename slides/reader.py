@@ -14,12 +14,10 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from slides import jpeg_tiff
 from slides.backends import (
     READ_ERRORS,
     Backend,
     OpenSlideFile,
-    VipsTiff,
     drop_handle,
     file_key,
     handle,
@@ -28,6 +26,7 @@ from slides.backends import (
 )
 from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centred
 from slides.tags import Page
+from slides.tiled_tiff import open_tiff
 
 SNAP = 1e-4
 # Largest distance, in px of a level, between the px asked for and those the backend gives, that is left as it is.
@@ -203,9 +202,7 @@ class Slide:
     def _open(self) -> Backend:
         if self._pages is None:
             return OpenSlideFile(self.path)
-        if all(map(jpeg_tiff.readable, self._pages)):
-            return jpeg_tiff.JpegTiff(self.path, self._key, self._pages)
-        return VipsTiff(self.path, self._pages)
+        return open_tiff(self.path, self._key, self._pages)
 
     def _fetch(
         self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]

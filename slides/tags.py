@@ -25,10 +25,10 @@ _DTYPES |= {12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS, _XRES, _YRES, _UNIT = 273, 277, 279, 282, 283, 296
 _COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 320, 322, 323, 324, 325, 330
-_PLANAR, _JPEG_TABLES = 284, 347
+_PLANAR, _PREDICTOR, _JPEG_TABLES = 284, 317, 347
 _WANTED = {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS}
 _WANTED |= {_XRES, _YRES, _UNIT, _COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS}
-_WANTED |= {_PLANAR, _JPEG_TABLES}
+_WANTED |= {_PLANAR, _PREDICTOR, _JPEG_TABLES}
 
 Values = NDArray[np.generic]
 
@@ -53,6 +53,7 @@ class Page:
         um_px_xy: Micrometres per px along x and y, None where the tags do not say.
         end: First byte after the last byte of its pixels.
         compression: TIFF's number of the compression; 7 is JPEG.
+        predictor: 1 for none, 2 where a sample is stored as its difference to the px on the left.
         planar: 1 where the samples of a px lie together, 2 where each has a plane of its own.
         directory: Byte where its directory starts.
         colormap: (2**bits, 3) uint8 RGB of a palette image, else None.
@@ -69,6 +70,7 @@ class Page:
     um_px_xy: tuple[float, float] | None
     end: int
     compression: int
+    predictor: int
     planar: int
     directory: int
     colormap: NDArray[np.uint8] | None = None
@@ -238,6 +240,7 @@ class _Directory:
             um_px_xy=_spacing(tags, first(_UNIT, 2)),
             end=end,
             compression=first(_COMPRESSION, 1),
+            predictor=first(_PREDICTOR, 1),
             planar=first(_PLANAR, 1),
             directory=directory,
             colormap=colormap,

@@ -1,4 +1,4 @@
-"""JPEG tiles decoded one by one: the same pixels as libvips, damage, the cache."""
+"""Tiles decoded one by one: the same pixels as libvips, damage, the cache."""
 
 import threading
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import pyvips
 
-from slides import backends, jpeg_tiff
-from slides.jpeg_tiff import JpegTiff, TileCache
+from slides import backends, tiled_tiff
 from slides.reader import Slide, SlideError
 from slides.tags import read_pages, tile_layout
 from slides.texture import STAINS, stained_tissue
+from slides.tiled_tiff import TileCache, TiledTiff
 
 
 def tissue(hw=(301, 433)):
@@ -26,9 +26,9 @@ def write(path, image, **options):
 
 @pytest.fixture
 def no_cache():
-    jpeg_tiff.tile_cache.resize(0)
+    tiled_tiff.tile_cache.resize(0)
     yield
-    jpeg_tiff.tile_cache.resize(jpeg_tiff.CACHE_BYTES)
+    tiled_tiff.tile_cache.resize(tiled_tiff.CACHE_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,14 @@ def no_cache():
         {"Q": 80, "bigtiff": True},
         {"Q": 80, "tile_width": 112, "tile_height": 48},
         {"Q": 80, "subifd": True},
+        {"compression": "deflate", "predictor": "none"},
+        {"compression": "deflate", "predictor": "horizontal"},
+        {"compression": "deflate", "predictor": "horizontal", "tile_width": 112, "tile_height": 48},
     ],
 )
 def test_pixels_are_those_of_libvips(tmp_path, options):
     slide = Slide(write(tmp_path / "a.tif", tissue(), **options), um_px=0.25)
-    assert isinstance(slide._open(), JpegTiff)
+    assert isinstance(slide._open(), TiledTiff)
     pages = backends.tiff_levels(slide.path)
     vips = backends.VipsTiff(slide.path, pages)
     rng = np.random.default_rng(0)
@@ -59,15 +62,32 @@ def test_pixels_are_those_of_libvips(tmp_path, options):
 def test_grey_slides_are_read(tmp_path):
     grey = tissue()[..., 1]
     slide = Slide(write(tmp_path / "a.tif", grey, Q=90), um_px=0.25)
-    assert isinstance(slide._open(), JpegTiff)
+    assert isinstance(slide._open(), TiledTiff)
     read = slide.read_level(0, (0, 0), grey.shape)
     assert (read == read[..., :1]).all()
     assert abs(read[..., 0].astype(int) - grey).mean() < 4
 
 
 def test_other_compressions_stay_with_libvips(tmp_path):
-    slide = Slide(write(tmp_path / "a.tif", tissue(), compression="deflate"), um_px=0.25)
+    slide = Slide(write(tmp_path / "a.tif", tissue(), compression="lzw"), um_px=0.25)
     assert isinstance(slide._open(), backends.VipsTiff)
+
+
+@pytest.mark.parametrize("predictor", ["none", "horizontal"])
+def test_masks_of_deflate_are_those_of_libvips_and_plain_tiles_are_decoded_once(tmp_path, no_cache, predictor):
+    mask = np.zeros((256, 256), np.uint8)
+    mask[64:, 64:] = 1
+    mask[70:120, 10:50] = np.random.default_rng(0).integers(0, 256, (50, 40))
+    path = write(tmp_path / "m.tif", mask, compression="deflate", predictor=predictor)
+    pages = backends.tiff_levels(path)
+    backend = TiledTiff(path, "mask", pages, unwritten=0)
+    for level, page in enumerate(pages):
+        hw = page.size_xy[::-1]
+        expected = backends.VipsTiff(path, pages).fetch(level, (0, 0), hw)[0]
+        np.testing.assert_array_equal(backend.fetch(level, (0, 0), hw)[0], expected)
+    assert len([tile for at, tile in backend._plain.items() if at[0] == 0]) == 2  # of 16 tiles 15 are all 0 or all 1
+    assert sum(tile.base.nbytes for tile in backend._plain.values()) < 100
+    assert backend.fetch(0, (3, 5), (100, 99))[0].ctypes.data % 64 == 0
 
 
 def damaged(path, number, change):
@@ -95,8 +115,9 @@ def head_lost(data):
 
 
 @pytest.mark.parametrize("change", [half_lost, head_lost])
-def test_a_damaged_tile_is_an_error_there_and_only_there(tmp_path, no_cache, change):
-    path = write(tmp_path / "a.tif", tissue(), Q=80, pyramid=False)
+@pytest.mark.parametrize("options", [{"Q": 80}, {"compression": "deflate"}])
+def test_a_damaged_tile_is_an_error_there_and_only_there(tmp_path, no_cache, change, options):
+    path = write(tmp_path / "a.tif", tissue(), pyramid=False, **options)
     slide = Slide(path, um_px=0.25)
     whole = slide.read_level(0, (0, 0), (301, 433))
     damaged(path, 8, change)  # 7 tiles a row: the second of the second row
@@ -137,14 +158,14 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last():
 def test_threads_share_tiles(tmp_path):
     slide = Slide(write(tmp_path / "a.tif", tissue(), Q=80, pyramid=False), um_px=0.25)
     first = slide.read_level(0, (0, 0), (301, 433))
-    before = jpeg_tiff.tile_cache.misses
+    before = tiled_tiff.tile_cache.misses
     found = []
     threads = [threading.Thread(target=lambda: found.append(slide.read_level(0, (0, 0), (301, 433)))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert jpeg_tiff.tile_cache.misses == before
+    assert tiled_tiff.tile_cache.misses == before
     assert all((image == first).all() for image in found)
     found[0][:] = 0  # what was handed out is a copy
     np.testing.assert_array_equal(slide.read_level(0, (0, 0), (301, 433)), first)
