@@ -16,6 +16,20 @@ from training.comm import AgreedError, Comm, together
 CLASS_NAMES = {0: "normal", 1: "tumour"}
 
 
+def _classes(opts: argparse.Namespace, mapped: int) -> int:
+    """Number of classes: as asked for, if the labels have no more.
+
+    Raises:
+        AgreedError: --classes or --class_weights does not fit.
+    """
+    classes = mapped if opts.classes is None else int(opts.classes)
+    if classes < mapped:
+        raise AgreedError(f"--classes {classes}: --label_map and --mask_values have class {mapped - 1}; give {mapped}")
+    if opts.class_weights and len(opts.class_weights) != classes:
+        raise AgreedError(f"--class_weights: {len(opts.class_weights)} weights given for {classes} classes")
+    return classes
+
+
 class Inputs:
     """Slides, samplers and feeds of one run; the methods stand in the order in which they are used.
 
@@ -53,7 +67,7 @@ class Inputs:
         tiled_tiff.tile_cache.resize(opts.tile_cache * 2**20)
         label_map = opts.label_map or DEFAULT_LABEL_MAP
         values = [c for c in (*label_map.values(), *(opts.mask_values or {}).values()) if c != IGNORE]
-        self.classes = max(2, *(value + 1 for value in values))
+        self.classes = _classes(opts, max(2, *(value + 1 for value in values)))
         train_cases, val_cases, notes = together(comm, self._find)
         how = Reading(label_map, opts.ignore_groups, opts.mask_values, opts.mpp, opts.bb_downsample, self.classes)
         self.described = {"reading": how.as_json(), "cases": [case_json(case) for case in train_cases]}

@@ -20,6 +20,7 @@ MODELS = ("effdetd0", "effdetd4", "deeplab")
 SAMPLERS = ("radboud", "surf")
 AUGMENTATIONS = ("none", "flips", "standard", "strong")
 SCHEDULES = ("constant", "cosine")
+LOSSES = ("ce", "focal", "dice", "ce+dice")
 SIZE_STEP = 128  # the models' coarsest stride
 
 
@@ -64,8 +65,15 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _share_below_1(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} given, a share of at least 0 and below 1 needed")
+    return value
+
+
 # argparse names the type in its message where the text is no number at all.
-_positive.__name__ = _not_negative.__name__ = "number"
+_positive.__name__ = _not_negative.__name__ = _share_below_1.__name__ = "number"
 
 
 def _share(text: str) -> Fraction:
@@ -140,6 +148,9 @@ def _data_options(parser: Parser) -> None:
         nargs="+",
         metavar="VALUE:CLASS",
         help="mask value to class (255: ignore); default: non-zero is 1",
+    )
+    data.add_argument(
+        "--classes", type=_whole(2, 255), help="number of classes; default: as many as the labels' map has"
     )
     data.add_argument(
         "--stage_dir", type=Path, help="disk of the node, e.g. $TMPDIR: slides and masks are copied there once per node"
@@ -217,11 +228,23 @@ def _training_options(parser: Parser) -> None:
     )
     training.add_argument("--warmup", type=_whole(0), help="images of linear warm-up; default 5%% of --num_steps")
     training.add_argument("--lr_schedule", choices=SCHEDULES, default="constant", help="after the warm-up")
+    training.add_argument("--loss", choices=LOSSES, default="ce", help="cross-entropy, focal, soft Dice, or a sum")
+    training.add_argument(
+        "--label_smoothing", type=_share_below_1, default=0.0, help="share of the target spread over all classes"
+    )
+    training.add_argument("--focal_gamma", type=_not_negative, default=2.0, help="gamma of the focal loss")
     training.add_argument(
         "--pos_pixel_weight", type=_not_negative, default=1.0, help="weight of tumour pixels in the loss"
     )
     training.add_argument(
         "--neg_pixel_weight", type=_not_negative, default=1.0, help="weight of normal pixels in the loss"
+    )
+    training.add_argument(
+        "--class_weights",
+        type=_not_negative,
+        nargs="+",
+        metavar="WEIGHT",
+        help="weight of every class's pixels in the loss, in place of the two above",
     )
     training.add_argument(
         "--seed", type=_whole(0, 2**32 - 1), default=0, help="seed of weights, split and sample stream"
@@ -264,8 +287,12 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(
             f"--img_size {opts.img_size}: a multiple of {SIZE_STEP} is needed, e.g. {below} or {below + SIZE_STEP}"
         )
-    if opts.pos_pixel_weight == opts.neg_pixel_weight == 0:
+    if opts.class_weights and not any(opts.class_weights):
+        parser.error("--class_weights are all 0: nothing would be learnt")
+    if not opts.class_weights and opts.pos_pixel_weight == opts.neg_pixel_weight == 0:
         parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing would be learnt")
+    if opts.label_smoothing and opts.loss == "dice":
+        parser.error("--label_smoothing is for ce and focal; --loss dice has no such target")
     if opts.context_spacing is not None and opts.context_spacing <= opts.resolution:
         parser.error(
             f"--context_spacing {opts.context_spacing:g}: the second view must be coarser than --resolution "

@@ -101,6 +101,7 @@ class Run:
 
         import models
         from models.weights import build_with_weights
+        from training.losses import Loss
         from training.optimizer import Adam
         from training.step import TrainStep
         from training.tally import Tally
@@ -117,13 +118,14 @@ class Run:
             self.say(*(f"            {name}: {reason}" for name, reason in report.skipped))
         self.say(f"model       {self.model.name}, {self.model.count_params():,} parameters")
         self.optimizer = Adam(self.model.trainable_variables)
-        weights_K = [opts.neg_pixel_weight] + [opts.pos_pixel_weight] * (classes - 1)
+        weights_K = opts.class_weights or (opts.neg_pixel_weight, *[opts.pos_pixel_weight] * (classes - 1))
+        loss = Loss(opts.loss, weights_K, opts.label_smoothing, opts.focal_gamma)
         self.tally = Tally(classes)
         self.step = TrainStep(
-            self.model, self.optimizer, self.comm, weights_K, opts.fp16_allreduce, self.tally,
+            self.model, self.optimizer, self.comm, loss, opts.fp16_allreduce, self.tally,
             warm_up=opts.weights_path is None,
         )  # fmt: skip
-        self.validator = Validator(self.model, classes, weights_K)
+        self.validator = Validator(self.model, classes, loss)
 
     def resume_or_start(self) -> None:
         """Go on from a checkpoint, or start afresh; all ranks hold rank 0's variables afterwards."""

@@ -18,7 +18,7 @@ Shapes: B images, H rows, W columns, C channels, K classes.
 import keras
 from keras import layers
 
-from models.layers import AlignCornersResize, FixedPadding, RunningBatchNormalization
+from models.layers import AlignCornersResize, BatchNormalization, FixedPadding, RunningBatchNormalization
 
 MIDDLE_UNITS = 16
 ASPP_RATES = (6, 12, 18)
@@ -170,4 +170,4 @@ def _conv_bn(
 
 
 def _bn(x_BHWC: keras.KerasTensor, name: str, epsilon: float) -> keras.KerasTensor:
-    return layers.BatchNormalization(momentum=MOMENTUM, epsilon=epsilon, name=name)(x_BHWC)
+    return BatchNormalization(momentum=MOMENTUM, epsilon=epsilon, name=name)(x_BHWC)

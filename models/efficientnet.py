@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
+from models.layers import BatchNormalization
+
 # Published weights expect RGB standardised with these ImageNet statistics of values in [0, 1].
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
@@ -59,7 +61,7 @@ def features(variant: str, image_BHWC: keras.KerasTensor) -> list[keras.KerasTen
     width, depth = SCALING[variant]
     x = imagenet_standardised(image_BHWC)
     x = _conv(x, _scaled_filters(STEM_FILTERS, width), 3, "stem_conv", strides=2)
-    x = _bn_swish(x, "stem_bn", "stem_activation")
+    x = BatchNormalization("swish", name="stem_bn")(x)
     by_stride: dict[int, keras.KerasTensor] = {}
     stride = 2
     for number, stage in enumerate(STAGES, start=1):
@@ -100,7 +102,7 @@ def _inverted_residual(
     x = x_BHWC
     if expand_ratio != 1:
         x = _conv(x, filters_in * expand_ratio, 1, f"{prefix}expand_conv")
-        x = _bn_swish(x, f"{prefix}expand_bn", f"{prefix}expand_activation")
+        x = BatchNormalization("swish", name=f"{prefix}expand_bn")(x)
     # TensorFlow's SAME padding: for the even sizes that occur here, the asymmetric padding the weights were trained
     # with.
     x = layers.DepthwiseConv2D(
@@ -111,10 +113,10 @@ def _inverted_residual(
         depthwise_initializer=_initializer(),
         name=f"{prefix}dwconv",
     )(x)
-    x = _bn_swish(x, f"{prefix}bn", f"{prefix}activation")
+    x = BatchNormalization("swish", name=f"{prefix}bn")(x)
     x = _squeeze_excite(x, max(1, int(filters_in * SQUEEZE_RATIO)), prefix)
     x = _conv(x, filters, 1, f"{prefix}project_conv")
-    x = layers.BatchNormalization(name=f"{prefix}project_bn")(x)
+    x = BatchNormalization(name=f"{prefix}project_bn")(x)
     if strides == 1 and filters_in == filters:
         x = layers.Add(name=f"{prefix}add")([x, x_BHWC])
     return x
@@ -136,11 +138,6 @@ def _conv(x_BHWC: keras.KerasTensor, filters: int, kernel: int, name: str, strid
     return layers.Conv2D(
         filters, kernel, strides=strides, padding="same", use_bias=False, kernel_initializer=_initializer(), name=name
     )(x_BHWC)
-
-
-def _bn_swish(x_BHWC: keras.KerasTensor, bn_name: str, activation_name: str) -> keras.KerasTensor:
-    x = layers.BatchNormalization(name=bn_name)(x_BHWC)
-    return layers.Activation("swish", name=activation_name)(x)
 
 
 def _initializer() -> keras.initializers.Initializer:

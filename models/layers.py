@@ -7,16 +7,19 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
+
+from models import fused
 
 _register = keras.saving.register_keras_serializable(package="widefov")
 
 
 @_register
 class FastFusion(keras.layers.Layer):
-    """Fast normalised fusion: a weighted mean of feature maps of one shape, with learnt non-negative weights.
+    """Fast normalised fusion: swish of a weighted mean of feature maps of one shape, with learnt non-negative weights.
 
-    out = sum_i relu(w_i) x_i / (sum_j relu(w_j) + 0.0001), one scalar per input, starting at 1.
+    out = swish(sum_i relu(w_i) x_i / (sum_j relu(w_j) + 0.0001)), one scalar per input, starting at 1.
     Source: EfficientDet, https://arxiv.org/abs/1911.09070, section 3.3.
     """
 
@@ -28,14 +31,14 @@ class FastFusion(keras.layers.Layer):
             name="fusion_weights", shape=(len(input_shape),), initializer="ones", trainable=True
         )
 
-    def call(self, maps_BHWC: Sequence[keras.KerasTensor]) -> keras.KerasTensor:
-        """Returns the weighted mean, of the shape of each input."""
-        weights = ops.relu(self.fusion_weights)
-        weights = weights / (ops.sum(weights) + self.EPSILON)
-        fused = maps_BHWC[0] * weights[0]
-        for index in range(1, len(maps_BHWC)):
-            fused = fused + maps_BHWC[index] * weights[index]
-        return fused
+    def call(self, maps_BHWC: Sequence[keras.KerasTensor], training: bool = False) -> keras.KerasTensor:
+        """Returns the activated mean, of the shape of each input."""
+        weights = tf.nn.relu(tf.cast(self.fusion_weights, tf.float32))
+        weights = weights / (tf.reduce_sum(weights) + self.EPSILON)
+        if training:
+            return fused.weighted_swish(weights, maps_BHWC)
+        shares = tf.unstack(tf.cast(weights, maps_BHWC[0].dtype))
+        return tf.nn.silu(tf.add_n([x * share for x, share in zip(maps_BHWC, shares, strict=True)]))
 
     def compute_output_shape(self, input_shape: Sequence[Sequence[int | None]]) -> tuple[int | None, ...]:
         """Returns the shape of one input."""
@@ -111,6 +114,43 @@ def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     inside = left + 1 < size_in
     matrix[rows[inside], left[inside] + 1] = fraction[inside]
     return matrix.astype(np.float32)
+
+
+@_register
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` of (B, H, W, C), and the activation behind it, by fused operations.
+
+    Weights and results are those of Keras' layers; see `models.fused` for what the gradient keeps. Statistics stay in
+    float32 under any precision policy.
+
+    Args:
+        activation: "swish", "relu" or None.
+        kwargs: As of Keras' layer; `axis`, `center`, `scale`, `renorm` and `synchronized` stay as they are there.
+    """
+
+    def __init__(self, activation: str | None = None, **kwargs) -> None:
+        super().__init__(**kwargs)
+        if activation not in fused.ACTIVATIONS:
+            raise ValueError(f"activation {activation!r}; fused are {fused.ACTIVATIONS}")
+        self.activation = activation
+
+    def call(self, inputs: keras.KerasTensor, training: bool = False, mask: None = None) -> keras.KerasTensor:
+        """Normalises every channel; in training also moves the statistics towards the batch's."""
+        assert mask is None
+        gamma, beta = (tf.cast(v, tf.float32) for v in (self.gamma, self.beta))
+        old_mean, old_variance = (tf.convert_to_tensor(v.value) for v in (self.moving_mean, self.moving_variance))
+        if not (training and self.trainable):
+            frozen = {"mean": old_mean, "variance": old_variance, "epsilon": self.epsilon, "is_training": False}
+            normalised = tf.raw_ops.FusedBatchNormV3(x=inputs, scale=gamma, offset=beta, **frozen).y
+            return fused.activated(normalised, self.activation)
+        out, mean, variance = fused.batch_norm(inputs, gamma, beta, self.epsilon, self.activation)
+        self.moving_mean.assign(old_mean * self.momentum + mean * (1.0 - self.momentum))
+        self.moving_variance.assign(old_variance * self.momentum + variance * (1.0 - self.momentum))
+        return out
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "activation": self.activation}
 
 
 @_register

@@ -132,7 +132,7 @@ class TiledTiff:
                 x0, x1 = max(x, left), min(x + width, left + tile_width)
                 tile_HWC = self._tile(level, row, column)
                 image_HWC[y0 - y : y1 - y, x0 - x : x1 - x] = tile_HWC[y0 - top : y1 - top, x0 - left : x1 - left]
-                # Not kept while the next is decoded, which gets the same memory, still in the core's cache: 10 % faster.
+                # Not kept while the next is decoded, which gets the same memory while it is in the cache: 10 % faster.
                 del tile_HWC
         return image_HWC, 0.0, 0.0
 

@@ -40,17 +40,13 @@ class MovingStatistics:
         """Values before a training pass."""
         return [tf.identity(v) for v in self._variables]
 
-    def update(self, before: Sequence[Any], steps: Any, comm: Comm, others: Sequence[Any] = ()) -> list[Any]:
+    def update(self, before: Sequence[Any], steps: Any, comm: Comm) -> None:
         """After a training pass: warm up, average over ranks, assign.
 
         Args:
             before: what `before` returned.
             steps: training steps done, scalar tensor.
             comm: the ranks.
-            others: tensors to average over ranks in the same collective call.
-
-        Returns:
-            The means of `others`.
         """
         warm = 9.0 / (10.0 + tf.cast(steps, tf.float32))
         values = [
@@ -58,7 +54,5 @@ class MovingStatistics:
             for old, new, share in zip(before, self._variables, self._shares, strict=True)
         ]
         # Ranks: one grouped call, always in float32; the means of equal old values and own batches stay equal.
-        means = comm.mean([*others, *values])
-        for variable, value in zip(self._variables, means[len(others) :], strict=True):
+        for variable, value in zip(self._variables, comm.mean(values), strict=True):
             variable.assign(value)
-        return means[: len(others)]

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from training.comm import AgreedError, Comm
-from training.losses import weighted_cross_entropy
+from training.losses import Loss, joint_value
 from training.statistics import MovingStatistics
 from training.tally import Tally
 
@@ -68,15 +68,15 @@ def require_finite(result: StepResult, indices_B: np.ndarray, images: int, comm:
 class TrainStep:
     """Callable training step of a model.
 
-    The loss is the sum of weighted pixel losses over all ranks divided by the sum of weights over all ranks, so unequal
-    numbers of ignored pixels do not change what a pixel counts. BatchNorm's moving statistics are averaged over ranks
-    in every step, like the gradients, so that all ranks hold bit-equal models at any time.
+    The loss is that of all pixels of all ranks, made from sums that are added up over the ranks, so unequal numbers of
+    ignored pixels, or of tumour, do not change what a pixel counts. BatchNorm's moving statistics are averaged over
+    ranks in every step, like the gradients, so that all ranks hold bit-equal models at any time.
 
     Args:
         model: (B, H, W, C) in [-1, 1] -> logits_BHWK.
         optimizer: of the model's trainable variables (`training.optimizer.Adam`).
         comm: the ranks.
-        class_weights_K: weight of each class in the loss.
+        loss: what is minimised.
         fp16_allreduce: compress gradients for the allreduce.
         tally: where training metrics are counted, or None.
         warm_up: let BatchNorm's statistics leave their values quickly; not for pre-trained ones.
@@ -87,7 +87,7 @@ class TrainStep:
         model,
         optimizer,
         comm: Comm,
-        class_weights_K,
+        loss: Loss,
         fp16_allreduce: bool,
         tally: Tally | None,
         warm_up: bool = True,
@@ -95,7 +95,7 @@ class TrainStep:
         self._model = model
         self._optimizer = optimizer
         self._comm = comm
-        self._class_weights_K = tf.constant(class_weights_K, tf.float32)
+        self._loss = loss
         self._fp16 = fp16_allreduce
         self._tally = tally
         self._losses: list[float] = []
@@ -120,34 +120,30 @@ class TrainStep:
         return mean
 
     def gradients(self, image_BHWC, label_BHW) -> tuple[Any, Any, list[Any]]:
-        """Loss over all ranks, loss per patch, and the joint gradient of each trainable variable."""
+        """Loss over all ranks, loss of each own patch, and the joint gradient of each trainable variable."""
         variables = self._model.trainable_variables
-        weight = tf.reduce_sum(tf.gather(self._padded_weights(), tf.cast(label_BHW, tf.int32)))
-        # Ranks: the denominator first, so gradients are already normalised when they are compressed to fp16.
-        joint_weight = tf.maximum(self._comm.sum([weight])[0], 1e-6)
         with tf.GradientTape() as tape:
             logits_BHWK = self._model(scaled(image_BHWC), training=True)
-            loss_BHW, weight_BHW = weighted_cross_entropy(logits_BHWK, label_BHW, self._class_weights_K)
+            sums_BS = self._loss.sums(logits_BHWK, label_BHW)
+            sums_S = tf.reduce_sum(sums_BS, 0)
+            # Ranks: the sums first, so gradients are already those of the joint loss when they are compressed to fp16.
+            loss, slope_S = joint_value(self._loss, self._comm.sum([tf.stop_gradient(sums_S)])[0])
             # Ranks: x size, because the allreduce takes the mean over ranks where a sum is meant.
-            local = tf.reduce_sum(loss_BHW) * (self._comm.size / joint_weight)
+            local = tf.reduce_sum(tf.stop_gradient(slope_S) * sums_S) * self._comm.size
         grads = tape.gradient(local, [v.value for v in variables])
         if self._tally is not None:
             self._tally.update(logits_BHWK, label_BHW)
-        patch_loss_B = tf.math.divide_no_nan(tf.reduce_sum(loss_BHW, (1, 2)), tf.reduce_sum(weight_BHW, (1, 2)))
+        patch_loss_B = tf.map_fn(self._loss.value, sums_BS)
         # A variable that takes no part (P7 of 1x1 ...) still needs a tensor on every rank.
         grads = [tf.zeros_like(v.value) if g is None else g for g, v in zip(grads, variables, strict=True)]
-        return local, patch_loss_B, self._comm.mean(grads, fp16=self._fp16)
+        return loss, patch_loss_B, self._comm.mean(grads, fp16=self._fp16)
 
     @tf.function
     def _step(self, image_BHWC, label_BHW, learning_rate):
         before = self._statistics.before()
-        local, patch_loss_B, grads = self.gradients(image_BHWC, label_BHW)
-        (loss,) = self._statistics.update(before, self._optimizer.steps, self._comm, others=[local])
+        loss, patch_loss_B, grads = self.gradients(image_BHWC, label_BHW)
+        self._statistics.update(before, self._optimizer.steps, self._comm)
         self._optimizer.apply(grads, learning_rate)
         # a sum is no number as soon as one term is none
         finite = tf.math.is_finite(loss + tf.add_n([tf.reduce_sum(g) for g in grads]))
         return loss, patch_loss_B, finite
-
-    def _padded_weights(self):
-        """Class weights indexed by any uint8 label; 0 for labels that are not a class (255 = ignore)."""
-        return tf.pad(self._class_weights_K, [[0, 256 - self._class_weights_K.shape[0]]])

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from evaluation import confusion
 from training.comm import Comm
-from training.losses import weighted_cross_entropy
+from training.losses import Loss, total
 from training.step import scaled
 from training.tally import Tally
 
@@ -53,22 +53,20 @@ class Validator:
     Args:
         model: (B, H, W, C) in [-1, 1] -> logits_BHWK.
         classes: number of classes K.
-        class_weights_K: weight of each class in the loss.
+        loss: scored along with the rest.
     """
 
-    def __init__(self, model, classes: int, class_weights_K) -> None:
+    def __init__(self, model, classes: int, loss: Loss) -> None:
         self._model = model
         self._tally = Tally(classes)
-        self._class_weights_K = tf.constant(class_weights_K, tf.float32)
+        self._loss = loss
 
     @tf.function
     def _forward(self, image_BHWC, label_BHW):
         logits_BHWK = self._model(scaled(image_BHWC), training=False)
-        loss_BHW, weight_BHW = weighted_cross_entropy(logits_BHWK, label_BHW, self._class_weights_K)
         self._tally.update(logits_BHWK, label_BHW)
         predicted_BHW = tf.cast(tf.argmax(logits_BHWK, -1), tf.uint8)
-        sums = (tf.reduce_sum(tf.cast(s, tf.float64)) for s in (loss_BHW, weight_BHW))
-        return predicted_BHW, tf.stack(list(sums))
+        return predicted_BHW, tf.reduce_sum(self._loss.sums(logits_BHWK, label_BHW), 0)
 
     def run(self, batches: Iterable, comm: Comm) -> tuple[dict[str, float], list[Picture]]:
         """Score this rank's batches and sum over ranks; every rank must call it.
@@ -80,17 +78,16 @@ class Validator:
         Returns:
             `numbers` over all ranks, up to `PICTURES` pictures of this rank (those with the most mixed truth first).
         """
-        sums = np.zeros(2)
+        sums_S = np.zeros(2 + 3 * len(self._loss.class_weights_K))
         pictures: list[tuple[int, Picture]] = []
         for image_BHWC, label_BHW, _ in batches:
-            predicted_BHW, batch_sums = self._forward(image_BHWC, label_BHW)
-            sums += batch_sums.numpy()
+            predicted_BHW, batch_sums_S = self._forward(image_BHWC, label_BHW)
+            sums_S += batch_sums_S.numpy()
             # The first view; a context view is not shown.
             _keep(pictures, image_BHWC.numpy()[..., :3], label_BHW.numpy(), predicted_BHW.numpy())
         # Ranks: the only collective calls, the same number on every rank whatever its share of patches.
         confusion_KK, histogram_2N = self._tally.totals(comm)
-        loss_sum, weight_sum = comm.sum_array(sums)
-        loss = float(loss_sum / weight_sum) if weight_sum else float("nan")
+        loss = total(self._loss, comm.sum_array(sums_S))
         return numbers(confusion_KK, histogram_2N, loss), [p for _, p in pictures]
 
 

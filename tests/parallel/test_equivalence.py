@@ -21,6 +21,7 @@ from tests.single.test_pipeline import load, pool
 from tests.small import network
 from training.checkpoint import named_variables
 from training.comm import AgreedError, SoloComm, connect, together
+from training.losses import Loss
 from training.optimizer import Adam
 from training.step import TrainStep, require_finite
 from training.validate import Validator
@@ -50,7 +51,7 @@ def mine(array, comm, per_rank=2):
 
 
 def steps(model, comm, fp16=False):
-    return TrainStep(model, Adam(model.trainable_variables), comm, [1.0, 3.0], fp16, None)
+    return TrainStep(model, Adam(model.trainable_variables), comm, Loss("ce", (1.0, 3.0)), fp16, None)
 
 
 def same_on_all_ranks(comm, variables):
@@ -171,7 +172,7 @@ def test_validation_is_the_same_for_any_number_of_ranks(comm):
     def scores(communicator):
         left_out = []
         feed = grid_feed(Reader(), [1, 2, 3, 4, 7], communicator.rank, communicator.size, 2, 1, left_out.append)
-        return Validator(model, 2, [1.0, 1.0]).run(feed, communicator)[0]
+        return Validator(model, 2, Loss("ce", (1.0, 1.0))).run(feed, communicator)[0]
 
     together_scores, alone = scores(comm), scores(SoloComm())
     assert together_scores == pytest.approx(alone, rel=1e-6, nan_ok=True)

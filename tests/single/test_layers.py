@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.layers import AlignCornersResize, FastFusion, FixedPadding, RunningBatchNormalization, interpolation_matrix
+from models.layers import (
+    AlignCornersResize,
+    BatchNormalization,
+    FastFusion,
+    FixedPadding,
+    RunningBatchNormalization,
+    interpolation_matrix,
+)
 
 
 def test_interpolation_keeps_the_corners() -> None:
@@ -60,11 +67,11 @@ def test_fixed_padding_of_an_even_kernel_has_the_odd_row_after() -> None:
 def test_fusion_by_hand() -> None:
     layer = FastFusion()
     maps = [np.full((1, 2, 3, 1), value, np.float32) for value in (2.0, 10.0, 100.0)]
-    # A sum of 112 over 3.0001.
+    # A sum of 112 over 3.0001, so large that swish leaves it.
     np.testing.assert_allclose(layer(maps), np.full((1, 2, 3, 1), 37.332089), rtol=1e-6)
     layer.set_weights([np.array([1.0, 3.0, -5.0])])
-    # Now (2 + 30) / 4.0001, as a negative weight counts as zero
-    np.testing.assert_allclose(layer(maps), np.full((1, 2, 3, 1), 7.9998), rtol=1e-6)
+    # Now x = (2 + 30) / 4.0001 = 7.9998, as a negative weight counts as zero; swish is x / (1 + exp(-x)).
+    np.testing.assert_allclose(layer(maps), np.full((1, 2, 3, 1), 7.997117), rtol=1e-6)
 
 
 def running(momentum: float = 0.75) -> RunningBatchNormalization:
@@ -157,3 +164,75 @@ def test_batch_1_trains_through_the_pooled_branch() -> None:
         losses.append(float(loss))
     # With ordinary batch norm every image gives the same output, and the loss stays at 1.
     assert np.mean(losses[-50:]) < 0.2
+
+
+def outcome(call, inputs, variables):
+    """Result and gradients of a weighted sum of it, with respect to inputs and variables."""
+    inputs = [tf.constant(x) for x in inputs]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y = call(*inputs)
+        weight = np.random.default_rng(9).normal(size=y.shape).astype(np.float32)
+        loss = tf.reduce_sum(y * weight)
+    return [y, *tape.gradient(loss, [*inputs, *(v.value for v in variables)])]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", [None, "relu", "swish"])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 4), (1, 2, 1, 4)])
+def test_fused_batch_normalization_is_that_of_keras(shape, activation, training):
+    options = {"momentum": 0.7, "epsilon": 2e-3}
+    ours, theirs = BatchNormalization(activation, **options), keras.layers.BatchNormalization(**options)
+    behind = keras.layers.Activation(activation or "linear")
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, shape).astype(np.float32)
+    values = [rng.uniform(0.5, 2, 4).astype(np.float32) for _ in range(4)]
+    found = []
+    for layer, call in (
+        (ours, lambda x: ours(x, training=training)),
+        (theirs, lambda x: behind(theirs(x, training=training))),
+    ):
+        layer.build(shape)
+        layer.set_weights(values)
+        found.append([*outcome(call, [x], [layer.gamma, layer.beta]), *layer.get_weights()])
+    for mine, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=5e-4, atol=5e-5)
+    moved = bool(np.abs(found[0][-1] - values[-1]).max() > 1e-3)
+    assert moved is training
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_fusion_and_its_gradient_are_the_formula(count):
+    rng = np.random.default_rng(count)
+    maps = [rng.normal(size=(2, 3, 4, 5)).astype(np.float32) for _ in range(count)]
+    layer = FastFusion()
+    layer.build([x.shape for x in maps])
+    layer.set_weights([np.array([0.7, 1.4, -0.2][:count], np.float32)])
+
+    def formula(*maps):
+        weights = tf.nn.relu(layer.fusion_weights.value)
+        weighted = [w * x for w, x in zip(tf.unstack(weights), maps, strict=True)]
+        return tf.nn.silu(sum(weighted) / (tf.reduce_sum(weights) + 1e-4))
+
+    expected = outcome(formula, maps, [layer.fusion_weights])
+    for call in (lambda *x: layer(x, training=True), lambda *x: layer(x, training=False)):
+        for mine, wanted in zip(outcome(call, maps, [layer.fusion_weights]), expected, strict=True):
+            np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_fused_batch_normalization_that_is_frozen_keeps_its_statistics():
+    layer = BatchNormalization()
+    layer.build((2, 4, 4, 3))
+    layer.trainable = False
+    x = np.random.default_rng(0).normal(5, 3, (2, 4, 4, 3)).astype(np.float32)
+    np.testing.assert_allclose(layer(x, training=True), x / np.sqrt(1.001), rtol=1e-5)
+    assert (layer.moving_mean.numpy() == 0).all()
+
+
+def test_fused_batch_normalization_of_half_precision_keeps_statistics_in_float32():
+    layer = BatchNormalization(dtype=keras.DTypePolicy("mixed_bfloat16"))
+    x = tf.constant(np.random.default_rng(0).normal(5, 3, (2, 8, 8, 3)), tf.bfloat16)
+    y = layer(x, training=True)
+    assert y.dtype == tf.bfloat16
+    assert layer.moving_mean.dtype == "float32"
+    np.testing.assert_allclose(layer.moving_mean, 0.01 * tf.reduce_mean(tf.cast(x, tf.float32), (0, 1, 2)), rtol=1e-3)

@@ -265,8 +265,8 @@ def test_bifpn_joins_its_levels_as_in_the_paper() -> None:
     ]
     assert sources(model, "fpn_cell1_bu4_fuse") == ["fpn_cell0_bu4_bn", "fpn_cell1_td4_bn", "fpn_cell1_bu4_maxpool"]
     assert sources(model, "fpn_cell2_bu7_fuse") == ["fpn_cell1_bu7_bn", "fpn_cell2_bu7_maxpool"]
-    assert sources(model, "head_up1_concat") == ["head_up1_swish", "fpn_cell2_td1_bn"]
-    assert sources(model, "head_up6_concat") == ["head_up6_swish", "fpn_cell2_bu6_bn"]
+    assert sources(model, "head_up1_concat") == ["head_up1_bn", "fpn_cell2_td1_bn"]
+    assert sources(model, "head_up6_concat") == ["head_up6_bn", "fpn_cell2_bu6_bn"]
 
 
 def test_strided_convolutions_of_deeplab_are_centred_on_even_pixels() -> None:

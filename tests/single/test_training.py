@@ -13,7 +13,7 @@ from training import comm as comm_module
 from training.checkpoint import CheckpointError, Checkpoints, State, named_variables
 from training.comm import SoloComm, connect, launched_rank, launched_size, together
 from training.devices import threads_per_rank
-from training.losses import weighted_cross_entropy
+from training.losses import Loss
 from training.optimizer import Adam
 from training.schedule import learning_rate, passed
 from training.step import TrainStep, scaled
@@ -21,6 +21,7 @@ from training.tally import Tally
 from training.validate import Validator
 
 RNG = np.random.default_rng(7)
+LOSS = Loss("ce", (1.0, 1.0))
 
 
 def batch(patches=2, side=8, ignored=5):
@@ -29,25 +30,6 @@ def batch(patches=2, side=8, ignored=5):
     label_BHW = rng.integers(0, 2, (patches, side, side)).astype(np.uint8)
     label_BHW[0, 0, :ignored] = 255
     return image_BHWC, label_BHW
-
-
-# ----------------------------------------------------------------------------------------------------------------- loss
-
-
-def test_loss_by_hand():
-    # one row of three pixels: p(class 1) = 0.5, 0.75, anything; labels 1, 0, ignored
-    logits_BHWK = np.array([[[[0.0, 0.0], [0.0, math.log(3.0)], [9.0, -9.0]]]], np.float32)
-    loss_BHW, weight_BHW = weighted_cross_entropy(
-        logits_BHWK, np.array([[[1, 0, 255]]], np.uint8), tf.constant([2.0, 5.0])
-    )
-    assert loss_BHW.numpy()[0, 0] == pytest.approx([5 * math.log(2), 2 * math.log(4), 0])
-    assert weight_BHW.numpy()[0, 0].tolist() == [5, 2, 0]
-
-
-def test_ignored_pixels_never_poison_the_loss():
-    logits_BHWK = np.array([[[[np.inf, 0.0], [0.0, 0.0]]]], np.float32)
-    loss_BHW, _ = weighted_cross_entropy(logits_BHWK, np.array([[[255, 1]]], np.uint8), tf.constant([1.0, 1.0]))
-    assert loss_BHW.numpy()[0, 0] == pytest.approx([0, math.log(2)])
 
 
 def test_images_are_scaled_to_plus_minus_one():
@@ -83,7 +65,7 @@ def test_step_matches_keras_by_hand():
     """Loss and two Adam updates equal Keras' own loss, tape and optimizer."""
     image_BHWC, label_BHW = batch()
     ours, keras_model = network(), network()
-    step = TrainStep(ours, Adam(ours.trainable_variables), SoloComm(), [1.0, 3.0], False, None)
+    step = TrainStep(ours, Adam(ours.trainable_variables), SoloComm(), Loss("ce", (1.0, 3.0)), False, None)
     optimizer = keras.optimizers.Adam(0.01)
     weight_BHW = np.where(label_BHW == 255, 0, np.where(label_BHW == 1, 3, 1)).astype(np.float32)
     for _ in range(2):
@@ -107,7 +89,7 @@ def test_step_matches_keras_by_hand():
 def test_batch_without_any_truth_changes_no_weight_by_a_gradient():
     model = network()
     before = [w.numpy() for w in model.weights]
-    step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), [1.0, 1.0], False, None)
+    step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), LOSS, False, None)
     result = step(batch()[0], np.full((2, 8, 8), 255, np.uint8), 0.1)
     assert result.loss == 0
     for w, b in zip(model.weights, before, strict=True):
@@ -117,7 +99,7 @@ def test_batch_without_any_truth_changes_no_weight_by_a_gradient():
 def test_moving_statistics_leave_their_start_at_once_and_keep_the_momentum_later():
     model = network(norm=True)
     layer, optimizer = model.get_layer("norm"), Adam(model.trainable_variables)
-    step = TrainStep(model, optimizer, SoloComm(), [1.0, 1.0], False, None)
+    step = TrainStep(model, optimizer, SoloComm(), LOSS, False, None)
     image_BHWC, label_BHW = batch()
     mean_C = model.get_layer("first")(scaled(image_BHWC)).numpy().mean((0, 1, 2))
     step(image_BHWC, label_BHW, 0.0)
@@ -132,7 +114,7 @@ def test_moving_statistics_leave_their_start_at_once_and_keep_the_momentum_later
 
 def test_moving_statistics_move_and_nan_is_seen():
     model = network(norm=True)
-    step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), [1.0, 1.0], False, None)
+    step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), LOSS, False, None)
     step(*batch(), 0.01)
     assert np.abs(model.get_layer("norm").moving_mean.numpy()).max() > 0
     model.get_layer("first").kernel.assign(np.full((3, 3, 3, 4), np.nan))
@@ -147,7 +129,7 @@ def test_infinite_gradient_is_seen_although_the_loss_is_a_number():
             return [t * np.inf if fp16 else t for t in tensors]
 
     model = network()
-    step = TrainStep(model, Adam(model.trainable_variables), Overflowing(), [1.0, 1.0], True, None)
+    step = TrainStep(model, Adam(model.trainable_variables), Overflowing(), LOSS, True, None)
     result = step(*batch(), 0.0)
     assert math.isfinite(result.loss)
     assert not result.finite
@@ -157,7 +139,7 @@ def test_pretrained_statistics_are_not_forgotten():
     model = network(norm=True)
     layer = model.get_layer("norm")
     layer.moving_mean.assign(np.full(4, 5.0))
-    TrainStep(model, Adam(model.trainable_variables), SoloComm(), [1.0, 1.0], False, None, warm_up=False)(*batch(), 0.0)
+    TrainStep(model, Adam(model.trainable_variables), SoloComm(), LOSS, False, None, warm_up=False)(*batch(), 0.0)
     assert layer.moving_mean.numpy() == pytest.approx(np.full(4, 4.95), abs=0.02)
 
 
@@ -183,7 +165,7 @@ def test_tally_counts_like_numpy():
 def test_validation_counts_every_pixel_once_and_keeps_pictures():
     model = network()
     image_BHWC, label_BHW = batch(4)
-    validator = Validator(model, 2, [1.0, 1.0])
+    validator = Validator(model, 2, LOSS)
     batches = [(tf.constant(image_BHWC[i : i + 2]), tf.constant(label_BHW[i : i + 2]), None) for i in (0, 2)]
     scores, pictures = validator.run(batches, SoloComm())
     logits_BHWK = model.predict(image_BHWC / 127.5 - 1, verbose=0)
@@ -202,7 +184,7 @@ def test_validation_counts_every_pixel_once_and_keeps_pictures():
 def trained(images, folder):
     model = network(norm=True)
     optimizer = Adam(model.trainable_variables)
-    step = TrainStep(model, optimizer, SoloComm(), [1.0, 1.0], False, None)
+    step = TrainStep(model, optimizer, SoloComm(), LOSS, False, None)
     for _ in range(images):
         step(*batch(), 0.01)
     Checkpoints(folder).save(
@@ -219,7 +201,7 @@ def test_resume_goes_on_bit_equal(tmp_path):
     )
     assert (state.images, state.best_miou, path.name, notes) == (3, 0.5, "images-000000003.npz", [])
     assert state.arrays["hard_pool"].tolist() == [[1, 0], [0, 1]]
-    again = TrainStep(fresh, fresh_optimizer, SoloComm(), [1.0, 1.0], False, None)
+    again = TrainStep(fresh, fresh_optimizer, SoloComm(), LOSS, False, None)
     assert step(*batch(), 0.01).loss == pytest.approx(again(*batch(), 0.01).loss, abs=1e-6)
     pairs = zip(
         named_variables(model, optimizer).values(), named_variables(fresh, fresh_optimizer).values(), strict=True

@@ -1,0 +1,197 @@
+"""How fast and how large a training step is, against what the machine can do.
+
+python -m benchmarks.step --json FILE [--models effdetd0 deeplab] [--sizes 512] [--batch 1] [--variants plain widefov]
+
+Variants:
+    plain     the same network of Keras' own layers, Keras' Adam, one tf.function: what people use
+    widefov   the step of train.py
+
+Every case runs in a process of its own, the variants of a case one after the other in each round, so that they see the
+same state of the machine. Each process first measures the machine: the rate of a float32 matrix product, and the
+bandwidth of a copy (read and write). Forward FLOPs are counted in the graph (a multiply and an add are 2);
+efficiency = 3 x forward FLOPs / (step x rate of the product): a backward pass is two forward passes. Memory is the
+largest resident size of the process (everything, TensorFlow's 0.5 GB included).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES = 2
+PRODUCT_SIDE, COPY_BYTES = 2048, 2**28
+VARIANTS = ("plain", "widefov")
+
+
+def machine_rates() -> tuple[float, float]:
+    """Best of several: GFLOP/s of a float32 matrix product, GB/s moved by a copy."""
+    import tensorflow as tf
+
+    a = tf.random.normal((PRODUCT_SIDE, PRODUCT_SIDE))
+    taken = []
+    for _ in range(6):
+        start = time.perf_counter()
+        tf.matmul(a, a).numpy()
+        taken.append(time.perf_counter() - start)
+    product = 2 * PRODUCT_SIDE**3 / min(taken) / 1e9
+    source, target = np.ones(COPY_BYTES // 4, np.float32), np.zeros(COPY_BYTES // 4, np.float32)
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        taken.append(time.perf_counter() - start)
+    return product, 2 * COPY_BYTES / min(taken) / 1e9
+
+
+def forward_flops(model: Any) -> int:
+    """FLOPs of one forward pass with batch 1, from the registered cost of each operation."""
+    import tensorflow as tf
+
+    shape = (1, *model.input_shape[1:])
+    graph = tf.function(lambda x: model(x, training=False)).get_concrete_function(tf.TensorSpec(shape)).graph
+    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+    options["output"] = "none"
+    return int(tf.compat.v1.profiler.profile(graph, options=options).total_float_ops)
+
+
+def plain_step(model: Any) -> Any:
+    """A training step as a tutorial would write it."""
+    import keras
+    import tensorflow as tf
+
+    optimizer = keras.optimizers.Adam(1e-4)
+    optimizer.build(model.trainable_variables)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    @tf.function
+    def step(image_BHWC: Any, label_BHW: Any) -> Any:
+        with tf.GradientTape() as tape:
+            logits_BHWK = model(tf.cast(image_BHWC, tf.float32) / 127.5 - 1.0, training=True)
+            loss = cross_entropy(label_BHW, logits_BHWK)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        return loss
+
+    return lambda image, label: float(step(image, label))
+
+
+def prepared(model_name: str, img_size: int, batch: int, variant: str) -> tuple[Any, Any, Any, Any]:
+    """A training step (image, label) -> loss, a batch of noise for it, and the model."""
+    import keras
+    import tensorflow as tf
+
+    from benchmarks.plain import plain_layers
+
+    if variant == "plain":
+        plain_layers()
+    import models
+    from training.comm import SoloComm
+    from training.losses import Loss
+    from training.optimizer import Adam
+    from training.step import TrainStep
+
+    keras.utils.set_random_seed(0)
+    model = models.build(model_name, img_size, CLASSES)
+    if variant == "plain":
+        run = plain_step(model)
+    else:
+        train_step = TrainStep(
+            model, Adam(model.trainable_variables), SoloComm(), Loss("ce", [1.0] * CLASSES), False, None
+        )
+
+        def run(image: Any, label: Any) -> float:
+            return train_step(image, label, 1e-4).loss
+
+    rng = np.random.default_rng(0)
+    image_BHWC = tf.constant(rng.integers(0, 256, (batch, img_size, img_size, 3), dtype=np.uint8))
+    label_BHW = tf.constant(rng.integers(0, CLASSES, (batch, img_size, img_size), dtype=np.uint8))
+    return run, image_BHWC, label_BHW, model
+
+
+def case(model_name: str, img_size: int, batch: int, variant: str, steps: int) -> dict[str, Any]:
+    """Run one case in this process."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    product, copy = machine_rates()
+    run, image_BHWC, label_BHW, model = prepared(model_name, img_size, batch, variant)
+    flops = forward_flops(model) * batch
+    start = time.perf_counter()
+    losses = [run(image_BHWC, label_BHW)]
+    first = time.perf_counter() - start
+    taken = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        losses.append(run(image_BHWC, label_BHW))
+        taken.append(time.perf_counter() - start)
+    return {
+        "model": model_name, "img_size": img_size, "batch": batch, "variant": variant, "first_s": first,
+        "step_s": float(np.median(taken[1:])), "steps_s": taken[1:], "gflop_forward": flops / 1e9,
+        "product_gflop_s": product, "copy_gb_s": copy, "losses": losses,
+        "efficiency": 3 * flops / 1e9 / (float(np.median(taken[1:])) * product),
+        "resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run all cases, print their table and write it as JSON."""
+    parser = argparse.ArgumentParser(description="measure training steps against the machine's peak")
+    parser.add_argument("--models", nargs="+", default=["effdetd0", "deeplab"])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per process")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)  # in a process of its own
+    opts = parser.parse_args()
+    if opts.case:
+        name, size, batch, variant = opts.case
+        print(json.dumps(case(name, int(size), int(batch), variant, opts.steps)))
+        return
+    runs = []
+    print("model       px  batch variant    step s  images/s  first s  GiB    GFLOP  peak GFLOP/s  GB/s  efficiency")
+    for name in opts.models:
+        for img_size in opts.sizes:
+            for _ in range(opts.rounds):
+                for variant in opts.variants:
+                    runs.append(_child(name, img_size, opts.batch, variant, opts.steps))
+                    print(_line(runs[-1]), flush=True)
+            _compare([r for r in runs if (r["model"], r["img_size"]) == (name, img_size)])
+    if opts.json:
+        machine = f"{platform.machine()}, {os.cpu_count()} cores"
+        opts.json.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+
+
+def _child(name: str, img_size: int, batch: int, variant: str, steps: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.step", "--steps", steps, "--case", name, img_size, batch, variant]
+    done = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _line(r: dict[str, Any]) -> str:
+    return (
+        f"{r['model']:<9} {r['img_size']:>4} {r['batch']:>6} {r['variant']:<9} {r['step_s']:>7.3f} "
+        f"{r['batch'] / r['step_s']:>9.2f} {r['first_s']:>8.1f} {r['resident_gib']:>5.2f} {r['gflop_forward']:>8.1f} "
+        f"{r['product_gflop_s']:>13.0f} {r['copy_gb_s']:>5.1f} {r['efficiency']:>11.3f}"
+    )
+
+
+def _compare(runs: list[dict[str, Any]]) -> None:
+    """Print the speed of `widefov` against `plain`, round by round."""
+    steps = {v: np.array([r["step_s"] for r in runs if r["variant"] == v]) for v in VARIANTS}
+    if all(len(s) for s in steps.values()):
+        ratio = steps["plain"] / steps["widefov"]
+        print(f"          widefov is {np.median(ratio):.2f} x as fast as plain ({ratio.min():.2f}-{ratio.max():.2f})")
+
+
+if __name__ == "__main__":
+    main()

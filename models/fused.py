@@ -1,0 +1,127 @@
+"""Elementwise parts of the training pass joined into single passes over memory, with gradients that keep less.
+
+On CPU TensorFlow runs every elementwise operation as a pass of its own: the gradient of swish is six. XLA joins them
+into one, in a quarter of the time (docs/performance.md). Convolutions and batch statistics stay with TensorFlow, whose
+oneDNN kernels are faster than XLA's. Inference does not come here.
+
+Shapes: B images, H rows, W columns, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+ACTIVATIONS = (None, "relu", "swish")
+
+joined = tf.function(jit_compile=True, autograph=False)
+
+
+def batch_norm(x_BHWC: Any, gamma_C: Any, beta_C: Any, epsilon: float, activation: str | None) -> tuple[Any, Any, Any]:
+    """Normalise with the batch's own statistics, then activate; as one operation for the gradient.
+
+    The gradient keeps the input alone: the normalised map is made again from it within the pass that needs it.
+
+    Args:
+        x_BHWC: map, float32 or a half precision.
+        gamma_C: scale, float32.
+        beta_C: offset, float32.
+        epsilon: added to the variance.
+        activation: one of `ACTIVATIONS`.
+
+    Returns:
+        The activated map, of the input's type, and the batch's mean_C and biased variance_C, float32, which pass no
+        gradient on.
+    """
+
+    @tf.custom_gradient
+    def run(x_BHWC: Any, gamma_C: Any, beta_C: Any) -> Any:
+        normal = tf.raw_ops.FusedBatchNormV3(
+            x=x_BHWC, scale=gamma_C, offset=beta_C, mean=[], variance=[], epsilon=epsilon, is_training=True
+        )
+        # The operation returns the unbiased variance.
+        count = tf.cast(tf.size(x_BHWC) // tf.shape(x_BHWC)[-1], tf.float32)
+        variance_C = normal.batch_variance * ((count - 1.0) / count)
+        out_BHWC = activated(normal.y, activation)
+
+        def gradient(out_gradient_BHWC: Any, *_: Any) -> Any:
+            scale_C = gamma_C * tf.math.rsqrt(variance_C + epsilon)
+            shift_C = beta_C - normal.batch_mean * scale_C
+            if activation == "swish":
+                out_gradient_BHWC = _before_swish(x_BHWC, scale_C, shift_C, out_gradient_BHWC)
+            elif activation == "relu":
+                out_gradient_BHWC = tf.raw_ops.ReluGrad(gradients=out_gradient_BHWC, features=out_BHWC)
+            return tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=out_gradient_BHWC,
+                x=x_BHWC,
+                scale=gamma_C,
+                reserve_space_1=normal.reserve_space_1,
+                reserve_space_2=normal.reserve_space_2,
+                reserve_space_3=normal.reserve_space_3,
+                epsilon=epsilon,
+                is_training=True,
+            )[:3]
+
+        return (out_BHWC, normal.batch_mean, variance_C), gradient
+
+    out_BHWC, mean_C, variance_C = run(x_BHWC, gamma_C, beta_C)
+    return out_BHWC, tf.stop_gradient(mean_C), tf.stop_gradient(variance_C)
+
+
+def weighted_swish(weights_N: Any, maps: Sequence[Any]) -> Any:
+    """Swish of a weighted sum of maps of one shape; the gradient keeps the maps alone.
+
+    Args:
+        weights_N: weight of each map, float32.
+        maps: N maps (B, H, W, C) of one type.
+    """
+
+    @tf.custom_gradient
+    def run(weights_N: Any, *maps: Any) -> Any:
+        def gradient(out_gradient_BHWC: Any) -> Any:
+            sum_gradient_BHWC, *gradients = _before_weighted_swish(weights_N, maps, out_gradient_BHWC)
+            products = [tf.reduce_sum(tf.cast(sum_gradient_BHWC * x, tf.float32)) for x in maps]
+            return [tf.stack(products), *gradients]
+
+        return _weighted_swish(weights_N, maps), gradient
+
+    return run(weights_N, *maps)
+
+
+def activated(x_BHWC: Any, activation: str | None) -> Any:
+    """The map behind an activation of `ACTIVATIONS`."""
+    if activation is None:
+        return x_BHWC
+    return tf.nn.silu(x_BHWC) if activation == "swish" else tf.nn.relu(x_BHWC)
+
+
+def _swish_slope(x: Any) -> Any:
+    sigmoid = tf.sigmoid(x)
+    return sigmoid * (1.0 + x * (1.0 - sigmoid))
+
+
+@joined
+def _before_swish(x_BHWC: Any, scale_C: Any, shift_C: Any, out_gradient_BHWC: Any) -> Any:
+    """Gradient at the input of swish(x scale + shift), seen from x scale + shift."""
+    slope_BHWC = _swish_slope(tf.cast(x_BHWC, tf.float32) * scale_C + shift_C)
+    return tf.cast(tf.cast(out_gradient_BHWC, tf.float32) * slope_BHWC, x_BHWC.dtype)
+
+
+def _sum(weights_N: Any, maps: Sequence[Any]) -> Any:
+    return tf.add_n([tf.cast(x, tf.float32) * weights_N[i] for i, x in enumerate(maps)])
+
+
+@joined
+def _weighted_swish(weights_N: Any, maps: Sequence[Any]) -> Any:
+    sum_BHWC = _sum(weights_N, maps)
+    return tf.cast(sum_BHWC * tf.sigmoid(sum_BHWC), maps[0].dtype)
+
+
+@joined
+def _before_weighted_swish(weights_N: Any, maps: Sequence[Any], out_gradient_BHWC: Any) -> Any:
+    """Gradients at the sum, and at every map."""
+    dtype = maps[0].dtype
+    sum_gradient_BHWC = tf.cast(out_gradient_BHWC, tf.float32) * _swish_slope(_sum(weights_N, maps))
+    return [tf.cast(sum_gradient_BHWC * w, dtype) for w in (1.0, *(weights_N[i] for i in range(len(maps))))]
