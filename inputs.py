@@ -148,21 +148,25 @@ class Inputs:
         self.records = together(comm, start)
 
     def train_feed(self, first: int) -> Any:
-        """Endless batches (image_BHWC, label_BHW, meta_BM) of this rank from an image counter on, augmented."""
+        """Endless batches (image_BHWC, label_BHW, meta_BM) of this rank from an image counter on, augmented.
+
+        Each holds the patches of all passes of a step.
+        """
         from samplers.augment import Augment
         from samplers.patch import draw
-        from samplers.pipeline import Feed, rank_indices
+        from samplers.pipeline import Feed, joined, rank_indices
 
         opts, comm = self._opts, self._comm
         feed = Feed(
             lambda index: self.records.noticed(draw(self.sampler, self.train_reader, index, opts.qc)),
-            lambda: rank_indices(first, opts.batch_size, comm.rank, comm.size),
+            lambda: rank_indices(first, opts.batch_size * opts.accumulate_batch, comm.rank, comm.size),
             opts.batch_size, opts.img_size, workers=opts.sample_processes, channels=self.channels,
         )  # fmt: skip
         if opts.augment == "none":
-            return feed
+            return joined(feed, opts.accumulate_batch)
         augment = Augment(opts.augment, opts.seed)
-        return ((*augment(image, label, meta[:, 0]), meta) for image, label, meta in feed)
+        augmented = ((*augment(image, label, meta[:, 0]), meta) for image, label, meta in feed)
+        return joined(augmented, opts.accumulate_batch)
 
     def val_feed(self) -> Any:
         """This rank's batches of the validation grid, each patch once over all ranks; `left_out` collects the bad."""

@@ -219,7 +219,18 @@ def _training_options(parser: Parser) -> None:
         "--model", choices=MODELS, help="network; default effdetd0, or the one that --weights_path was made for"
     )
     training.add_argument("--weights_path", type=Path, help="pre-trained weights, file or folder (.h5, .keras)")
+    training.add_argument(
+        "--freeze_bn", action="store_true", help="batch normalisation keeps its weights and moving statistics"
+    )
+    training.add_argument("--freeze_backbone", action="store_true", help="train only what comes after the backbone")
     training.add_argument("--batch_size", type=_whole(1), default=2, help="patches per rank")
+    training.add_argument(
+        "--accumulate_batch",
+        type=_whole(1),
+        default=1,
+        metavar="N",
+        help="passes of --batch_size patches per rank whose gradients are added up before one update",
+    )
     training.add_argument(
         "--num_steps", type=_whole(1), default=50000, help="length of training, IMAGES over all ranks"
     )
@@ -298,6 +309,8 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f"--context_spacing {opts.context_spacing:g}: the second view must be coarser than --resolution "
             f"{opts.resolution:g} um/px"
         )
+    if (opts.freeze_bn or opts.freeze_backbone) and not (opts.weights_path or opts.resume):
+        parser.error("--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path or --resume")
     if opts.resume == "auto" and opts.log_dir is None:
         parser.error("--resume auto looks for checkpoints in --log_dir, which is not given")
     # without --model, weights say which network they are of

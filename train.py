@@ -63,7 +63,7 @@ class Run:
     def __init__(self, opts, comm) -> None:
         self.opts = opts
         self.comm = comm
-        self.global_batch = opts.batch_size * comm.size
+        self.global_batch = opts.batch_size * opts.accumulate_batch * comm.size
         self.inputs = Inputs(opts, comm, self.say)
         self.images = 0  # over all ranks
         self.best_miou = -1.0
@@ -82,8 +82,9 @@ class Run:
         from training.devices import use_devices
 
         opts, joint = self.opts, self.global_batch
+        batch = f"{opts.batch_size}" + (f" x {opts.accumulate_batch} passes" if opts.accumulate_batch > 1 else "")
         self.say(
-            f"ranks       {self.comm.size} x batch {opts.batch_size} = {joint} images a step, {use_devices(self.comm)}",
+            f"ranks       {self.comm.size} x batch {batch} = {joint} images a step, {use_devices(self.comm)}",
             f"view        {opts.img_size} px at {opts.resolution:g} um/px = {self.inputs.patch_um:.0f} um of tissue",
             f"length      {opts.num_steps} images = {-(-opts.num_steps // joint)} steps",
         )
@@ -117,13 +118,16 @@ class Run:
             self.say(f"weights     {len(report.loaded)} layers from {opts.weights_path}, {len(report.skipped)} skipped")
             self.say(*(f"            {name}: {reason}" for name, reason in report.skipped))
         self.say(f"model       {self.model.name}, {self.model.count_params():,} parameters")
+        if opts.freeze_bn or opts.freeze_backbone:
+            frozen = models.freeze(self.model, opts.freeze_bn, opts.freeze_backbone)
+            self.say(f"frozen      {frozen:,} parameters")
         self.optimizer = Adam(self.model.trainable_variables)
         weights_K = opts.class_weights or (opts.neg_pixel_weight, *[opts.pos_pixel_weight] * (classes - 1))
         loss = Loss(opts.loss, weights_K, opts.label_smoothing, opts.focal_gamma)
         self.tally = Tally(classes)
         self.step = TrainStep(
             self.model, self.optimizer, self.comm, loss, opts.fp16_allreduce, self.tally,
-            warm_up=opts.weights_path is None,
+            warm_up=opts.weights_path is None, parts=opts.accumulate_batch,
         )  # fmt: skip
         self.validator = Validator(self.model, classes, loss)
 

@@ -9,9 +9,17 @@ logits_BHWK, float32. C is 3 for each view: a context view at a coarser spacing 
 
 import keras
 
-from models import deeplab, efficientdet
+from models import deeplab, efficientdet, efficientnet
+from models.layers import RunningBatchNormalization
 
 NAMES = ("effdetd0", "effdetd4", "deeplab")
+
+# How the names of backbone layers start, by network.
+BACKBONE_PREFIXES = {
+    "effdetd0": efficientnet.PREFIXES,
+    "effdetd4": efficientnet.PREFIXES,
+    "deeplab": deeplab.BACKBONE_PREFIXES,
+}
 
 # The coarsest BiFPN level has stride 128; a multiple of it gives every level of every network a whole number of cells.
 SIZE_MULTIPLE = 128
@@ -50,3 +58,23 @@ def build(name: str, img_size: int, classes: int, channels: int = 3) -> keras.Mo
     if name == "deeplab":
         return deeplab.build(img_size, classes, channels)
     return efficientdet.build(name, img_size, classes, channels)
+
+
+def freeze(model: keras.Model, batch_norm: bool, backbone: bool) -> int:
+    """Takes layers out of training: their weights stay, and batch normalisation uses its moving statistics.
+
+    Args:
+        model: A network of `build`.
+        batch_norm: Every batch normalisation.
+        backbone: Every layer of the pre-trained backbone.
+
+    Returns:
+        The number of parameters taken out.
+    """
+    norms = (keras.layers.BatchNormalization, RunningBatchNormalization)
+    before = sum(weight.value.shape.num_elements() for weight in model.trainable_weights)
+    for layer in model.layers:
+        in_backbone = layer.name.startswith(BACKBONE_PREFIXES[model.name])
+        if (batch_norm and isinstance(layer, norms)) or (backbone and in_backbone):
+            layer.trainable = False
+    return before - sum(weight.value.shape.num_elements() for weight in model.trainable_weights)

@@ -21,6 +21,7 @@ from keras import layers
 from models.layers import AlignCornersResize, BatchNormalization, FixedPadding, RunningBatchNormalization
 
 MIDDLE_UNITS = 16
+BACKBONE_PREFIXES = ("entry_flow_", "middle_flow_", "exit_flow_")
 ASPP_RATES = (6, 12, 18)
 BACKBONE_EPSILON = 1e-3
 DECODER_EPSILON = 1e-5

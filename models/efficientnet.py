@@ -45,6 +45,7 @@ STAGES = (
 )
 
 STEM_FILTERS = 32
+PREFIXES = ("stem_", "block")  # of the names of all layers with weights
 SQUEEZE_RATIO = 0.25
 
 

@@ -7,8 +7,9 @@ Images stay uint8 until they are in the graph: a quarter of the memory traffic o
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,14 @@ class Feed:
         finally:
             # Before TensorFlow joins its threads: one of them may wait for training that will not happen any more.
             self._ended.set()
+
+
+def joined(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """Every `count` batches as one; a rest that is shorter is left out."""
+    waiting = iter(batches)
+    while len(group := list(itertools.islice(waiting, count))) == count:
+        images, labels, metas = zip(*group, strict=True)
+        yield (tf.concat(images, 0), tf.concat(labels, 0), np.concatenate(metas)) if count > 1 else group[0]
 
 
 def grid_feed(

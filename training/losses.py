@@ -71,16 +71,27 @@ class Loss:
             columns.append(tf.zeros((tf.shape(label_BHW)[0], 3 * classes)))
         return tf.concat(columns, 1)
 
-    def value(self, sums_S: Any) -> Any:
-        """The loss of pixels whose `sums` were added up; 0 without any truth."""
-        pixel, weight = sums_S[0], sums_S[1]
-        mean = pixel / tf.maximum(weight, EPSILON)
+    def weight(self, label_BHW: Any) -> Any:
+        """Weight of some pixels, the second of their `sums`."""
+        weights_N = tf.pad(tf.constant(self.class_weights_K, tf.float32), [[0, 256 - len(self.class_weights_K)]])
+        return tf.reduce_sum(tf.gather(weights_N, tf.cast(label_BHW, tf.int32)))
+
+    def value(self, sums_S: Any, weight: Any = None, parts: int = 1) -> Any:
+        """The loss of pixels whose `sums` were added up; 0 without any truth.
+
+        Args:
+            sums_S: the sums.
+            weight: for one of several parts of a step: weight of all parts; default that of `sums_S`.
+            parts: number of parts, whose values add up to the step's: the pixel loss of all parts together, and the
+                mean of the Dice losses of the parts.
+        """
+        mean = sums_S[0] / tf.maximum(sums_S[1] if weight is None else weight, EPSILON)
         if "dice" not in self.name:
             return mean
         overlap_K, predicted_K, truth_K = tf.split(sums_S[2:], 3)
         occurs_K = tf.cast(truth_K > 0, tf.float32)
         lost_K = 1.0 - 2.0 * overlap_K / tf.maximum(predicted_K + truth_K, EPSILON)
-        dice = tf.reduce_sum(lost_K * occurs_K) / tf.maximum(tf.reduce_sum(occurs_K), 1.0)
+        dice = tf.reduce_sum(lost_K * occurs_K) / tf.maximum(tf.reduce_sum(occurs_K), 1.0) / parts
         return dice if self.name == "dice" else mean + dice
 
     def _pixel_loss(self, logits_BHWK: Any, target_BHW: Any) -> Any:
@@ -94,11 +105,18 @@ class Loss:
         return entropy_BHW * slope_BHW if self.name == "focal" else entropy_BHW
 
 
-def joint_value(loss: Loss, joint_S: Any) -> tuple[Any, Any]:
-    """Loss of the pixels of all ranks, and its slope along their sums: what turns each rank's sums into a gradient."""
+def joint_value(loss: Loss, joint_S: Any, weight: Any = None, parts: int = 1) -> tuple[Any, Any]:
+    """Loss of the pixels of all ranks, and its slope along their sums: what turns each rank's sums into a gradient.
+
+    Args:
+        loss: the loss.
+        joint_S: sums over all ranks.
+        weight: see `Loss.value`.
+        parts: see `Loss.value`.
+    """
     with tf.GradientTape() as tape:
         tape.watch(joint_S)
-        value = loss.value(joint_S)
+        value = loss.value(joint_S, weight, parts)
     return value, tape.gradient(value, joint_S)
 
 

@@ -31,7 +31,9 @@ class MovingStatistics:
             if warm_up and isinstance(layer, keras.layers.BatchNormalization)
             for variable in (layer.moving_mean, layer.moving_variance)
         }
-        kept = [v for v in model.non_trainable_variables if v.dtype == "float32"]
+        # Not the weights of frozen layers, which nothing moves.
+        moving = [v for layer in model.layers if layer.trainable for v in layer.non_trainable_variables]
+        kept = [v for v in moving if v.dtype == "float32"]
         self._variables = [v.value for v in kept]
         # share of a batch in the layer's own update; 1 leaves an update as it is
         self._shares = [1.0 - momenta[v.path] if v.path in momenta else 1.0 for v in kept]
@@ -48,6 +50,8 @@ class MovingStatistics:
             steps: training steps done, scalar tensor.
             comm: the ranks.
         """
+        if not self._variables:
+            return
         warm = 9.0 / (10.0 + tf.cast(steps, tf.float32))
         values = [
             old + tf.maximum(1.0, warm / share) * (new - old) if share < 1 else new.read_value()

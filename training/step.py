@@ -80,6 +80,8 @@ class TrainStep:
         fp16_allreduce: compress gradients for the allreduce.
         tally: where training metrics are counted, or None.
         warm_up: let BatchNorm's statistics leave their values quickly; not for pre-trained ones.
+        parts: passes that a batch is cut into, one after the other, to save memory. Up to BatchNorm, which sees a part
+            at a time, and to the Dice loss, whose mean over the parts is taken, the result is that of one pass.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class TrainStep:
         fp16_allreduce: bool,
         tally: Tally | None,
         warm_up: bool = True,
+        parts: int = 1,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -100,16 +103,21 @@ class TrainStep:
         self._tally = tally
         self._losses: list[float] = []
         self._statistics = MovingStatistics(model, warm_up)
+        self._parts = parts
+        trained = model.trainable_variables if parts > 1 else []
+        self._gathered = [tf.Variable(tf.zeros_like(v.value), trainable=False) for v in trained]
 
     def __call__(self, image_BHWC, label_BHW, learning_rate: float) -> StepResult:
         """Train on one batch per rank.
 
         Args:
-            image_BHWC: uint8 RGB.
+            image_BHWC: uint8 RGB; B is a multiple of the number of parts.
             label_BHW: uint8 class, 255 = ignore.
             learning_rate: of this step.
         """
-        loss, patch_loss_B, finite = self._step(image_BHWC, label_BHW, tf.constant(learning_rate, tf.float32))
+        rate = tf.constant(learning_rate, tf.float32)
+        run = self._step if self._parts == 1 else self._step_in_parts
+        loss, patch_loss_B, finite = run(image_BHWC, label_BHW, rate)
         self._losses.append(float(loss))
         return StepResult(self._losses[-1], patch_loss_B.numpy(), bool(finite))
 
@@ -121,29 +129,69 @@ class TrainStep:
 
     def gradients(self, image_BHWC, label_BHW) -> tuple[Any, Any, list[Any]]:
         """Loss over all ranks, loss of each own patch, and the joint gradient of each trainable variable."""
+        loss, patch_loss_B, grads = self._own_gradients(image_BHWC, label_BHW)
+        return loss, patch_loss_B, self._comm.mean(grads, fp16=self._fp16)
+
+    def _own_gradients(self, image_BHWC, label_BHW, weight=None) -> tuple[Any, Any, list[Any]]:
+        """As `gradients`, of one part of a step, before the mean over the ranks.
+
+        Args:
+            image_BHWC: see `__call__`.
+            label_BHW: see `__call__`.
+            weight: of all parts of the step on all ranks, where there are more than this one.
+        """
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
             logits_BHWK = self._model(scaled(image_BHWC), training=True)
             sums_BS = self._loss.sums(logits_BHWK, label_BHW)
             sums_S = tf.reduce_sum(sums_BS, 0)
             # Ranks: the sums first, so gradients are already those of the joint loss when they are compressed to fp16.
-            loss, slope_S = joint_value(self._loss, self._comm.sum([tf.stop_gradient(sums_S)])[0])
+            joint_S = self._comm.sum([tf.stop_gradient(sums_S)])[0]
+            loss, slope_S = joint_value(self._loss, joint_S, weight, self._parts)
             # Ranks: x size, because the allreduce takes the mean over ranks where a sum is meant.
             local = tf.reduce_sum(tf.stop_gradient(slope_S) * sums_S) * self._comm.size
         grads = tape.gradient(local, [v.value for v in variables])
         if self._tally is not None:
             self._tally.update(logits_BHWK, label_BHW)
-        patch_loss_B = tf.map_fn(self._loss.value, sums_BS)
         # A variable that takes no part (P7 of 1x1 ...) still needs a tensor on every rank.
         grads = [tf.zeros_like(v.value) if g is None else g for g, v in zip(grads, variables, strict=True)]
-        return loss, patch_loss_B, self._comm.mean(grads, fp16=self._fp16)
+        return loss, tf.map_fn(self._loss.value, sums_BS), grads
 
     @tf.function
     def _step(self, image_BHWC, label_BHW, learning_rate):
         before = self._statistics.before()
         loss, patch_loss_B, grads = self.gradients(image_BHWC, label_BHW)
         self._statistics.update(before, self._optimizer.steps, self._comm)
+        return loss, patch_loss_B, self._apply(grads, loss, learning_rate)
+
+    def _step_in_parts(self, image_BHWC, label_BHW, learning_rate):
+        """As `_step`, each part a call of its own: TensorFlow would run the parts of one graph at once."""
+        weight = self._comm.sum([self._loss.weight(label_BHW)])[0]
+        parts = [tf.split(batch, self._parts) for batch in (image_BHWC, label_BHW)]
+        found = [self._gather(images, labels, weight) for images, labels in zip(*parts, strict=True)]
+        losses, patch_losses = zip(*found, strict=True)
+        loss = tf.add_n(losses)
+        return loss, tf.concat(patch_losses, 0), self._apply_gathered(loss, learning_rate)
+
+    @tf.function
+    def _gather(self, image_BHWC, label_BHW, weight):
+        before = self._statistics.before()
+        loss, patch_loss_B, grads = self._own_gradients(image_BHWC, label_BHW, weight)
+        self._statistics.update(before, self._optimizer.steps, self._comm)
+        for gathered, grad in zip(self._gathered, grads, strict=True):
+            gathered.assign_add(grad)
+        return loss, patch_loss_B
+
+    @tf.function
+    def _apply_gathered(self, loss, learning_rate):
+        # Ranks: one allreduce for all parts.
+        finite = self._apply(self._comm.mean(self._gathered, fp16=self._fp16), loss, learning_rate)
+        for gathered in self._gathered:
+            gathered.assign(tf.zeros_like(gathered))
+        return finite
+
+    def _apply(self, grads, loss, learning_rate):
+        """Update the weights; whether loss and gradients are numbers."""
         self._optimizer.apply(grads, learning_rate)
         # a sum is no number as soon as one term is none
-        finite = tf.math.is_finite(loss + tf.add_n([tf.reduce_sum(g) for g in grads]))
-        return loss, patch_loss_B, finite
+        return tf.math.is_finite(loss + tf.add_n([tf.reduce_sum(g) for g in grads]))

@@ -7,10 +7,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from samplers.mining import Entry, HardPool
 from samplers.patch import HARD, STREAM, UNREADABLE, NotYetError, Patch, PatchRequest, draw
-from samplers.pipeline import Feed, grid_feed
+from samplers.pipeline import Feed, grid_feed, joined
 from samplers.records import META, Records, read_samples, trim_samples
 from slides.geometry import Window
 from slides.reader import SlideError
@@ -285,6 +286,14 @@ def test_too_many_unreadable_places_stop_the_run():
     patient = Records(None, 0, ["a", "b"], 0.5, None, max_unreadable=0.1)
     for index in range(300):
         train(patient, draw(Elsewhere(), Broken(index % 10 == 9), index))
+
+
+def test_batches_are_joined_in_order():
+    batches = [(tf.fill((2, 1, 1, 3), i), tf.fill((2, 1, 1), i), np.full((2, 3), i)) for i in range(5)]
+    assert list(joined(batches, 1)) == batches
+    found = list(joined(batches, 2))  # the fifth has no partner
+    assert [[int(v) for v in label[:, 0, 0]] for _, label, _ in found] == [[0, 0, 1, 1], [2, 2, 3, 3]]
+    assert found[1][2][:, 0].tolist() == [2, 2, 3, 3]
 
 
 def test_an_unreadable_validation_window_is_left_out_and_said():

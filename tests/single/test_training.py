@@ -15,7 +15,6 @@ from training.comm import SoloComm, connect, launched_rank, launched_size, toget
 from training.devices import threads_per_rank
 from training.losses import Loss
 from training.optimizer import Adam
-from training.schedule import learning_rate, passed
 from training.step import TrainStep, scaled
 from training.tally import Tally
 from training.validate import Validator
@@ -38,24 +37,6 @@ def test_images_are_scaled_to_plus_minus_one():
     # Bit-equal to the plain arithmetic that is done on GPUs.
     plain = levels.astype(np.float32) * np.float32(2 / 255) - np.float32(1)
     np.testing.assert_array_equal(scaled(tf.constant(levels)).numpy(), plain)
-
-
-# ------------------------------------------------------------------------------------------------------------- schedule
-
-
-def test_learning_rate_warms_up_to_base_times_ranks():
-    rates = [learning_rate(i, 0.001, 4, 100, 1000, "constant") for i in (0, 49, 100, 999)]
-    assert rates == pytest.approx([0.00004, 0.002, 0.004, 0.004])
-    assert learning_rate(0, 0.001, 2, 0, 1000, "constant") == 0.002
-
-
-def test_cosine_falls_to_one_percent():
-    rates = [learning_rate(i, 1.0, 1, 100, 1100, "cosine") for i in (100, 600, 1100, 5000)]
-    assert rates == pytest.approx([1.0, 0.505, 0.01, 0.01])
-
-
-def test_events_fire_when_a_multiple_is_passed():
-    assert [passed(a, a + 6, 16) for a in range(0, 48, 6)] == [False, False, True, False, False, True, False, True]
 
 
 # ----------------------------------------------------------------------------------------------------------------- step
@@ -141,6 +122,38 @@ def test_pretrained_statistics_are_not_forgotten():
     layer.moving_mean.assign(np.full(4, 5.0))
     TrainStep(model, Adam(model.trainable_variables), SoloComm(), LOSS, False, None, warm_up=False)(*batch(), 0.0)
     assert layer.moving_mean.numpy() == pytest.approx(np.full(4, 4.95), abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["ce", "focal"])
+def test_parts_of_a_step_are_as_good_as_the_whole(name):
+    """Without BatchNorm: the same losses, and weights after two updates, although the parts hold unequal truth."""
+    loss = Loss(name, (1.0, 3.0))
+    image_BHWC, label_BHW = batch(patches=4, ignored=8)
+    label_BHW[0, 1:] = 255
+    whole, cut = network(), network()
+    for model, parts in ((whole, 1), (cut, 2)):
+        step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), loss, False, None, parts=parts)
+        results = [step(tf.constant(image_BHWC), tf.constant(label_BHW), 0.01) for _ in range(2)]
+        if parts == 1:
+            expected = results
+    for mine, wanted in zip(results, expected, strict=True):
+        assert mine.loss == pytest.approx(wanted.loss, rel=1e-6)
+        assert mine.patch_loss_B == pytest.approx(wanted.patch_loss_B, rel=1e-5)
+    for mine, wanted in zip(cut.weights, whole.weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), wanted.numpy(), atol=2e-6)
+
+
+def test_dice_of_parts_is_their_mean():
+    loss = Loss("ce+dice", (1.0, 1.0))
+    image_BHWC, label_BHW = (tf.constant(x) for x in batch(patches=4, ignored=0))
+    model = network()
+    logits_BHWK = model(scaled(image_BHWC))
+    ce = Loss("ce", (1.0, 1.0))
+    halves = [loss.sums(logits_BHWK[i : i + 2], label_BHW[i : i + 2]) for i in (0, 2)]
+    dice = [Loss("dice", (1.0, 1.0)).value(tf.reduce_sum(half, 0)) for half in halves]
+    expected = float(ce.value(tf.reduce_sum(ce.sums(logits_BHWK, label_BHW), 0))) + float(sum(dice)) / 2
+    step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), loss, False, None, parts=2)
+    assert step(image_BHWC, label_BHW, 0.01).loss == pytest.approx(expected, rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------- counts, validation
