@@ -42,7 +42,7 @@ class Loss:
         if self.name not in LOSSES:
             raise ValueError(f"loss {self.name!r} is unknown; choose one of {', '.join(LOSSES)}")
 
-    def sums(self, logits_BHWK: Any, label_BHW: Any) -> tuple[Any, Any]:
+    def sums(self, logits_BHWK: Any, label_BHW: Any) -> Any:
         """What `value` needs of some pixels.
 
         Args:
@@ -97,8 +97,8 @@ class Loss:
     def _pixel_loss(self, logits_BHWK: Any, target_BHW: Any) -> Any:
         entropy_BHW = tf.nn.sparse_softmax_cross_entropy_with_logits(target_BHW, logits_BHWK)
         if self.name == "focal":
-            # 1 - p by expm1: exact where p is close to 1.
-            slope_BHW = (-tf.math.expm1(-entropy_BHW)) ** self.focal_gamma
+            # 1 - p by expm1: exact where p is close to 1. Never 0, whose power has no gradient for gamma below 1.
+            slope_BHW = tf.maximum(-tf.math.expm1(-entropy_BHW), 1e-7) ** self.focal_gamma
         if self.label_smoothing:
             everywhere_BHW = -tf.reduce_mean(tf.nn.log_softmax(logits_BHWK), -1)
             entropy_BHW += self.label_smoothing * (everywhere_BHW - entropy_BHW)
@@ -127,7 +127,7 @@ def total(loss: Loss, sums_S: np.ndarray) -> float:
 
 def _regions(logits_BHWK: Any, target_BHW: Any, weight_BHW: Any, classes: int) -> list[Any]:
     """Overlap, prediction and truth of soft Dice, (B, K) each."""
-    p_BHWK = tf.where(weight_BHW[..., None] > 0, tf.nn.softmax(logits_BHWK) * weight_BHW[..., None], 0.0)
-    truth_BHWK = tf.one_hot(target_BHW, classes) * weight_BHW[..., None]
-    is_truth_BHWK = tf.one_hot(target_BHW, classes)
-    return [tf.reduce_sum(x, (1, 2)) for x in (p_BHWK * is_truth_BHWK, p_BHWK, truth_BHWK)]
+    weight_BHW1 = weight_BHW[..., None]
+    p_BHWK = tf.where(weight_BHW1 > 0, tf.nn.softmax(logits_BHWK) * weight_BHW1, 0.0)
+    is_BHWK = tf.one_hot(target_BHW, classes)
+    return [tf.reduce_sum(x, (1, 2)) for x in (p_BHWK * is_BHWK, p_BHWK, is_BHWK * weight_BHW1)]
