@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from training.comm import launched_rank
+from option_types import Parser, not_negative, pair, positive, share, share_below_1, whole
 
 MODELS = ("effdetd0", "effdetd4", "deeplab")
 SAMPLERS = ("radboud", "surf")
@@ -22,75 +20,6 @@ AUGMENTATIONS = ("none", "flips", "standard", "strong")
 SCHEDULES = ("constant", "cosine")
 LOSSES = ("ce", "focal", "dice", "ce+dice")
 SIZE_STEP = 128  # the models' coarsest stride
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that reads `@files` like command lines and speaks on rank 0 only."""
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """One or more words per line, shell quoting, `#` comments."""
-        return shlex.split(arg_line, comments=True)
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line: the usage of fifty flags would hide it."""
-        # Ranks: all ranks see the same command line and leave; one says why.
-        if launched_rank() == 0:
-            sys.stderr.write(f"{self.prog}: error: {message}\n{self.prog} --help lists all options\n")
-        sys.exit(2)
-
-
-def _whole(least: int, most: float = float("inf")):
-    def parse(text: str) -> int:
-        value = int(text)
-        if not least <= value <= most:
-            upper = f" and at most {most:.0f}" if most < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"{value} given, at least {least}{upper} needed")
-        return value
-
-    parse.__name__ = "whole number"  # argparse names the type in its message
-    return parse
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} given, a number above 0 needed")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} given, a number of at least 0 needed")
-    return value
-
-
-def _share_below_1(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, a share of at least 0 and below 1 needed")
-    return value
-
-
-# argparse names the type in its message where the text is no number at all.
-_positive.__name__ = _not_negative.__name__ = _share_below_1.__name__ = "number"
-
-
-def _share(text: str) -> Fraction:
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} given, a share between 0 and 1 needed")
-    return value.limit_denominator(10_000)
-
-
-def _pair(text: str) -> tuple[str, int]:
-    name, colon, number = text.rpartition(":")
-    if not (name and colon and number.isdigit() and int(number) <= 255):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:CLASS, e.g. _0:1")
-    return name.strip().lower(), int(number)
 
 
 def _train_parser() -> Parser:
@@ -134,7 +63,7 @@ def _data_options(parser: Parser) -> None:
     data.add_argument("--valid_label_format", **truth)
     data.add_argument(
         "--label_map",
-        type=_pair,
+        type=pair,
         nargs="+",
         metavar="GROUP:CLASS",
         help="annotation group to class, painted in this order; default: CAMELYON's",
@@ -144,53 +73,53 @@ def _data_options(parser: Parser) -> None:
     )
     data.add_argument(
         "--mask_values",
-        type=_pair,
+        type=pair,
         nargs="+",
         metavar="VALUE:CLASS",
         help="mask value to class (255: ignore); default: non-zero is 1",
     )
     data.add_argument(
-        "--classes", type=_whole(2, 255), help="number of classes; default: as many as the labels' map has"
+        "--classes", type=whole(2, 255), help="number of classes; default: as many as the labels' map has"
     )
     data.add_argument(
         "--stage_dir", type=Path, help="disk of the node, e.g. $TMPDIR: slides and masks are copied there once per node"
     )
     data.add_argument(
-        "--stage_gb", type=_positive, default=200.0, help="most GB to copy per node; the rest is read in place"
+        "--stage_gb", type=positive, default=200.0, help="most GB to copy per node; the rest is read in place"
     )
     data.add_argument(
         "--tile_cache",
-        type=_whole(0),
+        type=whole(0),
         default=128,
         help="MB of decoded JPEG tiles kept per rank, shared by its samplers",
     )
-    data.add_argument("--mpp", type=_positive, help="um per px of level 0, in place of what the slides say")
+    data.add_argument("--mpp", type=positive, help="um per px of level 0, in place of what the slides say")
 
 
 def _sampling_options(parser: Parser) -> None:
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--img_size", type=int, default=1024, help="side of the square field of view, output px")
-    sampling.add_argument("--resolution", type=_positive, default=0.25, help="um per px of the patch")
+    sampling.add_argument("--resolution", type=positive, default=0.25, help="um per px of the patch")
     sampling.add_argument("--data_sampler", choices=SAMPLERS, default="radboud", help="where to look")
     sampling.add_argument(
         "--bb_downsample",
-        type=_whole(0),
+        type=whole(0),
         default=7,
         help="pyramid level of the tissue and contour search, clamped to what the slide has",
     )
     sampling.add_argument(
         "--batch_tumor_ratio",
-        type=_share,
+        type=share,
         help="share of tumour patches in a batch, exact over time; default 1 for surf, balanced rounds for radboud",
     )
-    sampling.add_argument("--sample_processes", type=_whole(1), default=1, help="parallel samplers per rank")
+    sampling.add_argument("--sample_processes", type=whole(1), default=1, help="parallel samplers per rank")
     sampling.add_argument(
         "--hard_mining", action="store_true", help="draw part of each batch from places the network gets wrong"
     )
     sampling.add_argument(
-        "--hard_fraction", type=_share, default=Fraction(1, 4), help="share of draws from the hard pool"
+        "--hard_fraction", type=share, default=Fraction(1, 4), help="share of draws from the hard pool"
     )
-    sampling.add_argument("--hard_pool", type=_whole(1), default=256, help="places in the hard pool")
+    sampling.add_argument("--hard_pool", type=whole(1), default=256, help="places in the hard pool")
     sampling.add_argument(
         "--qc",
         action=argparse.BooleanOptionalAction,
@@ -202,14 +131,14 @@ def _sampling_options(parser: Parser) -> None:
     )
     sampling.add_argument(
         "--context_spacing",
-        type=_positive,
+        type=positive,
         help="um per px of a second, coarser view around each patch, 3 more channels",
     )
     sampling.add_argument(
-        "--max_unreadable", type=_share, default=Fraction(1, 100), help="share of draws that may fail to be read"
+        "--max_unreadable", type=share, default=Fraction(1, 100), help="share of draws that may fail to be read"
     )
     sampling.add_argument(
-        "--val_patches", type=_whole(0), default=256, help="validation patches over all slides and ranks; 0 is all"
+        "--val_patches", type=whole(0), default=256, help="validation patches over all slides and ranks; 0 is all"
     )
 
 
@@ -220,45 +149,44 @@ def _training_options(parser: Parser) -> None:
     )
     training.add_argument("--weights_path", type=Path, help="pre-trained weights, file or folder (.h5, .keras)")
     training.add_argument(
+        "--sync_bn", action="store_true", help="batch normalisation over the batches of all ranks together"
+    )
+    training.add_argument(
         "--freeze_bn", action="store_true", help="batch normalisation keeps its weights and moving statistics"
     )
     training.add_argument("--freeze_backbone", action="store_true", help="train only what comes after the backbone")
-    training.add_argument("--batch_size", type=_whole(1), default=2, help="patches per rank")
+    training.add_argument("--batch_size", type=whole(1), default=2, help="patches per rank")
     training.add_argument(
         "--accumulate_batch",
-        type=_whole(1),
+        type=whole(1),
         default=1,
         metavar="N",
         help="passes of --batch_size patches per rank whose gradients are added up before one update",
     )
-    training.add_argument(
-        "--num_steps", type=_whole(1), default=50000, help="length of training, IMAGES over all ranks"
-    )
-    training.add_argument(
-        "--base_lr", type=_positive, default=0.001, help="Adam's learning rate per rank; used x ranks"
-    )
-    training.add_argument("--warmup", type=_whole(0), help="images of linear warm-up; default 5%% of --num_steps")
+    training.add_argument("--num_steps", type=whole(1), default=50000, help="length of training, IMAGES over all ranks")
+    training.add_argument("--base_lr", type=positive, default=0.001, help="Adam's learning rate per rank; used x ranks")
+    training.add_argument("--warmup", type=whole(0), help="images of linear warm-up; default 5%% of --num_steps")
     training.add_argument("--lr_schedule", choices=SCHEDULES, default="constant", help="after the warm-up")
     training.add_argument("--loss", choices=LOSSES, default="ce", help="cross-entropy, focal, soft Dice, or a sum")
     training.add_argument(
-        "--label_smoothing", type=_share_below_1, default=0.0, help="share of the target spread over all classes"
+        "--label_smoothing", type=share_below_1, default=0.0, help="share of the target spread over all classes"
     )
-    training.add_argument("--focal_gamma", type=_not_negative, default=2.0, help="gamma of the focal loss")
+    training.add_argument("--focal_gamma", type=not_negative, default=2.0, help="gamma of the focal loss")
     training.add_argument(
-        "--pos_pixel_weight", type=_not_negative, default=1.0, help="weight of tumour pixels in the loss"
+        "--pos_pixel_weight", type=not_negative, default=1.0, help="weight of tumour pixels in the loss"
     )
     training.add_argument(
-        "--neg_pixel_weight", type=_not_negative, default=1.0, help="weight of normal pixels in the loss"
+        "--neg_pixel_weight", type=not_negative, default=1.0, help="weight of normal pixels in the loss"
     )
     training.add_argument(
         "--class_weights",
-        type=_not_negative,
+        type=not_negative,
         nargs="+",
         metavar="WEIGHT",
         help="weight of every class's pixels in the loss, in place of the two above",
     )
     training.add_argument(
-        "--seed", type=_whole(0, 2**32 - 1), default=0, help="seed of weights, split and sample stream"
+        "--seed", type=whole(0, 2**32 - 1), default=0, help="seed of weights, split and sample stream"
     )
     training.add_argument("--no_cuda", action="store_true", help="CPU even where GPUs are visible")
     training.add_argument(
@@ -275,9 +203,9 @@ def _run_options(parser: Parser) -> None:
     run.add_argument(
         "--log_dir", type=Path, help="TensorBoard events, metrics.jsonl, checkpoints, options, sampling maps"
     )
-    run.add_argument("--log_every", type=_whole(1), default=128, help="images between log lines")
-    run.add_argument("--validate_every", type=_whole(1), default=2048, help="images between validations")
-    run.add_argument("--checkpoint_every", type=_whole(1), help="images between checkpoints; default --validate_every")
+    run.add_argument("--log_every", type=whole(1), default=128, help="images between log lines")
+    run.add_argument("--validate_every", type=whole(1), default=2048, help="images between validations")
+    run.add_argument("--checkpoint_every", type=whole(1), help="images between checkpoints; default --validate_every")
     run.add_argument(
         "--resume",
         nargs="?",
@@ -311,6 +239,8 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if (opts.freeze_bn or opts.freeze_backbone) and not (opts.weights_path or opts.resume):
         parser.error("--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path or --resume")
+    if opts.freeze_bn and opts.sync_bn:
+        parser.error("--freeze_bn and --sync_bn: frozen statistics are not taken from any batch; give one of the two")
     if opts.resume == "auto" and opts.log_dir is None:
         parser.error("--resume auto looks for checkpoints in --log_dir, which is not given")
     # without --model, weights say which network they are of

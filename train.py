@@ -121,6 +121,8 @@ class Run:
         if opts.freeze_bn or opts.freeze_backbone:
             frozen = models.freeze(self.model, opts.freeze_bn, opts.freeze_backbone)
             self.say(f"frozen      {frozen:,} parameters")
+        if opts.sync_bn and self.comm.size > 1:
+            self.say(f"batch norm  {models.synchronise(self.model, self.comm.sum)} layers over all ranks")
         self.optimizer = Adam(self.model.trainable_variables)
         weights_K = opts.class_weights or (opts.neg_pixel_weight, *[opts.pos_pixel_weight] * (classes - 1))
         loss = Loss(opts.loss, weights_K, opts.label_smoothing, opts.focal_gamma)

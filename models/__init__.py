@@ -10,7 +10,8 @@ logits_BHWK, float32. C is 3 for each view: a context view at a coarser spacing 
 import keras
 
 from models import deeplab, efficientdet, efficientnet
-from models.layers import RunningBatchNormalization
+from models.fused import Total
+from models.layers import BatchNormalization, RunningBatchNormalization
 
 NAMES = ("effdetd0", "effdetd4", "deeplab")
 
@@ -78,3 +79,21 @@ def freeze(model: keras.Model, batch_norm: bool, backbone: bool) -> int:
         if (batch_norm and isinstance(layer, norms)) or (backbone and in_backbone):
             layer.trainable = False
     return before - sum(weight.value.shape.num_elements() for weight in model.trainable_weights)
+
+
+def synchronise(model: keras.Model, total: Total) -> int:
+    """Lets every batch normalisation of a network take the statistics of all ranks' batches together.
+
+    `RunningBatchNormalization` needs none of it: it normalises with moving statistics, which are equal on all ranks.
+
+    Args:
+        model: A network of `build`.
+        total: Sums tensors over ranks.
+
+    Returns:
+        The number of layers.
+    """
+    norms = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
+    for layer in norms:
+        layer.total = total
+    return len(norms)

@@ -9,7 +9,7 @@ Shapes: B images, H rows, W columns, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +17,7 @@ import tensorflow as tf
 ACTIVATIONS = (None, "relu", "swish")
 
 joined = tf.function(jit_compile=True, autograph=False)
+Total = Callable[[Sequence[Any]], Sequence[Any]]  # tensors to their sums over ranks
 
 
 def batch_norm(x_BHWC: Any, gamma_C: Any, beta_C: Any, epsilon: float, activation: str | None) -> tuple[Any, Any, Any]:
@@ -65,6 +66,56 @@ def batch_norm(x_BHWC: Any, gamma_C: Any, beta_C: Any, epsilon: float, activatio
             )[:3]
 
         return (out_BHWC, normal.batch_mean, variance_C), gradient
+
+    out_BHWC, mean_C, variance_C = run(x_BHWC, gamma_C, beta_C)
+    return out_BHWC, tf.stop_gradient(mean_C), tf.stop_gradient(variance_C)
+
+
+def synced_batch_norm(
+    x_BHWC: Any, gamma_C: Any, beta_C: Any, epsilon: float, activation: str | None, near_C: Any, total: Total
+) -> tuple[Any, Any, Any]:
+    """As `batch_norm`, with the statistics of all ranks' batches; the gradient passes through them to every rank.
+
+    The gradient is that of the sum of the ranks' losses: ranks that average the gradients of their weights get that of
+    one rank with all their images. Two small sums over ranks, one for either direction.
+
+    Args:
+        x_BHWC: see `batch_norm`.
+        gamma_C: see `batch_norm`.
+        beta_C: see `batch_norm`.
+        epsilon: see `batch_norm`.
+        activation: see `batch_norm`.
+        near_C: numbers near the mean, equal on all ranks: what they are taken off does not lose its digits.
+        total: sums tensors over ranks.
+    """
+
+    @tf.custom_gradient
+    def run(x_BHWC: Any, gamma_C: Any, beta_C: Any) -> Any:
+        count = tf.cast(tf.size(x_BHWC) // tf.shape(x_BHWC)[-1], tf.float32)
+        away_BHWC = tf.cast(x_BHWC, tf.float32) - near_C
+        sums = [tf.reduce_sum(away_BHWC, (0, 1, 2)), tf.reduce_sum(tf.square(away_BHWC), (0, 1, 2)), count]
+        sum_C, square_C, joint_count = total(sums)
+        mean_C = sum_C / joint_count
+        variance_C = tf.maximum(square_C / joint_count - tf.square(mean_C), 0.0)
+        mean_C += near_C
+        rate_C = tf.math.rsqrt(variance_C + epsilon)
+        scale_C = gamma_C * rate_C
+        shift_C = beta_C - mean_C * scale_C
+        out_BHWC = activated(tf.cast(tf.cast(x_BHWC, tf.float32) * scale_C + shift_C, x_BHWC.dtype), activation)
+
+        def gradient(out_gradient_BHWC: Any, *_: Any) -> Any:
+            if activation == "swish":
+                out_gradient_BHWC = _before_swish(x_BHWC, scale_C, shift_C, out_gradient_BHWC)
+            elif activation == "relu":
+                out_gradient_BHWC = tf.raw_ops.ReluGrad(gradients=out_gradient_BHWC, features=out_BHWC)
+            grad_BHWC = tf.cast(out_gradient_BHWC, tf.float32)
+            normal_BHWC = (tf.cast(x_BHWC, tf.float32) - mean_C) * rate_C
+            own = [tf.reduce_sum(grad_BHWC * normal_BHWC, (0, 1, 2)), tf.reduce_sum(grad_BHWC, (0, 1, 2))]
+            gamma_gradient_C, beta_gradient_C = (summed / joint_count for summed in total(own))
+            x_gradient_BHWC = scale_C * (grad_BHWC - beta_gradient_C - normal_BHWC * gamma_gradient_C)
+            return tf.cast(x_gradient_BHWC, x_BHWC.dtype), *own
+
+        return (out_BHWC, mean_C, variance_C), gradient
 
     out_BHWC, mean_C, variance_C = run(x_BHWC, gamma_C, beta_C)
     return out_BHWC, tf.stop_gradient(mean_C), tf.stop_gradient(variance_C)

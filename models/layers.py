@@ -126,7 +126,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Args:
         activation: "swish", "relu" or None.
         kwargs: As of Keras' layer; `axis`, `center`, `scale`, `renorm` and `synchronized` stay as they are there.
+
+    Attributes:
+        total: Sums tensors over ranks, whose batches then are normalised as one; None for each by itself.
     """
+
+    total: fused.Total | None = None
 
     def __init__(self, activation: str | None = None, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -143,7 +148,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
             frozen = {"mean": old_mean, "variance": old_variance, "epsilon": self.epsilon, "is_training": False}
             normalised = tf.raw_ops.FusedBatchNormV3(x=inputs, scale=gamma, offset=beta, **frozen).y
             return fused.activated(normalised, self.activation)
-        out, mean, variance = fused.batch_norm(inputs, gamma, beta, self.epsilon, self.activation)
+        options = (inputs, gamma, beta, self.epsilon, self.activation)
+        if self.total is None:
+            out, mean, variance = fused.batch_norm(*options)
+        else:
+            out, mean, variance = fused.synced_batch_norm(*options, old_mean, self.total)
         self.moving_mean.assign(old_mean * self.momentum + mean * (1.0 - self.momentum))
         self.moving_variance.assign(old_variance * self.momentum + variance * (1.0 - self.momentum))
         return out

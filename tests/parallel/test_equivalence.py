@@ -21,7 +21,7 @@ from tests.single.test_pipeline import load, pool
 from tests.small import network
 from training.checkpoint import named_variables
 from training.comm import AgreedError, SoloComm, connect, together
-from training.losses import Loss
+from training.losses import LOSSES, Loss
 from training.optimizer import Adam
 from training.step import TrainStep, require_finite
 from training.validate import Validator
@@ -50,8 +50,8 @@ def mine(array, comm, per_rank=2):
     return array[comm.rank * per_rank : (comm.rank + 1) * per_rank]
 
 
-def steps(model, comm, fp16=False):
-    return TrainStep(model, Adam(model.trainable_variables), comm, Loss("ce", (1.0, 3.0)), fp16, None)
+def steps(model, comm, fp16=False, loss="ce", parts=1):
+    return TrainStep(model, Adam(model.trainable_variables), comm, Loss(loss, (1.0, 3.0)), fp16, None, parts=parts)
 
 
 def same_on_all_ranks(comm, variables):
@@ -61,12 +61,14 @@ def same_on_all_ranks(comm, variables):
     return all(other == contents[0] for other in contents[1:])
 
 
-def test_loss_and_gradients_equal_the_joint_batch(comm):
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradients_equal_the_joint_batch(comm, name):
     image_BHWC, label_BHW = joint_batch(comm.size)
     model = network()
-    loss, patch_loss_B, grads = steps(model, comm).gradients(mine(image_BHWC, comm), mine(label_BHW, comm))
-    joint_loss, joint_patch_B, joint_grads = steps(model, SoloComm()).gradients(image_BHWC, label_BHW)
-    assert float(comm.mean([loss])[0]) == pytest.approx(float(joint_loss), rel=RTOL)
+    many, one = steps(model, comm, loss=name), steps(model, SoloComm(), loss=name)
+    loss, patch_loss_B, grads = many.gradients(mine(image_BHWC, comm), mine(label_BHW, comm))
+    joint_loss, joint_patch_B, joint_grads = one.gradients(image_BHWC, label_BHW)
+    assert float(loss) == pytest.approx(float(joint_loss), rel=RTOL)
     assert patch_loss_B.numpy() == pytest.approx(mine(joint_patch_B.numpy(), comm), rel=RTOL)
     assert len(grads) == 4
     for grad, joint in zip(grads, joint_grads, strict=True):
@@ -128,6 +130,47 @@ def test_moving_statistics_are_the_mean_over_ranks(comm):
         owns = comm.gather(getattr(own.get_layer("norm"), name).numpy())
         assert np.abs(owns[0] - owns[1]).max() > 1e-4
         np.testing.assert_allclose(getattr(joint.get_layer("norm"), name).numpy(), np.mean(owns, 0), rtol=1e-6)
+
+
+def test_passes_of_all_ranks_equal_the_joint_batch(comm):
+    """Every rank's two patches in two passes, with unequal truth in each; one update of the weights."""
+    image_BHWC, label_BHW = (tf.constant(x) for x in joint_batch(comm.size))
+    many, one = network(), network()
+    result = steps(many, comm, parts=2)(mine(image_BHWC, comm), mine(label_BHW, comm), 0.01)
+    expected = steps(one, SoloComm())(image_BHWC, label_BHW, 0.01)
+    assert result.loss == pytest.approx(expected.loss, rel=RTOL)
+    for mine_, joint in zip(many.weights, one.weights, strict=True):
+        np.testing.assert_allclose(mine_.numpy(), joint.numpy(), atol=1e-5)
+    assert same_on_all_ranks(comm, [w.value for w in many.weights])
+
+
+def normed_network():
+    """Convolutions with each kind of batch normalisation behind them."""
+    keras.utils.set_random_seed(1)
+    x = image = keras.Input((8, 8, 3))
+    for activation in (None, "relu", "swish"):
+        x = keras.layers.Conv2D(5, 3, padding="same", use_bias=False)(x)
+        x = models.layers.BatchNormalization(activation)(x)
+    return keras.Model(image, keras.layers.Conv2D(2, 1)(x))
+
+
+def test_synced_norm_equals_the_joint_batch(comm):
+    """Loss, gradients and moving statistics; each rank normalising alone gets others."""
+    image_BHWC, label_BHW = joint_batch(comm.size)
+    found = {}
+    for kind in ("synced", "joint", "alone"):
+        model = normed_network()
+        if kind == "synced":
+            assert models.synchronise(model, comm.sum) == 3
+        ranks = SoloComm() if kind == "joint" else comm
+        batch = [x if kind == "joint" else mine(x, comm) for x in (image_BHWC, label_BHW)]
+        loss, _, grads = steps(model, ranks).gradients(*batch)
+        statistics = [v.numpy() for v in model.non_trainable_variables if v.dtype == "float32"]
+        found[kind] = [np.concatenate([np.ravel(v) for v in values]) for values in ([loss], grads, statistics)]
+    for synced, joint in zip(found["synced"], found["joint"], strict=True):
+        np.testing.assert_allclose(synced, joint, rtol=RTOL, atol=RTOL * np.abs(joint).max())
+    for alone, joint in zip(found["alone"], found["joint"], strict=True):
+        assert np.abs(alone - joint).max() > 10 * RTOL * np.abs(joint).max()
 
 
 def test_effdetd0_with_frozen_norm_equals_the_joint_batch(comm):

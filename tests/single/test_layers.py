@@ -178,11 +178,13 @@ def outcome(call, inputs, variables):
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("synced", [True, False])
 @pytest.mark.parametrize("activation", [None, "relu", "swish"])
 @pytest.mark.parametrize("shape", [(3, 5, 7, 4), (1, 2, 1, 4)])
-def test_fused_batch_normalization_is_that_of_keras(shape, activation, training):
+def test_fused_batch_normalization_is_that_of_keras(shape, activation, synced, training):
     options = {"momentum": 0.7, "epsilon": 2e-3}
     ours, theirs = BatchNormalization(activation, **options), keras.layers.BatchNormalization(**options)
+    ours.total = list if synced else None  # one rank
     behind = keras.layers.Activation(activation or "linear")
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, shape).astype(np.float32)

@@ -109,6 +109,7 @@ def test_options_become_json():
         ((*DATA, "--label_smoothing", "1"), "argument --label_smoothing: 1 given, a share of at least 0 and below 1"),
         ((*DATA, "--loss", "dice", "--label_smoothing", "0.1"), "--label_smoothing is for ce and focal"),
         ((*DATA, "--freeze_bn"), "--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path"),
+        ((*DATA, "--sync_bn", "--freeze_bn", "--weights_path", "w"), "--freeze_bn and --sync_bn: frozen statistics"),
         ((*DATA, "--resume"), "--resume auto looks for checkpoints in --log_dir, which is not given"),
         ((*DATA, "--img_siz", "256"), "unrecognized arguments: --img_siz 256"),
         (("@missing.args",), "[Errno 2] No such file or directory: 'missing.args'"),
