@@ -91,7 +91,7 @@ def _data_options(parser: Parser) -> None:
         "--tile_cache",
         type=whole(0),
         default=128,
-        help="MB of decoded JPEG tiles kept per rank, shared by its samplers",
+        help="MB of decoded tiles kept per rank, shared by its samplers",
     )
     data.add_argument("--mpp", type=positive, help="um per px of level 0, in place of what the slides say")
 
@@ -171,7 +171,7 @@ def _training_options(parser: Parser) -> None:
     training.add_argument(
         "--label_smoothing", type=share_below_1, default=0.0, help="share of the target spread over all classes"
     )
-    training.add_argument("--focal_gamma", type=not_negative, default=2.0, help="gamma of the focal loss")
+    training.add_argument("--focal_gamma", type=not_negative, help="gamma of --loss focal; default 2")
     training.add_argument(
         "--pos_pixel_weight", type=not_negative, default=1.0, help="weight of tumour pixels in the loss"
     )
@@ -226,21 +226,12 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(
             f"--img_size {opts.img_size}: a multiple of {SIZE_STEP} is needed, e.g. {below} or {below + SIZE_STEP}"
         )
-    if opts.class_weights and not any(opts.class_weights):
-        parser.error("--class_weights are all 0: nothing would be learnt")
-    if not opts.class_weights and opts.pos_pixel_weight == opts.neg_pixel_weight == 0:
-        parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing would be learnt")
-    if opts.label_smoothing and opts.loss == "dice":
-        parser.error("--label_smoothing is for ce and focal; --loss dice has no such target")
+    _check_training(parser, opts)
     if opts.context_spacing is not None and opts.context_spacing <= opts.resolution:
         parser.error(
             f"--context_spacing {opts.context_spacing:g}: the second view must be coarser than --resolution "
             f"{opts.resolution:g} um/px"
         )
-    if (opts.freeze_bn or opts.freeze_backbone) and not (opts.weights_path or opts.resume):
-        parser.error("--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path or --resume")
-    if opts.freeze_bn and opts.sync_bn:
-        parser.error("--freeze_bn and --sync_bn: frozen statistics are not taken from any batch; give one of the two")
     if opts.resume == "auto" and opts.log_dir is None:
         parser.error("--resume auto looks for checkpoints in --log_dir, which is not given")
     # without --model, weights say which network they are of
@@ -253,6 +244,23 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     opts.warmup = opts.num_steps // 20 if opts.warmup is None else opts.warmup
     opts.checkpoint_every = opts.checkpoint_every or opts.validate_every
     return opts
+
+
+def _check_training(parser: Parser, opts: argparse.Namespace) -> None:
+    """A loss that something can be learnt from; no option that would do nothing."""
+    if opts.class_weights and not any(opts.class_weights):
+        parser.error("--class_weights are all 0: nothing would be learnt")
+    if not opts.class_weights and opts.pos_pixel_weight == opts.neg_pixel_weight == 0:
+        parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing would be learnt")
+    if opts.label_smoothing and opts.loss == "dice":
+        parser.error("--label_smoothing is for ce and focal; --loss dice has no such target")
+    if opts.focal_gamma is not None and opts.loss != "focal":
+        parser.error(f"--focal_gamma is for --loss focal; --loss {opts.loss} has none")
+    opts.focal_gamma = 2.0 if opts.focal_gamma is None else opts.focal_gamma
+    if (opts.freeze_bn or opts.freeze_backbone) and not (opts.weights_path or opts.resume):
+        parser.error("--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path or --resume")
+    if opts.freeze_bn and opts.sync_bn:
+        parser.error("--freeze_bn and --sync_bn: frozen statistics are not taken from any batch; give one of the two")
 
 
 def _check_data(parser: Parser, opts: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 ACTIVATIONS = (None, "relu", "swish")
 
-joined = tf.function(jit_compile=True, autograph=False)
+one_pass = tf.function(jit_compile=True, autograph=False)
 Total = Callable[[Sequence[Any]], Sequence[Any]]  # tensors to their sums over ranks
 
 
@@ -50,12 +50,8 @@ def batch_norm(x_BHWC: Any, gamma_C: Any, beta_C: Any, epsilon: float, activatio
         def gradient(out_gradient_BHWC: Any, *_: Any) -> Any:
             scale_C = gamma_C * tf.math.rsqrt(variance_C + epsilon)
             shift_C = beta_C - normal.batch_mean * scale_C
-            if activation == "swish":
-                out_gradient_BHWC = _before_swish(x_BHWC, scale_C, shift_C, out_gradient_BHWC)
-            elif activation == "relu":
-                out_gradient_BHWC = tf.raw_ops.ReluGrad(gradients=out_gradient_BHWC, features=out_BHWC)
             return tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=out_gradient_BHWC,
+                y_backprop=_before(activation, x_BHWC, scale_C, shift_C, out_BHWC, out_gradient_BHWC),
                 x=x_BHWC,
                 scale=gamma_C,
                 reserve_space_1=normal.reserve_space_1,
@@ -104,11 +100,8 @@ def synced_batch_norm(
         out_BHWC = activated(tf.cast(tf.cast(x_BHWC, tf.float32) * scale_C + shift_C, x_BHWC.dtype), activation)
 
         def gradient(out_gradient_BHWC: Any, *_: Any) -> Any:
-            if activation == "swish":
-                out_gradient_BHWC = _before_swish(x_BHWC, scale_C, shift_C, out_gradient_BHWC)
-            elif activation == "relu":
-                out_gradient_BHWC = tf.raw_ops.ReluGrad(gradients=out_gradient_BHWC, features=out_BHWC)
-            grad_BHWC = tf.cast(out_gradient_BHWC, tf.float32)
+            grad_BHWC = _before(activation, x_BHWC, scale_C, shift_C, out_BHWC, out_gradient_BHWC)
+            grad_BHWC = tf.cast(grad_BHWC, tf.float32)
             normal_BHWC = (tf.cast(x_BHWC, tf.float32) - mean_C) * rate_C
             own = [tf.reduce_sum(grad_BHWC * normal_BHWC, (0, 1, 2)), tf.reduce_sum(grad_BHWC, (0, 1, 2))]
             gamma_gradient_C, beta_gradient_C = (summed / joint_count for summed in total(own))
@@ -148,14 +141,26 @@ def activated(x_BHWC: Any, activation: str | None) -> Any:
     return tf.nn.silu(x_BHWC) if activation == "swish" else tf.nn.relu(x_BHWC)
 
 
+def _before(
+    activation: str | None, x_BHWC: Any, scale_C: Any, shift_C: Any, out_BHWC: Any, out_gradient_BHWC: Any
+) -> Any:
+    """Gradient at y = x scale + shift from that at out = activation(y); y itself was not kept."""
+    if activation == "swish":
+        return _before_swish(x_BHWC, scale_C, shift_C, out_gradient_BHWC)
+    if activation == "relu":
+        return tf.raw_ops.ReluGrad(gradients=out_gradient_BHWC, features=out_BHWC)
+    return out_gradient_BHWC
+
+
 def _swish_slope(x: Any) -> Any:
+    """Derivative of swish at x, any shape."""
     sigmoid = tf.sigmoid(x)
     return sigmoid * (1.0 + x * (1.0 - sigmoid))
 
 
-@joined
+@one_pass
 def _before_swish(x_BHWC: Any, scale_C: Any, shift_C: Any, out_gradient_BHWC: Any) -> Any:
-    """Gradient at the input of swish(x scale + shift), seen from x scale + shift."""
+    """`_before` for swish, in one pass."""
     slope_BHWC = _swish_slope(tf.cast(x_BHWC, tf.float32) * scale_C + shift_C)
     return tf.cast(tf.cast(out_gradient_BHWC, tf.float32) * slope_BHWC, x_BHWC.dtype)
 
@@ -164,13 +169,13 @@ def _sum(weights_N: Any, maps: Sequence[Any]) -> Any:
     return tf.add_n([tf.cast(x, tf.float32) * weights_N[i] for i, x in enumerate(maps)])
 
 
-@joined
+@one_pass
 def _weighted_swish(weights_N: Any, maps: Sequence[Any]) -> Any:
     sum_BHWC = _sum(weights_N, maps)
     return tf.cast(sum_BHWC * tf.sigmoid(sum_BHWC), maps[0].dtype)
 
 
-@joined
+@one_pass
 def _before_weighted_swish(weights_N: Any, maps: Sequence[Any], out_gradient_BHWC: Any) -> Any:
     """Gradients at the sum, and at every map."""
     dtype = maps[0].dtype

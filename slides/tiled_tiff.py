@@ -116,7 +116,7 @@ class TiledTiff:
         self._unwritten = np.uint8(unwritten)
         self._file = path.open("rb", buffering=0)
         self._layouts: dict[int, tuple[TileLayout, bytes]] = {}
-        self._plain: dict[tuple[int, bytes] | None, Image] = {}
+        self._plain: dict[tuple[int, bytes], Image] = {}  # (level, tile's bytes) -> tile of one value
 
     def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
         """See `Backend.fetch`."""
@@ -154,15 +154,16 @@ class TiledTiff:
         if count == 0:
             return np.broadcast_to(self._unwritten, shape)
         stream = self._stream(head, int(layout.offsets[number]), count, where)
-        plain_key = (level, bytes(stream)) if count <= PLAIN_BYTES else None
-        if plain_key in self._plain:
-            return self._plain[plain_key]
+        may_be_plain = count <= PLAIN_BYTES
+        plain_HWC = self._plain.get((level, bytes(stream))) if may_be_plain else None
+        if plain_HWC is not None:
+            return plain_HWC
         try:
             tile_HWC = _jpeg(stream, shape) if page.compression == JPEG else _deflate(stream, shape, page.predictor)
         except (ValueError, isal_zlib.error) as error:  # type: ignore[misc]  # its stub calls the class an instance
             raise ValueError(f"{where}: {error}") from error
-        if plain_key and len(self._plain) < PLAIN_TILES and (tile_HWC == tile_HWC[0, 0]).all():
-            self._plain[plain_key] = np.broadcast_to(tile_HWC[0, 0].copy(), shape)
+        if may_be_plain and len(self._plain) < PLAIN_TILES and (tile_HWC == tile_HWC[0, 0]).all():
+            self._plain[level, bytes(stream)] = np.broadcast_to(tile_HWC[0, 0].copy(), shape)
         else:
             tile_cache.put(key, tile_HWC)
         return tile_HWC

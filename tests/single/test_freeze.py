@@ -43,7 +43,7 @@ def test_a_step_moves_what_is_not_frozen_and_nothing_else(batch_norm, backbone):
 
 
 def test_backbones_are_found_by_name():
-    for name in models.NAMES[::2]:
+    for name in ("effdetd0", "deeplab"):  # one network of each kind of backbone
         model = models.build(name, 128, 2)
         inside = [layer.name for layer in model.layers if layer.name.startswith(models.BACKBONE_PREFIXES[name])]
         assert 100 < len(inside) < len(model.layers)

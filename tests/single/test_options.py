@@ -107,6 +107,7 @@ def test_options_become_json():
         ((*DATA, "--class_weights", "0", "0"), "--class_weights are all 0: nothing would be learnt"),
         ((*DATA, "--classes", "1"), "argument --classes: 1 given, at least 2 and at most 255 needed"),
         ((*DATA, "--label_smoothing", "1"), "argument --label_smoothing: 1 given, a share of at least 0 and below 1"),
+        ((*DATA, "--focal_gamma", "3"), "--focal_gamma is for --loss focal; --loss ce has none"),
         ((*DATA, "--loss", "dice", "--label_smoothing", "0.1"), "--label_smoothing is for ce and focal"),
         ((*DATA, "--freeze_bn"), "--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path"),
         ((*DATA, "--sync_bn", "--freeze_bn", "--weights_path", "w"), "--freeze_bn and --sync_bn: frozen statistics"),
