@@ -9,9 +9,7 @@ the level by that of the step, with its smallest and largest value. One rank, al
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 import models
+from benchmarks import report
+from benchmarks.step import prepared
 from samplers.augment import LEVELS, Augment
-from training.comm import SoloComm
-from training.losses import Loss
-from training.optimizer import Adam
-from training.step import TrainStep
 
-CLASSES, PIXELS = 2, 2**21  # px per batch, at most
+PIXELS = 2**21  # px per batch, at most
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -42,19 +38,11 @@ def seconds(run: Callable[[], Any]) -> float:
 def measure(model_name: str, img_size: int, rounds: int) -> list[dict[str, Any]]:
     """Rows of one model at one field of view, one per level."""
     batch = max(1, min(4, PIXELS // img_size**2))
-    rng = np.random.default_rng(0)
-    image_BHWC = tf.constant(rng.integers(0, 256, (batch, img_size, img_size, 3), dtype=np.uint8))
-    label_BHW = tf.constant(rng.integers(0, CLASSES, (batch, img_size, img_size), dtype=np.uint8))
-    model = models.build(model_name, img_size, CLASSES)
-    step = TrainStep(model, Adam(model.trainable_variables), SoloComm(), Loss("ce", [1.0] * CLASSES), False, None)
+    run, image_BHWC, label_BHW, _ = prepared(model_name, img_size, batch, "widefov")
     augments = {level: Augment(level, 0) for level in LEVELS if level != "none"}
-
-    def train() -> float:
-        return step(image_BHWC, label_BHW, 1e-4).loss
-
     times: dict[str, list[float]] = {level: [] for level in ("step", *augments)}
     for number in range(rounds + 2):  # the first two trace and warm up
-        found = {"step": seconds(train)}
+        found = {"step": seconds(lambda: run(image_BHWC, label_BHW))}
         for level, augment in augments.items():
             index_B = np.arange(batch) + number * batch
             found[level] = seconds(lambda a=augment, i=index_B: a(image_BHWC, label_BHW, i))  # type: ignore[misc]
@@ -96,9 +84,7 @@ def main() -> None:
                     flush=True,
                 )
     if opts.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores"
-        result = {"machine": machine, "tensorflow": tf.__version__, "rows": rows}
-        opts.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        report.write(opts.json, {"rows": rows})
 
 
 if __name__ == "__main__":

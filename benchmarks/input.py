@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +30,7 @@ import numpy as np
 import psutil
 import simplejpeg
 
+from benchmarks import report
 from benchmarks.big_slide import make
 from samplers import build
 from samplers.index import index_slide
@@ -261,7 +260,6 @@ def main() -> None:
                 rows += found
                 print("\n".join(map(line, found)), flush=True)
     result: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
         "slide": "16384 px, 512 px JPEG tiles", "label_ms_1024": times, "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     if len(set(arguments.workers) & {1, 2}) == 2:
@@ -274,7 +272,7 @@ def main() -> None:
             f"\nresident memory after {arguments.memory_patches} patches {end:.0f} MB, {slope:+.2f} MB per 1000 patches"
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        report.write(arguments.json, result)
 
 
 def line(row: Row) -> str:

@@ -2,7 +2,8 @@
 
 python -m benchmarks.profile_step --model effdetd0 --img_size 512 [--batch 1] [--variant widefov] [--top 25]
 
-Times are sums over the threads that run operations; `share` is of that sum. The operations of one step of `--steps`.
+Seconds and calls are those of one step, the mean of `--steps`; seconds are summed over the threads that run operations,
+`share` is of all of them.
 """
 
 from __future__ import annotations

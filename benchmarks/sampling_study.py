@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyvips
 
+from benchmarks import report
 from slides.texture import STAINS
 
 AUGMENTED = ["--augment", "standard"]
@@ -142,7 +143,7 @@ def main() -> None:
             f"{r['iou_0']:.4f}      {r['iou_1']:.4f}      {r['auc']:.4f}  {r['images_per_s']:.1f}"
         )
     if opts.json:
-        opts.json.write_text(json.dumps({"table": rows, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+        report.write(opts.json, {"table": rows, "runs": runs})
     if opts.png:
         what = {"hard": "hard mining", "stain": "augmentation, other stain in validation"}[opts.study]
         plot(runs, arms, opts.png, f"{what}: small U-Net, {len(opts.seeds)} seeds, mean thick")

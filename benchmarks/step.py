@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import report
 
 CLASSES = 2
 PRODUCT_SIDE, COPY_BYTES = 2048, 2**28
@@ -166,8 +167,7 @@ def main() -> None:
                     print(_line(runs[-1]), flush=True)
             _compare([r for r in runs if (r["model"], r["img_size"]) == (name, img_size)])
     if opts.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores"
-        opts.json.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+        report.write(opts.json, {"runs": runs})
 
 
 def _child(name: str, img_size: int, batch: int, variant: str, steps: int) -> dict[str, Any]:
