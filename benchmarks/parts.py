@@ -52,9 +52,9 @@ def elementwise() -> dict[str, Ways]:
     fusion = tf.function(lambda: tf.nn.silu(x * weights[0] + gradient * weights[1] + other * weights[2]))
     joined_statistics = tf.function(statistics, jit_compile=True)
     return {
-        "swish and its gradient": {
+        "gradient of swish": {
             "TensorFlow": tf.function(slope),
-            "joined": lambda: (tf.nn.silu(x), fused._before_swish(x, one, zero, gradient)),
+            "joined": lambda: fused._before_swish(x, one, zero, gradient),
         },
         "fusion of three maps and swish": {
             "TensorFlow": fusion,
@@ -76,13 +76,13 @@ def patches() -> dict[str, Ways]:
     levels_BHWC, copied = tf.constant(image_BHWC), np.empty(image_BHWC.shape, np.float32)
     floats = copied.copy()
     mask_HW1 = cv2.blur(rng.integers(0, 256, (512, 512), dtype=np.uint8), (31, 31))[..., None] > 127
-    steps_HW1 = np.diff(mask_HW1.astype(np.uint8), axis=1, prepend=0)
+    steps_HW1 = np.diff(mask_HW1.astype(np.uint8), axis=1, prepend=np.uint8(0))
     stream = zlib.compress(steps_HW1.tobytes(), 6)
     image_HWC = image_BHWC[0]
     return {
         "float32 of two patches": {
             "dequantize": lambda: scaled(levels_BHWC),
-            "tf.cast": lambda: tf.cast(levels_BHWC, tf.float32),
+            "cast, multiply, add": tf.function(lambda: tf.cast(levels_BHWC, tf.float32) * (2.0 / 255.0) - 1.0),
             "a copy of that size": lambda: np.copyto(copied, floats),
         },
         "Deflate of a mask's tile": {
