@@ -1,7 +1,7 @@
 """Elementwise parts of the training pass joined into single passes over memory, with gradients that keep less.
 
 On CPU TensorFlow runs every elementwise operation as a pass of its own: the gradient of swish is six. XLA joins them
-into one, in a quarter of the time (docs/performance.md). Convolutions and batch statistics stay with TensorFlow, whose
+into one, in a third of the time (docs/performance.md). Convolutions and batch statistics stay with TensorFlow, whose
 oneDNN kernels are faster than XLA's. Inference does not come here.
 
 Shapes: B images, H rows, W columns, C channels.
