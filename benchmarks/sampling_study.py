@@ -4,7 +4,7 @@ python -m benchmarks.sampling_study hard  --data C16MOSAIC --out DIR --json FILE
 python -m benchmarks.sampling_study stain --data C16MOSAIC --out DIR --json FILE --png FILE
 
 Every arm trains on the same slides with the same number of images; only the options named differ. `stain` validates on
-a copy of the validation slides whose stains were moved half-way to those of another laboratory. `hard` augments in
+a copy of the validation slides whose stains were moved half-way to a violet one. `hard` augments in
 every arm: else the difference in stain between training and validation would hide everything else.
 """
 
