@@ -19,6 +19,8 @@ SAMPLERS = ("radboud", "surf")
 AUGMENTATIONS = ("none", "flips", "standard", "strong")
 SCHEDULES = ("constant", "cosine")
 LOSSES = ("ce", "focal", "dice", "ce+dice")
+RECOMPUTATIONS = ("none", "blocks", "fine")
+PRECISIONS = ("float32", "bfloat16", "float16")
 SIZE_STEP = 128  # the models' coarsest stride
 
 
@@ -163,6 +165,18 @@ def _training_options(parser: Parser) -> None:
         metavar="N",
         help="passes of --batch_size patches per rank whose gradients are added up before one update",
     )
+    training.add_argument(
+        "--recompute",
+        choices=RECOMPUTATIONS,
+        default="none",
+        help="what the backward pass computes again, to save memory: the inside of blocks, or of parts of them",
+    )
+    training.add_argument(
+        "--mixed_precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of what is computed; weights and statistics stay float32, float16 comes with loss scaling",
+    )
     training.add_argument("--num_steps", type=whole(1), default=50000, help="length of training, IMAGES over all ranks")
     training.add_argument("--base_lr", type=positive, default=0.001, help="Adam's learning rate per rank; used x ranks")
     training.add_argument("--warmup", type=whole(0), help="images of linear warm-up; default 5%% of --num_steps")
@@ -199,7 +213,18 @@ def _training_options(parser: Parser) -> None:
 
 
 def _run_options(parser: Parser) -> None:
-    run = parser.add_argument_group("logging and checkpoints")
+    run = parser.add_argument_group("planning, logging and checkpoints")
+    run.add_argument(
+        "--plan",
+        action="store_true",
+        help="print memory and time of a step, and the largest --img_size that fits this machine, and exit; needs no data",
+    )
+    run.add_argument(
+        "--memory_check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="refuse to start what by the planner cannot fit this machine",
+    )
     run.add_argument(
         "--log_dir", type=Path, help="TensorBoard events, metrics.jsonl, checkpoints, options, sampling maps"
     )
@@ -220,7 +245,8 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and validate train.py's command line; exits with code 2 and one clear line where it is wrong."""
     parser = _train_parser()
     opts = parser.parse_args(argv)
-    _check_data(parser, opts)
+    if not opts.plan:
+        _check_data(parser, opts)
     if opts.img_size < SIZE_STEP or opts.img_size % SIZE_STEP:
         below = max(SIZE_STEP, opts.img_size // SIZE_STEP * SIZE_STEP)
         parser.error(

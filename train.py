@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from inputs import Inputs
-from options import as_json, train_options
+from options import SIZE_STEP, as_json, train_options
 from training.comm import AgreedError, abort, connect, launched_rank, together
 
 
@@ -35,6 +35,15 @@ def main(argv: list[str] | None = None) -> int:
         if launched_rank() == 0:
             print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    if opts.plan:
+        from training import devices, planner
+
+        devices.use_devices(comm)
+        words = (opts.networks[0], opts.img_size, opts.batch_size, opts.mixed_precision, opts.recompute, SIZE_STEP)
+        lines = planner.plan(*words, ranks=comm.local_size)
+        if comm.rank == 0:
+            print(*lines, sep="\n")
+        return 0
     try:
         Run(opts, comm).go()
     except (ValueError, OSError) as error:
@@ -46,10 +55,20 @@ def main(argv: list[str] | None = None) -> int:
             tqdm.write(f"train.py: error: {error}", file=sys.stderr)
         return 2
     except Exception as error:
+        if type(error).__name__ in ("ResourceExhaustedError", "MemoryError"):
+            abort(comm, f"out of memory: {str(error).splitlines()[0]}. {out_of_memory(opts, comm)}", 2)
         if comm.size == 1:
             raise
         abort(comm, f"{type(error).__name__}: {error}")
     return 0
+
+
+def out_of_memory(opts, comm) -> str:
+    """What to do about it."""
+    from training.planner import advice, memory
+
+    ways = advice(opts.networks[0], opts.mixed_precision, opts.batch_size, comm.local_size, SIZE_STEP, memory().total)
+    return f"On this machine fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"
 
 
 class Run:
@@ -88,6 +107,7 @@ class Run:
             f"view        {opts.img_size} px at {opts.resolution:g} um/px = {self.inputs.patch_um:.0f} um of tissue",
             f"length      {opts.num_steps} images = {-(-opts.num_steps // joint)} steps",
         )
+        self.check_memory()
         self.inputs.open()
         self.build_model()
         self.inputs.build_sampler(joint)
@@ -95,6 +115,27 @@ class Run:
         self.train()
         self.finish()
         self.inputs.close()
+
+    def check_memory(self) -> None:
+        """What a step will need, said before it is taken; what cannot fit is refused."""
+        from training.planner import MARGIN, costs, memory
+
+        opts, comm = self.opts, self.comm
+        cost = costs().get((opts.networks[0], opts.recompute, opts.mixed_precision))
+        if cost is None:
+            return
+        here, need = memory(), cost.step_gib(opts.img_size, opts.batch_size)
+        self.say(
+            f"memory      about {need:.1f} GiB per rank; {here.what} {here.total:.1f} GiB, {here.free:.1f} free, for "
+            f"{comm.local_size} rank{'s' if comm.local_size > 1 else ''}"
+        )
+        # Ranks: nodes may differ; where one cannot hold it, all leave.
+        least = min(comm.gather(here.total / comm.local_size))
+        if opts.memory_check and need / (1 + MARGIN) > least:
+            raise AgreedError(
+                f"a step needs about {need:.1f} GiB per rank, there are {least:.1f}. {out_of_memory(opts, comm)}. "
+                "--no-memory_check starts it all the same"
+            )
 
     def build_model(self) -> None:
         """Model and optimizer with all their variables; pre-trained weights where asked for."""
@@ -104,6 +145,7 @@ class Run:
         from models.weights import build_with_weights
         from training.losses import Loss
         from training.optimizer import Adam
+        from training.precision import LossScale
         from training.step import TrainStep
         from training.tally import Tally
         from training.validate import Validator
@@ -111,9 +153,9 @@ class Run:
         opts, classes, channels = self.opts, self.inputs.classes, self.inputs.channels
         keras.utils.set_random_seed(opts.seed)
         if opts.weights_path is None:
-            self.model = models.build(opts.networks[0], opts.img_size, classes, channels)
+            self.model = models.build(opts.networks[0], opts.img_size, classes, channels, opts.mixed_precision)
         else:
-            wanted = (opts.networks, opts.img_size, classes, opts.weights_path, channels)
+            wanted = (opts.networks, opts.img_size, classes, opts.weights_path, channels, opts.mixed_precision)
             self.model, report = together(self.comm, lambda: build_with_weights(*wanted))
             self.say(f"weights     {len(report.loaded)} layers from {opts.weights_path}, {len(report.skipped)} skipped")
             self.say(*(f"            {name}: {reason}" for name, reason in report.skipped))
@@ -126,10 +168,12 @@ class Run:
         self.optimizer = Adam(self.model.trainable_variables)
         weights_K = opts.class_weights or (opts.neg_pixel_weight, *[opts.pos_pixel_weight] * (classes - 1))
         loss = Loss(opts.loss, weights_K, opts.label_smoothing, opts.focal_gamma)
+        self.loss_scale = LossScale() if opts.mixed_precision == "float16" else None
         self.tally = Tally(classes)
         self.step = TrainStep(
             self.model, self.optimizer, self.comm, loss, opts.fp16_allreduce, self.tally,
-            warm_up=opts.weights_path is None, parts=opts.accumulate_batch,
+            warm_up=opts.weights_path is None, loss_scale=self.loss_scale,
+            training_pass=models.training_pass(self.model, opts.recompute), parts=opts.accumulate_batch,
         )  # fmt: skip
         self.validator = Validator(self.model, classes, loss)
 
@@ -164,6 +208,8 @@ class Run:
             self.images, self.best_miou = state.images, state.best_miou
             if self.inputs.pool is not None and "hard_pool" in state.arrays:
                 together(comm, lambda: self.inputs.pool.restore(state.arrays["hard_pool"]))
+            if self.loss_scale is not None and "loss_scale" in state.arrays:
+                self.loss_scale.restore(state.arrays["loss_scale"])
         elif opts.resume:
             self.say(f"resume      no checkpoint in {opts.log_dir}: a fresh start")
         elif opts.log_dir is None:
@@ -212,6 +258,8 @@ class Run:
         values = numbers(confusion_KK, histogram_2N, loss)
         values |= {"learning_rate": rate, "images_per_s": self.progress.lap()}
         self.log.numbers("train", self.images, values)
+        left_out = self.loss_scale and self.loss_scale.report()
+        self.say(*([left_out] if left_out else []))
         self.say(
             f"train {self.images:>8}  loss {loss:.4f}  mIoU {values['miou']:.4f}  AUC {values['auc']:.4f}  "
             f"{values['images_per_s']:.2f} images/s  lr {rate:.2e}"
@@ -243,6 +291,7 @@ class Run:
         # sample log and pool must know every patch below the image counter of a checkpoint
         self.inputs.records.flush(self.comm.gather, self.images)
         arrays = {"hard_pool": self.inputs.pool.state()} if self.inputs.pool else {}
+        arrays |= {"loss_scale": self.loss_scale.state()} if self.loss_scale else {}
         state = State(self.images, self.best_miou, as_json(self.opts) | self.inputs.stream, arrays)
         if self.checkpoints is not None:
             # Ranks: all hold the same variables; one writes.
@@ -251,6 +300,7 @@ class Run:
 
     def finish(self) -> None:
         """Final model, sampling maps, summary."""
+        import models
         from samplers.maps import write_maps
         from samplers.records import read_samples
         from training.checkpoint import export
@@ -266,7 +316,7 @@ class Run:
             if self.comm.rank == 0 and opts.log_dir is not None:
                 rows = read_samples(opts.log_dir)
                 write_maps(opts.log_dir / "sampling", self.inputs.train_set, rows, self.inputs.patch_um)
-                export(self.model, opts.log_dir)
+                export(models.in_float32(self.model), opts.log_dir)
 
         together(self.comm, write)
         self.log.close()

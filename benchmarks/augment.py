@@ -22,7 +22,7 @@ import tensorflow as tf
 
 import models
 from benchmarks import report
-from benchmarks.step import prepared
+from benchmarks.step import Case, prepared
 from samplers.augment import LEVELS, Augment
 
 PIXELS = 2**21  # px per batch, at most
@@ -38,7 +38,7 @@ def seconds(run: Callable[[], Any]) -> float:
 def measure(model_name: str, img_size: int, rounds: int) -> list[dict[str, Any]]:
     """Rows of one model at one field of view, one per level."""
     batch = max(1, min(4, PIXELS // img_size**2))
-    run, image_BHWC, label_BHW, _ = prepared(model_name, img_size, batch, "widefov")
+    run, image_BHWC, label_BHW, _ = prepared(Case(model_name, img_size, batch))
     augments = {level: Augment(level, 0) for level in LEVELS if level != "none"}
     times: dict[str, list[float]] = {level: [] for level in ("step", *augments)}
     for number in range(rounds + 2):  # the first two trace and warm up

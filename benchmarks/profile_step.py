@@ -19,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from benchmarks.step import CLASSES, VARIANTS, prepared
+from benchmarks.step import CLASSES, VARIANTS, Case, prepared
 
 
 def operation_times(folder: Path) -> tuple[Counter[str], Counter[str]]:
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--top", type=int, default=25)
     opts = parser.parse_args()
-    run, image_BHWC, label_BHW, _ = prepared(opts.model, opts.img_size, opts.batch, opts.variant)
+    run, image_BHWC, label_BHW, _ = prepared(Case(opts.model, opts.img_size, opts.batch, opts.variant))
     for _ in range(3):
         run(image_BHWC, label_BHW)
     with tempfile.TemporaryDirectory() as folder:

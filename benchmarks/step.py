@@ -1,6 +1,7 @@
 """How fast and how large a training step is, against what the machine can do.
 
 python -m benchmarks.step --json FILE [--models effdetd0 deeplab] [--sizes 512] [--batch 1] [--variants plain widefov]
+    [--recompute none|blocks|fine] [--precision float32|bfloat16|float16]
 
 Variants:
     plain     the same network of Keras' own layers, Keras' Adam, one tf.function: what people use
@@ -22,6 +23,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +32,31 @@ import numpy as np
 from benchmarks import report
 
 CLASSES = 2
-PRODUCT_SIDE, COPY_BYTES = 2048, 2**28
+COPY_BYTES = 2**28
 VARIANTS = ("plain", "widefov")
 
 
-def machine_rates() -> tuple[float, float]:
-    """Best of several: GFLOP/s of a float32 matrix product, GB/s moved by a copy."""
-    import tensorflow as tf
+@dataclass(frozen=True)
+class Case:
+    """What is measured in one process."""
 
-    a = tf.random.normal((PRODUCT_SIDE, PRODUCT_SIDE))
-    taken = []
-    for _ in range(6):
-        start = time.perf_counter()
-        tf.matmul(a, a).numpy()
-        taken.append(time.perf_counter() - start)
-    product = 2 * PRODUCT_SIDE**3 / min(taken) / 1e9
+    model: str
+    img_size: int
+    batch: int = 1
+    variant: str = "widefov"
+    recompute: str = "none"
+    precision: str = "float32"
+
+
+def copy_rate() -> float:
+    """GB/s moved by a copy (read and write), best of several."""
     source, target = np.ones(COPY_BYTES // 4, np.float32), np.zeros(COPY_BYTES // 4, np.float32)
     taken = []
     for _ in range(5):
         start = time.perf_counter()
         np.copyto(target, source)
         taken.append(time.perf_counter() - start)
-    return product, 2 * COPY_BYTES / min(taken) / 1e9
+    return 2 * COPY_BYTES / min(taken) / 1e9
 
 
 def forward_flops(model: Any) -> int:
@@ -85,45 +90,50 @@ def plain_step(model: Any) -> Any:
     return lambda image, label: float(step(image, label))
 
 
-def prepared(model_name: str, img_size: int, batch: int, variant: str) -> tuple[Any, Any, Any, Any]:
+def prepared(c: Case) -> tuple[Any, Any, Any, Any]:
     """A training step (image, label) -> loss, a batch of noise for it, and the model."""
     import keras
     import tensorflow as tf
 
     from benchmarks.plain import plain_layers
 
-    if variant == "plain":
+    if c.variant == "plain":
         plain_layers()
     import models
     from training.comm import SoloComm
     from training.losses import Loss
     from training.optimizer import Adam
+    from training.precision import LossScale
     from training.step import TrainStep
 
     keras.utils.set_random_seed(0)
-    model = models.build(model_name, img_size, CLASSES)
-    if variant == "plain":
+    model = models.build(c.model, c.img_size, CLASSES, precision=c.precision)
+    if c.variant == "plain":
         run = plain_step(model)
     else:
         train_step = TrainStep(
-            model, Adam(model.trainable_variables), SoloComm(), Loss("ce", [1.0] * CLASSES), False, None
-        )
+            model, Adam(model.trainable_variables), SoloComm(), Loss("ce", [1.0] * CLASSES), False, None,
+            loss_scale=LossScale() if c.precision == "float16" else None,
+            training_pass=models.training_pass(model, c.recompute),
+        )  # fmt: skip
 
         def run(image: Any, label: Any) -> float:
             return train_step(image, label, 1e-4).loss
 
     rng = np.random.default_rng(0)
-    image_BHWC = tf.constant(rng.integers(0, 256, (batch, img_size, img_size, 3), dtype=np.uint8))
-    label_BHW = tf.constant(rng.integers(0, CLASSES, (batch, img_size, img_size), dtype=np.uint8))
+    image_BHWC = tf.constant(rng.integers(0, 256, (c.batch, c.img_size, c.img_size, 3), dtype=np.uint8))
+    label_BHW = tf.constant(rng.integers(0, CLASSES, (c.batch, c.img_size, c.img_size), dtype=np.uint8))
     return run, image_BHWC, label_BHW, model
 
 
-def case(model_name: str, img_size: int, batch: int, variant: str, steps: int) -> dict[str, Any]:
+def measured(c: Case, steps: int) -> dict[str, Any]:
     """Run one case in this process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    product, copy = machine_rates()
-    run, image_BHWC, label_BHW, model = prepared(model_name, img_size, batch, variant)
-    flops = forward_flops(model) * batch
+    from training.planner import product_rate
+
+    product, copy = product_rate(), copy_rate()
+    run, image_BHWC, label_BHW, model = prepared(c)
+    flops = forward_flops(model) * c.batch
     start = time.perf_counter()
     losses = [run(image_BHWC, label_BHW)]
     first = time.perf_counter() - start
@@ -132,9 +142,8 @@ def case(model_name: str, img_size: int, batch: int, variant: str, steps: int) -
         start = time.perf_counter()
         losses.append(run(image_BHWC, label_BHW))
         taken.append(time.perf_counter() - start)
-    return {
-        "model": model_name, "img_size": img_size, "batch": batch, "variant": variant, "first_s": first,
-        "step_s": float(np.median(taken[1:])), "steps_s": taken[1:], "gflop_forward": flops / 1e9,
+    return asdict(c) | {
+        "first_s": first, "step_s": float(np.median(taken[1:])), "steps_s": taken[1:], "gflop_forward": flops / 1e9,
         "product_gflop_s": product, "copy_gb_s": copy, "losses": losses,
         "efficiency": 3 * flops / 1e9 / (float(np.median(taken[1:])) * product),
         "resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -148,14 +157,15 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[512])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--recompute", default="none", help="of widefov")
+    parser.add_argument("--precision", default="float32")
     parser.add_argument("--steps", type=int, default=5, help="timed steps per process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # in a process of its own
     opts = parser.parse_args()
     if opts.case:
-        name, size, batch, variant = opts.case
-        print(json.dumps(case(name, int(size), int(batch), variant, opts.steps)))
+        print(json.dumps(measured(Case(**json.loads(opts.case)), opts.steps)))
         return
     runs = []
     print("model       px  batch variant    step s  images/s  first s  GiB    GFLOP  peak GFLOP/s  GB/s  efficiency")
@@ -163,16 +173,18 @@ def main() -> None:
         for img_size in opts.sizes:
             for _ in range(opts.rounds):
                 for variant in opts.variants:
-                    runs.append(_child(name, img_size, opts.batch, variant, opts.steps))
+                    recompute = opts.recompute if variant == "widefov" else "none"
+                    runs.append(child(Case(name, img_size, opts.batch, variant, recompute, opts.precision), opts.steps))
                     print(_line(runs[-1]), flush=True)
             _compare([r for r in runs if (r["model"], r["img_size"]) == (name, img_size)])
     if opts.json:
         report.write(opts.json, {"runs": runs})
 
 
-def _child(name: str, img_size: int, batch: int, variant: str, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.step", "--steps", steps, "--case", name, img_size, batch, variant]
-    done = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
+def child(c: Case, steps: int) -> dict[str, Any]:
+    """`measured`, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.step", "--steps", str(steps), "--case", json.dumps(asdict(c))]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

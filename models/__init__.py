@@ -7,13 +7,18 @@ Shapes: B images, H rows, W columns, C channels, K classes. Every network maps i
 logits_BHWK, float32. C is 3 for each view: a context view at a coarser spacing adds 3.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import keras
 
 from models import deeplab, efficientdet, efficientnet
 from models.fused import Total
 from models.layers import BatchNormalization, RunningBatchNormalization
+from models.recompute import Recomputed
 
 NAMES = ("effdetd0", "effdetd4", "deeplab")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 # How the names of backbone layers start, by network.
 BACKBONE_PREFIXES = {
@@ -22,11 +27,13 @@ BACKBONE_PREFIXES = {
     "deeplab": deeplab.BACKBONE_PREFIXES,
 }
 
+SEGMENTS = {"effdetd0": efficientdet.SEGMENTS, "effdetd4": efficientdet.SEGMENTS, "deeplab": deeplab.SEGMENTS}
+
 # The coarsest BiFPN level has stride 128; a multiple of it gives every level of every network a whole number of cells.
 SIZE_MULTIPLE = 128
 
 
-def build(name: str, img_size: int, classes: int, channels: int = 3) -> keras.Model:
+def build(name: str, img_size: int, classes: int, channels: int = 3, precision: str = "float32") -> keras.Model:
     """Builds an untrained network.
 
     Args:
@@ -34,6 +41,8 @@ def build(name: str, img_size: int, classes: int, channels: int = 3) -> keras.Mo
         img_size: Side of the square field of view in output pixels, a positive multiple of 128.
         classes: Number of classes K, at least 2.
         channels: Channels C of the image, 3 for each view.
+        precision: One of `PRECISIONS`, of what is computed and kept between layers; weights, statistics and logits are
+            float32.
 
     Returns:
         A model from image_BHWC (B, img_size, img_size, channels), float32 in [-1, 1], to logits_BHWK (B, img_size,
@@ -56,9 +65,32 @@ def build(name: str, img_size: int, classes: int, channels: int = 3) -> keras.Mo
         raise ValueError(f"classes is {classes}; a segmentation needs at least 2 (background and one more)")
     if channels < 3 or channels % 3:
         raise ValueError(f"channels is {channels}; every view of a patch has 3")
-    if name == "deeplab":
-        return deeplab.build(img_size, classes, channels)
-    return efficientdet.build(name, img_size, classes, channels)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    with _policy(precision):
+        if name == "deeplab":
+            return deeplab.build(img_size, classes, channels)
+        return efficientdet.build(name, img_size, classes, channels)
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """A network of `build` with the same weights that computes in float32; itself if it does already."""
+    if model.dtype_policy.name == "float32":
+        return model
+    _, side, _, channels = model.input_shape
+    plain = build(model.name, side, model.output_shape[-1], channels)
+    plain.set_weights(model.get_weights())
+    return plain
+
+
+@contextmanager
+def _policy(precision: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def freeze(model: keras.Model, batch_norm: bool, backbone: bool) -> int:
@@ -79,6 +111,20 @@ def freeze(model: keras.Model, batch_norm: bool, backbone: bool) -> int:
         if (batch_norm and isinstance(layer, norms)) or (backbone and in_backbone):
             layer.trainable = False
     return before - sum(weight.value.shape.num_elements() for weight in model.trainable_weights)
+
+
+def training_pass(model: keras.Model, recompute: str) -> Callable[..., keras.KerasTensor]:
+    """The training pass of a network, called like the network itself.
+
+    Args:
+        model: A network of `build`.
+        recompute: One of `recompute.MODES`: what the backward pass computes again to save memory. "none": nothing;
+            "blocks": the inside of blocks; "fine": that, in parts which are again computed again.
+    """
+    if recompute == "none":
+        return model
+    segments = SEGMENTS[model.name]
+    return Recomputed(model, segments if recompute == "fine" else segments[:1])
 
 
 def synchronise(model: keras.Model, total: Total) -> int:

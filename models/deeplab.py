@@ -19,6 +19,7 @@ import keras
 from keras import layers
 
 from models.layers import AlignCornersResize, BatchNormalization, FixedPadding, RunningBatchNormalization
+from models.recompute import naming
 
 MIDDLE_UNITS = 16
 BACKBONE_PREFIXES = ("entry_flow_", "middle_flow_", "exit_flow_")
@@ -26,6 +27,28 @@ ASPP_RATES = (6, 12, 18)
 BACKBONE_EPSILON = 1e-3
 DECODER_EPSILON = 1e-5
 MOMENTUM = 0.99
+
+# What is computed again as one (see models.recompute): the blocks of the papers' figures, and halves of their separable
+# convolutions. Dropout is in none.
+SEGMENTS = (
+    naming(
+        {
+            r"(entry_flow_conv1|(?:entry|exit)_flow_block\d|middle_flow_unit_\d+|image_pooling|aspp\d)": r"\1",
+            r"aspp_concat|concat_projection": "projection",
+            r"decoder_(resize|concat|conv0)|feature_projection0": "decoder 0",
+            r"decoder_conv1": "decoder 1",
+        }
+    ),
+    naming(
+        {
+            r"(.*_conv\d|aspp[1-3])_(relu|pad|depthwise)": r"\1 depthwise",
+            r"(.*_conv\d|aspp[1-3])_pointwise": r"\1 pointwise",
+            r"(entry_flow_conv1_\d)": r"\1",
+            r".*_shortcut": "shortcut",
+            r"feature_projection0": "feature projection",
+        }
+    ),
+)
 
 
 def build(img_size: int, classes: int, channels: int = 3) -> keras.Model:

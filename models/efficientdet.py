@@ -13,9 +13,34 @@ from keras import layers
 
 from models import efficientnet
 from models.layers import BatchNormalization, FastFusion
+from models.recompute import naming
 
 MIN_LEVEL, BACKBONE_LEVEL, MAX_LEVEL = 1, 5, 7
 CELLS = 3
+
+# What is computed again as one (see models.recompute): the blocks of EfficientNet, the nodes of the BiFPN, the steps of
+# the head; and parts of them.
+SEGMENTS = (
+    naming(
+        {
+            r"(stem|block\d\w|resample_p6|fpn_cell\d_(?:td|bu)\d)_": r"\1",
+            r"head_up1|logits$": "top",
+            r"(head_up\d)": r"\1",
+        }
+    ),
+    naming(
+        {
+            r"block\d\w_expand": "expand",
+            r"block\d\w_(dwconv|bn)": "depthwise",
+            r"block\d\w_(se|project)": "project",
+            r".*_lateral": "lateral",
+            r".*_(upsample|maxpool|fuse)": "fuse",
+            r"fpn_.*_(conv|bn)": "convolve",
+            r"head_up\d_(conv|bn)": "up",
+            r"head_up1_concat|logits": "logits",
+        }
+    ),
+)
 
 Levels = dict[int, keras.KerasTensor]
 

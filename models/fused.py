@@ -10,7 +10,7 @@ Shapes: B images, H rows, W columns, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -20,7 +20,23 @@ one_pass = tf.function(jit_compile=True, autograph=False)
 Total = Callable[[Sequence[Any]], Sequence[Any]]  # tensors to their sums over ranks
 
 
-def batch_norm(x_BHWC: Any, gamma_C: Any, beta_C: Any, epsilon: float, activation: str | None) -> tuple[Any, Any, Any]:
+class Statistics(NamedTuple):
+    """What a batch normalisation takes from its batch.
+
+    Attributes:
+        mean_C: mean of every channel, float32.
+        variance_C: biased variance of every channel, float32.
+        kept: what the gradient needs besides.
+    """
+
+    mean_C: Any
+    variance_C: Any
+    kept: tuple[Any, ...]
+
+
+def batch_norm(
+    x_BHWC: Any, gamma_C: Any, beta_C: Any, epsilon: float, activation: str | None, known: Statistics | None
+) -> tuple[Any, Statistics]:
     """Normalise with the batch's own statistics, then activate; as one operation for the gradient.
 
     The gradient keeps the input alone: the normalised map is made again from it within the pass that needs it.
@@ -31,45 +47,58 @@ def batch_norm(x_BHWC: Any, gamma_C: Any, beta_C: Any, epsilon: float, activatio
         beta_C: offset, float32.
         epsilon: added to the variance.
         activation: one of `ACTIVATIONS`.
+        known: what an earlier pass over the same batch found.
 
     Returns:
-        The activated map, of the input's type, and the batch's mean_C and biased variance_C, float32, which pass no
-        gradient on.
+        The activated map, of the input's type, and the batch's statistics, which pass no gradient on.
     """
+    affine = {"scale": gamma_C, "offset": beta_C, "epsilon": epsilon}
 
     @tf.custom_gradient
     def run(x_BHWC: Any, gamma_C: Any, beta_C: Any) -> Any:
-        normal = tf.raw_ops.FusedBatchNormV3(
-            x=x_BHWC, scale=gamma_C, offset=beta_C, mean=[], variance=[], epsilon=epsilon, is_training=True
-        )
-        # The operation returns the unbiased variance.
-        count = tf.cast(tf.size(x_BHWC) // tf.shape(x_BHWC)[-1], tf.float32)
-        variance_C = normal.batch_variance * ((count - 1.0) / count)
+        if known is None:
+            normal = tf.raw_ops.FusedBatchNormV3(x=x_BHWC, mean=[], variance=[], is_training=True, **affine)
+            # The operation returns the unbiased variance.
+            count = tf.cast(tf.size(x_BHWC) // tf.shape(x_BHWC)[-1], tf.float32)
+            variance_C = normal.batch_variance * ((count - 1.0) / count)
+            found = Statistics(normal.batch_mean, variance_C, tuple(normal[3:]))
+        else:
+            found = known
+            given = {"mean": found.mean_C, "variance": found.variance_C}
+            normal = tf.raw_ops.FusedBatchNormV3(x=x_BHWC, is_training=False, **given, **affine)
         out_BHWC = activated(normal.y, activation)
 
         def gradient(out_gradient_BHWC: Any, *_: Any) -> Any:
-            scale_C = gamma_C * tf.math.rsqrt(variance_C + epsilon)
-            shift_C = beta_C - normal.batch_mean * scale_C
+            scale_C = gamma_C * tf.math.rsqrt(found.variance_C + epsilon)
+            shift_C = beta_C - found.mean_C * scale_C
             return tf.raw_ops.FusedBatchNormGradV3(
                 y_backprop=_before(activation, x_BHWC, scale_C, shift_C, out_BHWC, out_gradient_BHWC),
                 x=x_BHWC,
                 scale=gamma_C,
-                reserve_space_1=normal.reserve_space_1,
-                reserve_space_2=normal.reserve_space_2,
-                reserve_space_3=normal.reserve_space_3,
+                reserve_space_1=found.kept[0],
+                reserve_space_2=found.kept[1],
+                reserve_space_3=found.kept[2],
                 epsilon=epsilon,
                 is_training=True,
             )[:3]
 
-        return (out_BHWC, normal.batch_mean, variance_C), gradient
+        return (out_BHWC, found.mean_C, found.variance_C, *found.kept), gradient
 
-    out_BHWC, mean_C, variance_C = run(x_BHWC, gamma_C, beta_C)
-    return out_BHWC, tf.stop_gradient(mean_C), tf.stop_gradient(variance_C)
+    out_BHWC, *found = run(x_BHWC, gamma_C, beta_C)
+    mean_C, variance_C, *kept = (tf.stop_gradient(x) for x in found)
+    return out_BHWC, Statistics(mean_C, variance_C, tuple(kept))
 
 
 def synced_batch_norm(
-    x_BHWC: Any, gamma_C: Any, beta_C: Any, epsilon: float, activation: str | None, near_C: Any, total: Total
-) -> tuple[Any, Any, Any]:
+    x_BHWC: Any,
+    gamma_C: Any,
+    beta_C: Any,
+    epsilon: float,
+    activation: str | None,
+    known: Statistics | None,
+    near_C: Any,
+    total: Total,
+) -> tuple[Any, Statistics]:
     """As `batch_norm`, with the statistics of all ranks' batches; the gradient passes through them to every rank.
 
     The gradient is that of the sum of the ranks' losses: ranks that average the gradients of their weights get that of
@@ -81,19 +110,14 @@ def synced_batch_norm(
         beta_C: see `batch_norm`.
         epsilon: see `batch_norm`.
         activation: see `batch_norm`.
+        known: see `batch_norm`.
         near_C: numbers near the mean, equal on all ranks: what they are taken off does not lose its digits.
         total: sums tensors over ranks.
     """
 
     @tf.custom_gradient
     def run(x_BHWC: Any, gamma_C: Any, beta_C: Any) -> Any:
-        count = tf.cast(tf.size(x_BHWC) // tf.shape(x_BHWC)[-1], tf.float32)
-        away_BHWC = tf.cast(x_BHWC, tf.float32) - near_C
-        sums = [tf.reduce_sum(away_BHWC, (0, 1, 2)), tf.reduce_sum(tf.square(away_BHWC), (0, 1, 2)), count]
-        sum_C, square_C, joint_count = total(sums)
-        mean_C = sum_C / joint_count
-        variance_C = tf.maximum(square_C / joint_count - tf.square(mean_C), 0.0)
-        mean_C += near_C
+        mean_C, variance_C, (joint_count,) = known or _joint_statistics(x_BHWC, near_C, total)
         rate_C = tf.math.rsqrt(variance_C + epsilon)
         scale_C = gamma_C * rate_C
         shift_C = beta_C - mean_C * scale_C
@@ -108,10 +132,22 @@ def synced_batch_norm(
             x_gradient_BHWC = scale_C * (grad_BHWC - beta_gradient_C - normal_BHWC * gamma_gradient_C)
             return tf.cast(x_gradient_BHWC, x_BHWC.dtype), *own
 
-        return (out_BHWC, mean_C, variance_C), gradient
+        return (out_BHWC, mean_C, variance_C, joint_count), gradient
 
-    out_BHWC, mean_C, variance_C = run(x_BHWC, gamma_C, beta_C)
-    return out_BHWC, tf.stop_gradient(mean_C), tf.stop_gradient(variance_C)
+    out_BHWC, *found = run(x_BHWC, gamma_C, beta_C)
+    mean_C, variance_C, joint_count = (tf.stop_gradient(x) for x in found)
+    return out_BHWC, Statistics(mean_C, variance_C, (joint_count,))
+
+
+def _joint_statistics(x_BHWC: Any, near_C: Any, total: Total) -> Statistics:
+    """Statistics of all ranks' batches, and the number of their values."""
+    count = tf.cast(tf.size(x_BHWC) // tf.shape(x_BHWC)[-1], tf.float32)
+    away_BHWC = tf.cast(x_BHWC, tf.float32) - near_C
+    sums = [tf.reduce_sum(away_BHWC, (0, 1, 2)), tf.reduce_sum(tf.square(away_BHWC), (0, 1, 2)), count]
+    sum_C, square_C, joint_count = total(sums)
+    mean_C = sum_C / joint_count
+    variance_C = tf.maximum(square_C / joint_count - tf.square(mean_C), 0.0)
+    return Statistics(mean_C + near_C, variance_C, (joint_count,))
 
 
 def weighted_swish(weights_N: Any, maps: Sequence[Any]) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from models import fused
+from models import fused, recompute
 
 _register = keras.saving.register_keras_serializable(package="widefov")
 
@@ -28,7 +28,7 @@ class FastFusion(keras.layers.Layer):
     def build(self, input_shape: Sequence[Sequence[int | None]]) -> None:
         """Makes one weight per input map."""
         self.fusion_weights = self.add_weight(
-            name="fusion_weights", shape=(len(input_shape),), initializer="ones", trainable=True
+            name="fusion_weights", shape=(len(input_shape),), initializer="ones", trainable=True, autocast=False
         )
 
     def call(self, maps_BHWC: Sequence[keras.KerasTensor], training: bool = False) -> keras.KerasTensor:
@@ -148,13 +148,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
             frozen = {"mean": old_mean, "variance": old_variance, "epsilon": self.epsilon, "is_training": False}
             normalised = tf.raw_ops.FusedBatchNormV3(x=inputs, scale=gamma, offset=beta, **frozen).y
             return fused.activated(normalised, self.activation)
-        options = (inputs, gamma, beta, self.epsilon, self.activation)
+        known = recompute.statistics_of(self.name)
+        options = (inputs, gamma, beta, self.epsilon, self.activation, known)
         if self.total is None:
-            out, mean, variance = fused.batch_norm(*options)
+            out, found = fused.batch_norm(*options)
         else:
-            out, mean, variance = fused.synced_batch_norm(*options, old_mean, self.total)
-        self.moving_mean.assign(old_mean * self.momentum + mean * (1.0 - self.momentum))
-        self.moving_variance.assign(old_variance * self.momentum + variance * (1.0 - self.momentum))
+            out, found = fused.synced_batch_norm(*options, old_mean, self.total)
+        if known is None:
+            recompute.keep_statistics(self.name, found)
+            self.moving_mean.assign(old_mean * self.momentum + found.mean_C * (1.0 - self.momentum))
+            self.moving_variance.assign(old_variance * self.momentum + found.variance_C * (1.0 - self.momentum))
         return out
 
     def get_config(self) -> dict:
@@ -193,9 +196,9 @@ class RunningBatchNormalization(keras.layers.Layer):
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Makes the four vectors, one value per channel."""
         shape = (input_shape[-1],)
-        self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones")
-        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
-        # Statistics stay in float32 under any precision policy.
+        # All stay in float32 under any precision policy.
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones", autocast=False)
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", autocast=False)
         frozen = {"shape": shape, "trainable": False, "autocast": False}
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **frozen)
         self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **frozen)
@@ -203,9 +206,12 @@ class RunningBatchNormalization(keras.layers.Layer):
     def call(self, x_BHWC: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
         """Normalises every channel; in training also moves the statistics towards the batch's."""
         x = ops.cast(x_BHWC, "float32")
-        scale = ops.cast(self.gamma, "float32") * ops.rsqrt(self.moving_variance + self.epsilon)
-        normalised = (x - self.moving_mean) * scale + ops.cast(self.beta, "float32")
-        if training and self.trainable:
+        known = recompute.statistics_of(self.name)
+        old_mean, old_variance = known or (ops.copy(v) for v in (self.moving_mean, self.moving_variance))
+        scale = ops.cast(self.gamma, "float32") * ops.rsqrt(old_variance + self.epsilon)
+        normalised = (x - old_mean) * scale + ops.cast(self.beta, "float32")
+        if training and self.trainable and known is None:
+            recompute.keep_statistics(self.name, (old_mean, old_variance))
             # Last, and both at once: everything above and both new values are made from the old statistics.
             mean, variance = self._moved(ops.stop_gradient(x))
             self.moving_mean.assign(mean)

@@ -75,7 +75,7 @@ class MisfitError(ValueError):
 
 
 def build_with_weights(
-    names: Sequence[str], img_size: int, classes: int, path: str | Path, channels: int = 3
+    names: Sequence[str], img_size: int, classes: int, path: str | Path, channels: int = 3, precision: str = "float32"
 ) -> tuple[keras.Model, LoadReport]:
     """Builds the first network that a weight file fits.
 
@@ -85,6 +85,7 @@ def build_with_weights(
         classes: Number of classes.
         path: See `load_weights`.
         channels: Channels of the image, 3 for each view.
+        precision: See `models.build`.
 
     Raises:
         MisfitError: The weights fit none of the networks.
@@ -92,7 +93,7 @@ def build_with_weights(
     """
     reasons = []
     for name in names:
-        model = build(name, img_size, classes, channels)
+        model = build(name, img_size, classes, channels, precision)
         try:
             return model, load_weights(model, path)
         except MisfitError as error:

@@ -58,5 +58,6 @@ class MovingStatistics:
             for old, new, share in zip(before, self._variables, self._shares, strict=True)
         ]
         # Ranks: one grouped call, always in float32; the means of equal old values and own batches stay equal.
-        for variable, value in zip(self._variables, comm.mean(values), strict=True):
-            variable.assign(value)
+        for variable, old, value in zip(self._variables, before, comm.mean(values), strict=True):
+            # A step that loss scaling leaves out must not spoil them.
+            variable.assign(tf.where(tf.math.is_finite(value), value, old))

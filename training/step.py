@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from training.comm import AgreedError, Comm
 from training.losses import Loss, joint_value
+from training.precision import LossScale
 from training.statistics import MovingStatistics
 from training.tally import Tally
 
@@ -33,6 +34,7 @@ class StepResult:
         loss: float, weighted mean over all valid pixels of all ranks.
         patch_loss_B: mean loss of each of this rank's patches over its valid pixels (0 where none is valid).
         finite: whether loss and joint gradients are numbers; fp16 can overflow in the allreduce whatever the loss.
+            Also true of a step that loss scaling leaves out, whose loss is NaN then.
     """
 
     loss: float
@@ -61,7 +63,7 @@ def require_finite(result: StepResult, indices_B: np.ndarray, images: int, comm:
     raise AgreedError(
         f"the loss became {result.loss} or its gradient no number in the step at image {images}; "
         f"indices of patches whose own loss is no number: {indices or 'no patch'}. Try a smaller "
-        "--base_lr, a longer --warmup, or no --fp16_allreduce"
+        "--base_lr, a longer --warmup, no --fp16_allreduce, or --mixed_precision float32"
     )
 
 
@@ -80,6 +82,8 @@ class TrainStep:
         fp16_allreduce: compress gradients for the allreduce.
         tally: where training metrics are counted, or None.
         warm_up: let BatchNorm's statistics leave their values quickly; not for pre-trained ones.
+        loss_scale: for float16; None for precisions whose gradients do not vanish.
+        training_pass: what is called in place of the model, for a pass that keeps less (`models.training_pass`).
         parts: passes that a batch is cut into, one after the other, to save memory. Up to BatchNorm, which sees a part
             at a time, and to the Dice loss, whose mean over the parts is taken, the result is that of one pass.
     """
@@ -93,14 +97,18 @@ class TrainStep:
         fp16_allreduce: bool,
         tally: Tally | None,
         warm_up: bool = True,
+        loss_scale: LossScale | None = None,
+        training_pass=None,
         parts: int = 1,
     ) -> None:
         self._model = model
+        self._training_pass = training_pass or model
         self._optimizer = optimizer
         self._comm = comm
         self._loss = loss
         self._fp16 = fp16_allreduce
         self._tally = tally
+        self._loss_scale = loss_scale
         self._losses: list[float] = []
         self._statistics = MovingStatistics(model, warm_up)
         self._parts = parts
@@ -118,8 +126,12 @@ class TrainStep:
         rate = tf.constant(learning_rate, tf.float32)
         run = self._step if self._parts == 1 else self._step_in_parts
         loss, patch_loss_B, finite = run(image_BHWC, label_BHW, rate)
-        self._losses.append(float(loss))
-        return StepResult(self._losses[-1], patch_loss_B.numpy(), bool(finite))
+        result = StepResult(float(loss), patch_loss_B.numpy(), bool(finite))
+        if not result.finite and self._loss_scale and not self._loss_scale.exhausted:
+            self._loss_scale.left_out += 1
+            return StepResult(float("nan"), np.nan_to_num(result.patch_loss_B, posinf=0.0), True)
+        self._losses.append(result.loss)
+        return result
 
     def mean_loss(self) -> float:
         """Mean loss of the steps since the last call, over all ranks; NaN without any."""
@@ -130,7 +142,12 @@ class TrainStep:
     def gradients(self, image_BHWC, label_BHW) -> tuple[Any, Any, list[Any]]:
         """Loss over all ranks, loss of each own patch, and the joint gradient of each trainable variable."""
         loss, patch_loss_B, grads = self._own_gradients(image_BHWC, label_BHW)
-        return loss, patch_loss_B, self._comm.mean(grads, fp16=self._fp16)
+        return loss, patch_loss_B, self._joint(grads)
+
+    def _joint(self, grads) -> list[Any]:
+        """Gradients over all ranks, no longer scaled."""
+        grads = self._comm.mean(grads, fp16=self._fp16)
+        return grads if self._loss_scale is None else [g / self._loss_scale.scale for g in grads]
 
     def _own_gradients(self, image_BHWC, label_BHW, weight=None) -> tuple[Any, Any, list[Any]]:
         """As `gradients`, of one part of a step, before the mean over the ranks.
@@ -142,7 +159,7 @@ class TrainStep:
         """
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
-            logits_BHWK = self._model(scaled(image_BHWC), training=True)
+            logits_BHWK = self._training_pass(scaled(image_BHWC), training=True)
             sums_BS = self._loss.sums(logits_BHWK, label_BHW)
             sums_S = tf.reduce_sum(sums_BS, 0)
             # Ranks: the sums first, so gradients are already those of the joint loss when they are compressed to fp16.
@@ -150,6 +167,8 @@ class TrainStep:
             loss, slope_S = joint_value(self._loss, joint_S, weight, self._parts)
             # Ranks: x size, because the allreduce takes the mean over ranks where a sum is meant.
             local = tf.reduce_sum(tf.stop_gradient(slope_S) * sums_S) * self._comm.size
+            if self._loss_scale is not None:
+                local *= self._loss_scale.scale
         grads = tape.gradient(local, [v.value for v in variables])
         if self._tally is not None:
             self._tally.update(logits_BHWK, label_BHW)
@@ -185,13 +204,19 @@ class TrainStep:
     @tf.function
     def _apply_gathered(self, loss, learning_rate):
         # Ranks: one allreduce for all parts.
-        finite = self._apply(self._comm.mean(self._gathered, fp16=self._fp16), loss, learning_rate)
+        finite = self._apply(self._joint(self._gathered), loss, learning_rate)
         for gathered in self._gathered:
             gathered.assign(tf.zeros_like(gathered))
         return finite
 
     def _apply(self, grads, loss, learning_rate):
         """Update the weights; whether loss and gradients are numbers."""
-        self._optimizer.apply(grads, learning_rate)
         # a sum is no number as soon as one term is none
-        return tf.math.is_finite(loss + tf.add_n([tf.reduce_sum(g) for g in grads]))
+        finite = tf.math.is_finite(loss + tf.add_n([tf.reduce_sum(g) for g in grads]))
+        if self._loss_scale is None:
+            self._optimizer.apply(grads, learning_rate)
+            return finite
+        if finite:  # of a tensor: made a branch of the graph by tf.function
+            self._optimizer.apply(grads, learning_rate)
+        self._loss_scale.update(finite)
+        return finite
