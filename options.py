@@ -149,7 +149,11 @@ def _training_options(parser: Parser) -> None:
     training.add_argument(
         "--model", choices=MODELS, help="network; default effdetd0, or the one that --weights_path was made for"
     )
-    training.add_argument("--weights_path", type=Path, help="pre-trained weights, file or folder (.h5, .keras)")
+    training.add_argument(
+        "--weights_path",
+        type=Path,
+        help="pre-trained weights: file or folder with .h5, .keras, or an EfficientDet checkpoint (PREFIX or .index)",
+    )
     training.add_argument(
         "--sync_bn", action="store_true", help="batch normalisation over the batches of all ranks together"
     )

@@ -3,6 +3,9 @@
 Papers: Chen et al., Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation,
 https://arxiv.org/abs/1802.02611 (figures 2 and 4); Chollet, Xception, https://arxiv.org/abs/1610.02357.
 
+The public Keras file holds the model zoo's arrays. Its own graph pads the first convolution by SAME, off by a pixel for
+even sizes; padding here is fixed everywhere, as in the zoo's graph, where the weights were trained.
+
 Output stride 16. Differences from the public weights' training set-up, none of which changes inference: batch
 normalisation has momentum 0.99 instead of 0.9997, which would still remember its start after ten thousand steps, and
 `image_pooling_BN` normalises with its moving statistics in training too (see `RunningBatchNormalization`), because a

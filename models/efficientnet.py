@@ -44,6 +44,16 @@ STAGES = (
     Stage(kernel=3, repeats=1, filters=320, expand_ratio=6, stride=1),
 )
 
+
+@dataclass(frozen=True)
+class Block:
+    """One inverted residual block of a variant, and how the names of its layers start."""
+
+    stage: Stage
+    strides: int
+    prefix: str
+
+
 STEM_FILTERS = 32
 PREFIXES = ("stem_", "block")  # of the names of all layers with weights
 SQUEEZE_RATIO = 0.25
@@ -59,21 +69,29 @@ def features(variant: str, image_BHWC: keras.KerasTensor) -> list[keras.KerasTen
     Returns:
         The last features with stride 2, 4, 8, 16 and 32, finest first: what EfficientDet calls levels 1 to 5.
     """
-    width, depth = SCALING[variant]
+    width, _ = SCALING[variant]
     x = imagenet_standardised(image_BHWC)
     x = _conv(x, _scaled_filters(STEM_FILTERS, width), 3, "stem_conv", strides=2)
     x = BatchNormalization("swish", name="stem_bn")(x)
     by_stride: dict[int, keras.KerasTensor] = {}
     stride = 2
-    for number, stage in enumerate(STAGES, start=1):
+    for block in blocks(variant):
+        stage = block.stage
         filters = _scaled_filters(stage.filters, width)
-        for repeat in range(math.ceil(depth * stage.repeats)):
-            strides = stage.stride if repeat == 0 else 1
-            prefix = f"block{number}{chr(ord('a') + repeat)}_"
-            x = _inverted_residual(x, filters, stage.kernel, strides, stage.expand_ratio, prefix)
-        stride *= stage.stride
-        by_stride[stride] = x
+        x = _inverted_residual(x, filters, stage.kernel, block.strides, stage.expand_ratio, block.prefix)
+        stride *= block.strides
+        by_stride[stride] = x  # the last of its stride stays
     return [by_stride[stride] for stride in (2, 4, 8, 16, 32)]
+
+
+def blocks(variant: str) -> list[Block]:
+    """Returns the blocks of "b0" or "b4" in order; only the first of a stage is strided."""
+    _, depth = SCALING[variant]
+    return [
+        Block(stage, stage.stride if repeat == 0 else 1, f"block{number}{chr(ord('a') + repeat)}_")
+        for number, stage in enumerate(STAGES, start=1)
+        for repeat in range(math.ceil(depth * stage.repeats))
+    ]
 
 
 def imagenet_standardised(image_BHWC: keras.KerasTensor) -> keras.KerasTensor:

@@ -1,4 +1,4 @@
-"""Pre-trained weights by layer name, from Keras 2 and Keras 3 files.
+"""Pre-trained weights by layer name, from Keras 2 and Keras 3 files and from EfficientDet's published checkpoints.
 
 A file is read as an archive of named arrays: no layer, configuration or pickled object in it is ever built or run, so
 files from strangers (with Lambda layers, say) are safe to open, and layers this installation does not know are no
@@ -12,15 +12,17 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import keras
 import numpy as np
 import numpy.typing as npt
 
-from models import build
+from models import automl, build
 
 SUFFIXES = (".h5", ".hdf5", ".keras")
+ENDINGS = ", ".join((*SUFFIXES, ".index (a checkpoint)"))
 
 # A run folder holds several models; these are the ones meant for further use, best first.
 PREFERRED = ("final.keras", "best.keras")
@@ -28,7 +30,16 @@ PREFERRED = ("final.keras", "best.keras")
 MISSING_IN_MODEL = "the model has no layer of this name"
 MISSING_IN_FILE = "the file has no layer of this name"
 
-Stored = dict[str, list[h5py.Dataset]]
+
+class StoredArray(Protocol):
+    """What a file's array must offer: its shape, and its values by `array[()]`."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, key: tuple[()]) -> npt.NDArray[np.generic]: ...
+
+
+Stored = dict[str, list[StoredArray]]
 
 
 @dataclass(frozen=True)
@@ -48,12 +59,14 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
     """Copies weights into a model's layers of the same name; layers whose arrays do not all fit in shape are skipped.
 
     A first convolution of 3 channels fits a model of several views: the weights of further channels start at 0.
-    Reads Keras 2 `.h5` (weights or whole models), Keras 3 `.weights.h5` and `.keras`. The model changes only after the
-    whole file was read without a fault.
+    Reads Keras 2 `.h5` (weights or whole models), Keras 3 `.weights.h5` and `.keras`, and the TensorFlow checkpoints
+    of EfficientDet's authors (`models/automl.py`). The model changes only after the whole file was read without a
+    fault.
 
     Args:
         model: A built model.
-        path: A weight file, or a folder with one (a run folder: `final.keras`, else `best.keras`).
+        path: A weight file; a checkpoint (PREFIX or one of its files); or a folder with one of these (a run folder:
+            `final.keras`, else `best.keras`).
 
     Returns:
         The layers loaded and those skipped, with reasons.
@@ -64,10 +77,14 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
     """
     file = weight_file(Path(path))
     try:
+        if file.suffix == ".index":
+            layers, left = automl.read(file, model.name)
+            return _transfer(model, layers, file, left)
         with _stored_layers(file) as stored:
             return _transfer(model, stored, file)
     except (OSError, KeyError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"weights {file} cannot be read; the file is truncated or no Keras file: {error}") from error
+        kind = "TensorFlow checkpoint" if file.suffix == ".index" else "Keras file"
+        raise ValueError(f"weights {file} cannot be read; the file is truncated or no {kind}: {error}") from error
 
 
 class MisfitError(ValueError):
@@ -102,7 +119,7 @@ def build_with_weights(
 
 
 def weight_file(path: Path) -> Path:
-    """Returns the weight file a path means: itself, or the one in a folder.
+    """Returns the weight file a path means, itself or the one in a folder; of a checkpoint, its `.index`.
 
     Raises:
         ValueError: Nothing there, an unknown suffix, or a folder with no weight file or with several.
@@ -112,20 +129,22 @@ def weight_file(path: Path) -> Path:
             if (path / name).is_file():
                 return path / name
         files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        files += automl.folder_checkpoints(path)
         if len(files) != 1:
             found = ", ".join(file.name for file in files) or "none"
             raise ValueError(
-                f"weights folder {path} must hold one file ending in {', '.join(SUFFIXES)}, "
+                f"weights folder {path} must hold one file ending in {ENDINGS}, "
                 f"or {' or '.join(PREFERRED)}; found: {found}. Name the file itself."
             )
         return files[0]
-    if not path.is_file():
-        raise ValueError(
-            f"weights {path} do not exist; name a file ending in {', '.join(SUFFIXES)} or a folder with one"
-        )
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"weights {path} are of an unknown kind; allowed are files ending in {', '.join(SUFFIXES)}")
-    return path
+    if path.is_file() and path.suffix in SUFFIXES:
+        return path
+    index = automl.index_file(path)
+    if index is not None:
+        return index
+    if not path.exists():
+        raise ValueError(f"weights {path} do not exist; name a file ending in {ENDINGS}, or a folder with one")
+    raise ValueError(f"weights {path} are of an unknown kind; allowed are files ending in {ENDINGS}")
 
 
 @contextmanager
@@ -218,24 +237,26 @@ def _text(value: str | bytes) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-def _transfer(model: keras.Model, stored: Stored, file: Path) -> LoadReport:
+def _transfer(model: keras.Model, stored: Stored, file: Path, left: Sequence[tuple[str, str]] = ()) -> LoadReport:
+    """Copies what fits; `left` is what the file holds besides the stored layers, with reasons."""
     targets = {layer.name: layer for layer in model.layers if layer.weights}
     arrays: dict[str, list[npt.NDArray[np.generic]]] = {}
     skipped: list[tuple[str, str]] = []
     for name, layer in targets.items():
         reason = _misfit(layer, stored[name]) if name in stored else MISSING_IN_FILE
         if reason is None:
-            arrays[name] = [_widened(d[()], w.shape) for d, w in zip(stored[name], layer.weights, strict=True)]
+            arrays[name] = [_widened(a[()], w.shape) for a, w in zip(stored[name], layer.weights, strict=True)]
             if not all(np.isfinite(array).all() for array in arrays[name]):
                 del arrays[name]
                 reason = "the file's values are not all finite"
         if reason is not None:
             skipped.append((name, reason))
     skipped += [(name, MISSING_IN_MODEL) for name in stored if name not in targets]
+    skipped += left
     if not arrays:
         raise MisfitError(
             f"weights {file} do not fit model {model.name}: no layer has the same name and shapes. "
-            f"Layers in the file: {_sample(stored)}; in the model: {_sample(targets)}. "
+            f"Layers in the file: {_sample([*stored, *dict(left)])}; in the model: {_sample(targets)}. "
             "Choose the --model the file was made for, or other weights."
         )
     for name, values in arrays.items():
@@ -243,10 +264,10 @@ def _transfer(model: keras.Model, stored: Stored, file: Path) -> LoadReport:
     return LoadReport(loaded=list(arrays), skipped=skipped)
 
 
-def _misfit(layer: keras.Layer, datasets: list[h5py.Dataset]) -> str | None:
+def _misfit(layer: keras.Layer, arrays: list[StoredArray]) -> str | None:
     """Returns why the arrays do not fit the layer, None if they do; from the shapes alone, before any array is read."""
     wanted = [tuple(weight.shape) for weight in layer.weights]
-    given = [tuple(dataset.shape) for dataset in datasets]
+    given = [tuple(array.shape) for array in arrays]
     if wanted == given or (len(wanted) == len(given) and all(map(_widens, given, wanted))):
         return None
     return f"shapes {_shapes(given)} in the file, {_shapes(wanted)} in the model"

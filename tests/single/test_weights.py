@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import pytest
 
-import models
 from models.weights import MISSING_IN_FILE, MISSING_IN_MODEL, load_weights
 
 
@@ -93,18 +92,6 @@ def test_keras_2_model_inside_a_model(tmp_path: Path) -> None:
     keras2_file(tmp_path / "nested.h5", {"backbone": arrays})
     assert load_weights(model, tmp_path / "nested.h5").loaded == ["stem", "depth"]
     assert (of_layer(model, "stem")[0].max(), of_layer(model, "depth")[0].min()) == (7.0, 8.0)
-
-
-def test_backbone_weights_of_keras_applications(tmp_path: Path) -> None:
-    source = keras.applications.EfficientNetB0(weights=None, include_top=False, input_shape=(128, 128, 3))
-    source.save(tmp_path / "efficientnetb0_notop.h5")
-    model = models.build("effdetd0", 128, 2)
-    report = load_weights(model, tmp_path / "efficientnetb0_notop.h5")
-    assert len(report.loaded) == 128
-    assert (report.loaded[0], report.loaded[-1]) == ("stem_conv", "block7a_project_bn")
-    left = [name for name, reason in report.skipped if reason == MISSING_IN_MODEL]
-    assert sorted(left) == ["normalization", "top_bn", "top_conv"]
-    assert_same(model, source, ["stem_conv", "block4b_se_expand", "block7a_project_bn"])
 
 
 def test_nothing_fits_names_both_sides(tmp_path: Path) -> None:
