@@ -221,7 +221,7 @@ def _run_options(parser: Parser) -> None:
     run.add_argument(
         "--plan",
         action="store_true",
-        help="print memory and time of a step, and the largest --img_size that fits this machine, and exit; needs no data",
+        help="only print memory and time of a step and the largest --img_size that fits this machine; needs no data",
     )
     run.add_argument(
         "--memory_check",

@@ -35,17 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         if launched_rank() == 0:
             print(f"train.py: error: {error}", file=sys.stderr)
         return 2
-    if opts.plan:
-        from training import devices, planner
-
-        devices.use_devices(comm)
-        words = (opts.networks[0], opts.img_size, opts.batch_size, opts.mixed_precision, opts.recompute, SIZE_STEP)
-        lines = planner.plan(*words, ranks=comm.local_size)
-        if comm.rank == 0:
-            print(*lines, sep="\n")
-        return 0
     try:
-        Run(opts, comm).go()
+        run = Run(opts, comm)
+        run.plan() if opts.plan else run.go()
     except (ValueError, OSError) as error:
         # Ranks: an AgreedError is everybody's, so all leave; any other is this rank's alone (a slide went bad in
         # mid-run), and the others must not wait for it in an allreduce.
@@ -115,6 +107,16 @@ class Run:
         self.train()
         self.finish()
         self.inputs.close()
+
+    def plan(self) -> None:
+        """In place of a run: what a step would need, and what fits."""
+        from training.devices import use_devices
+        from training.planner import plan
+
+        opts, comm = self.opts, self.comm
+        use_devices(comm)
+        words = (opts.networks[0], opts.img_size, opts.batch_size, opts.mixed_precision, opts.recompute, SIZE_STEP)
+        self.say(*plan(*words, ranks=comm.local_size))
 
     def check_memory(self) -> None:
         """What a step will need, said before it is taken; what cannot fit is refused."""

@@ -41,9 +41,7 @@ def main() -> None:
         old = json.loads(opts.json.read_text(encoding="utf-8"))["costs"]
         costs = {(c["model"], c["recompute"], c["precision"]): c for c in old}
     for model, recompute, precision in itertools.product(opts.models, opts.recompute, opts.precisions):
-        runs = [
-            child(Case(model, size, recompute=recompute, precision=precision), opts.steps) for size in opts.sizes
-        ]
+        runs = [child(Case(model, size, recompute=recompute, precision=precision), opts.steps) for size in opts.sizes]
         mpx = [run["img_size"] ** 2 / 1e6 for run in runs]
         product = sum(run["product_gflop_s"] for run in runs) / len(runs)
         # Every run's time as it would be at the mean rate of the machine.

@@ -14,12 +14,18 @@ def plain_layers() -> None:
     for module in (deeplab, efficientdet, efficientnet):
         module.BatchNormalization = batch_normalization  # type: ignore[attr-defined]
     efficientdet.FastFusion = PlainFusion  # type: ignore[attr-defined]
+    deeplab.PointwiseConv2D = pointwise  # type: ignore[attr-defined]
 
 
 def batch_normalization(activation: str | None = None, **options: Any) -> Callable[[Any], Any]:
     """Keras' batch normalisation, and Keras' activation behind it."""
     norm = keras.layers.BatchNormalization(**options)
     return norm if activation is None else lambda x: keras.layers.Activation(activation)(norm(x))
+
+
+def pointwise(filters: int, **options: Any) -> Any:
+    """Keras' convolution of size 1."""
+    return keras.layers.Conv2D(filters, 1, use_bias=False, **options)
 
 
 class PlainFusion(layers.FastFusion):

@@ -20,8 +20,15 @@ import train
 FILTERS = (16, 32, 64, 128)
 
 
-def unet(name: str, img_size: int, classes: int, channels: int = 3) -> keras.Model:  # noqa: ARG001  # frame of models.build
+def unet(
+    name: str,  # noqa: ARG001  # frame of models.build
+    img_size: int,
+    classes: int,
+    channels: int = 3,
+    precision: str = "float32",
+) -> keras.Model:
     """Four levels, two convolutions each, as in `models.build`; 0.5 million parameters."""
+    assert precision == "float32"
     x = image = keras.Input((img_size, img_size, channels))
     finer = []
     for filters in FILTERS[:-1]:

@@ -21,7 +21,13 @@ Shapes: B images, H rows, W columns, C channels, K classes.
 import keras
 from keras import layers
 
-from models.layers import AlignCornersResize, BatchNormalization, FixedPadding, RunningBatchNormalization
+from models.layers import (
+    AlignCornersResize,
+    BatchNormalization,
+    FixedPadding,
+    PointwiseConv2D,
+    RunningBatchNormalization,
+)
 from models.recompute import naming
 
 MIDDLE_UNITS = 16
@@ -188,6 +194,8 @@ def _conv_bn(
     epsilon: float = BACKBONE_EPSILON,
 ) -> keras.KerasTensor:
     x = x_BHWC
+    if kernel == stride == 1:
+        return _bn(PointwiseConv2D(filters, name=name)(x), f"{name}_BN", epsilon)
     padding = "same"
     if stride > 1 and kernel > 1:
         x = FixedPadding(kernel, name=f"{name}_pad")(x)

@@ -166,6 +166,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 @_register
+class PointwiseConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` of size 1 with stride 1 and without bias, quicker in training; see `fused.pointwise`."""
+
+    def __init__(self, filters: int, **kwargs) -> None:
+        super().__init__(filters, **{**kwargs, "kernel_size": 1, "use_bias": False})
+
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns (B, H, W, filters)."""
+        return fused.pointwise(inputs, ops.convert_to_tensor(self.kernel)[0, 0])
+
+
+@_register
 class RunningBatchNormalization(keras.layers.Layer):
     """Batch normalisation for maps too small for statistics of their own, such as pooled 1x1 maps with batch 1.
 
@@ -210,8 +222,9 @@ class RunningBatchNormalization(keras.layers.Layer):
         old_mean, old_variance = known or (ops.copy(v) for v in (self.moving_mean, self.moving_variance))
         scale = ops.cast(self.gamma, "float32") * ops.rsqrt(old_variance + self.epsilon)
         normalised = (x - old_mean) * scale + ops.cast(self.beta, "float32")
-        if training and self.trainable and known is None:
+        if known is None:
             recompute.keep_statistics(self.name, (old_mean, old_variance))
+        if training and self.trainable and known is None:
             # Last, and both at once: everything above and both new values are made from the old statistics.
             mean, variance = self._moved(ops.stop_gradient(x))
             self.moving_mean.assign(mean)

@@ -28,10 +28,10 @@ Naming = Callable[[str], str | None]
 
 
 def naming(patterns: Mapping[str, str]) -> Naming:
-    """Names segments by the first pattern that a layer's name begins with.
+    r"""Names segments by the first pattern that a layer's name begins with.
 
     Args:
-        patterns: Regular expressions, and the segment's name, in which `\\1` stands for their first group.
+        patterns: Regular expressions, and the segment's name, in which `\1` stands for their first group.
     """
 
     def name(layer: str) -> str | None:
@@ -144,10 +144,14 @@ def _segment(layers: Sequence[keras.Layer], levels: Sequence[Naming], used: set[
     for layer in layers:
         groups.setdefault(levels[0](layer.name) or f"{layer.name} alone", []).append(layer)
     owner = {
-        id(tensor): name for name, group in groups.items() for layer in group for tensor in keras.tree.flatten(layer.output)
+        id(tensor): name
+        for name, group in groups.items()
+        for layer in group
+        for tensor in keras.tree.flatten(layer.output)
     }
     needs = {
-        name: {owner[t] for layer in group for t in taken[layer] if t in owner} - {name} for name, group in groups.items()
+        name: {owner[t] for layer in group for t in taken[layer] if t in owner} - {name}
+        for name, group in groups.items()
     }
     steps: list[Any] = []
     for name in TopologicalSorter(needs).static_order():

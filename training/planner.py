@@ -67,9 +67,7 @@ def costs() -> dict[tuple[str, str, str], Cost]:
     """The measured costs by network, recomputation and precision."""
     rows = json.loads(COSTS.read_text(encoding="utf-8"))["costs"]
     return {
-        (r["model"], r["recompute"], r["precision"]): Cost(
-            Line(*r["gib"]), Line(*r["seconds"]), r["product_gflop_s"]
-        )
+        (r["model"], r["recompute"], r["precision"]): Cost(Line(*r["gib"]), Line(*r["seconds"]), r["product_gflop_s"])
         for r in rows
     }
 

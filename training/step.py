@@ -96,6 +96,7 @@ class TrainStep:
         loss: Loss,
         fp16_allreduce: bool,
         tally: Tally | None,
+        *,
         warm_up: bool = True,
         loss_scale: LossScale | None = None,
         training_pass=None,
