@@ -8,10 +8,10 @@ Variants:
     widefov   the step of train.py
 
 Every case runs in a process of its own, the variants of a case one after the other in each round, so that they see the
-same state of the machine. Each process first measures the machine: the rate of a float32 matrix product, and the
-bandwidth of a copy (read and write). Forward FLOPs are counted in the graph (a multiply and an add are 2);
-efficiency = 3 x forward FLOPs / (step x rate of the product): a backward pass is two forward passes. Memory is the
-largest resident size of the process (everything, TensorFlow's 0.5 GB included).
+same state of the machine. Each process measures the machine: the rate of a float32 matrix product (before and after
+each step, the median), and the bandwidth of a copy (read and write). Forward FLOPs are counted in the graph (a multiply
+and an add are 2); efficiency = 3 x forward FLOPs / (step x rate of the product): a backward pass is two forward passes.
+Memory is the largest resident size of the process (everything, TensorFlow's 0.5 GB included).
 """
 
 from __future__ import annotations
@@ -131,21 +131,24 @@ def measured(c: Case, steps: int) -> dict[str, Any]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from training.planner import product_rate
 
-    product, copy = product_rate(), copy_rate()
+    products, copy = [product_rate()], copy_rate()
     run, image_BHWC, label_BHW, model = prepared(c)
     flops = forward_flops(model) * c.batch
     start = time.perf_counter()
     losses = [run(image_BHWC, label_BHW)]
     first = time.perf_counter() - start
     taken = []
-    for _ in range(steps + 1):
+    for _ in range(steps + 1 if steps else 0):
         start = time.perf_counter()
         losses.append(run(image_BHWC, label_BHW))
         taken.append(time.perf_counter() - start)
+        products.append(product_rate(2))  # again and again: other work on the machine, and heat, change it
+    taken = taken[1:] or [first]
+    step_s, product = float(np.median(taken)), float(np.median(products))
     return asdict(c) | {
-        "first_s": first, "step_s": float(np.median(taken[1:])), "steps_s": taken[1:], "gflop_forward": flops / 1e9,
+        "first_s": first, "step_s": step_s, "steps_s": taken, "gflop_forward": flops / 1e9,
         "product_gflop_s": product, "copy_gb_s": copy, "losses": losses,
-        "efficiency": 3 * flops / 1e9 / (float(np.median(taken[1:])) * product),
+        "efficiency": 3 * flops / 1e9 / (step_s * product),
         "resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }  # fmt: skip
 
@@ -159,7 +162,9 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--recompute", default="none", help="of widefov")
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps per process")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="timed steps per process; 0: only the first one, for memory"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # in a process of its own

@@ -67,7 +67,7 @@ def build(name: str, img_size: int, classes: int, channels: int = 3, precision: 
         raise ValueError(f"channels is {channels}; every view of a patch has 3")
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-    with _policy(precision):
+    with policy(precision):
         if name == "deeplab":
             return deeplab.build(img_size, classes, channels)
         return efficientdet.build(name, img_size, classes, channels)
@@ -84,7 +84,8 @@ def in_float32(model: keras.Model) -> keras.Model:
 
 
 @contextmanager
-def _policy(precision: str) -> Iterator[None]:
+def policy(precision: str) -> Iterator[None]:
+    """Layers made inside compute in this precision, one of `PRECISIONS`."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
     try:

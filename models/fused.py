@@ -179,7 +179,7 @@ def pointwise(x_BHWC: Any, kernel_CF: Any) -> Any:
     """
     channels, filters = kernel_CF.shape
     by_product = min(channels, filters) >= WIDE
-    kernel_11CF = kernel_CF[None, None]
+    kernel_11CF = tf.reshape(kernel_CF, (1, 1, channels, filters))
 
     @tf.custom_gradient
     def run(x_BHWC: Any, kernel_CF: Any, kernel_11CF: Any) -> Any:

@@ -174,7 +174,7 @@ class PointwiseConv2D(keras.layers.Conv2D):
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Returns (B, H, W, filters)."""
-        return fused.pointwise(inputs, ops.convert_to_tensor(self.kernel)[0, 0])
+        return fused.pointwise(inputs, ops.reshape(self.kernel, self.kernel.shape[2:]))
 
 
 @_register

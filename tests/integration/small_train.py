@@ -19,8 +19,8 @@ from tests.small import network
 
 def small(name: str, img_size: int, classes: int, channels: int = 3, precision: str = "float32"):
     """Same frame as `models.build`."""
-    assert precision == "float32"
-    return network(classes, norm=True, side=img_size, channels=channels)
+    with models.policy(precision):
+        return network(classes, norm=True, side=img_size, channels=channels)
 
 
 if __name__ == "__main__":

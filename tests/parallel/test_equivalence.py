@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 import models
+from models.recompute import Recomputed, naming
 from samplers.mining import Entry
 from samplers.pipeline import Feed, grid_feed, rank_indices
 from tests.single.test_pipeline import load, pool
@@ -50,8 +51,8 @@ def mine(array, comm, per_rank=2):
     return array[comm.rank * per_rank : (comm.rank + 1) * per_rank]
 
 
-def steps(model, comm, fp16=False, loss="ce", parts=1):
-    return TrainStep(model, Adam(model.trainable_variables), comm, Loss(loss, (1.0, 3.0)), fp16, None, parts=parts)
+def steps(model, comm, fp16=False, loss="ce", **options):
+    return TrainStep(model, Adam(model.trainable_variables), comm, Loss(loss, (1.0, 3.0)), fp16, None, **options)
 
 
 def same_on_all_ranks(comm, variables):
@@ -155,20 +156,23 @@ def normed_network():
 
 
 def test_synced_norm_equals_the_joint_batch(comm):
-    """Loss, gradients and moving statistics; each rank normalising alone gets others."""
+    """Loss, gradients and moving statistics, also recomputed; each rank normalising alone gets others."""
     image_BHWC, label_BHW = joint_batch(comm.size)
     found = {}
-    for kind in ("synced", "joint", "alone"):
+    for kind in ("synced", "recomputed", "joint", "alone"):
         model = normed_network()
-        if kind == "synced":
+        if kind in ("synced", "recomputed"):
             assert models.synchronise(model, comm.sum) == 3
+        training_pass = Recomputed(model, [naming({"": "all"})]) if kind == "recomputed" else model
         ranks = SoloComm() if kind == "joint" else comm
         batch = [x if kind == "joint" else mine(x, comm) for x in (image_BHWC, label_BHW)]
-        loss, _, grads = steps(model, ranks).gradients(*batch)
+        step = steps(model, ranks, training_pass=training_pass)
+        loss, _, grads = tf.function(step.gradients, autograph=False)(*batch)
         statistics = [v.numpy() for v in model.non_trainable_variables if v.dtype == "float32"]
         found[kind] = [np.concatenate([np.ravel(v) for v in values]) for values in ([loss], grads, statistics)]
-    for synced, joint in zip(found["synced"], found["joint"], strict=True):
-        np.testing.assert_allclose(synced, joint, rtol=RTOL, atol=RTOL * np.abs(joint).max())
+    for kind in ("synced", "recomputed"):
+        for synced, joint in zip(found[kind], found["joint"], strict=True):
+            np.testing.assert_allclose(synced, joint, rtol=RTOL, atol=RTOL * np.abs(joint).max())
     for alone, joint in zip(found["alone"], found["joint"], strict=True):
         assert np.abs(alone - joint).max() > 10 * RTOL * np.abs(joint).max()
 

@@ -1,0 +1,92 @@
+"""The planner: lines through measured steps, what fits, and what it says."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+import models
+from benchmarks.costs import line
+from models.recompute import MODES
+from options import PRECISIONS, RECOMPUTATIONS
+from training import planner
+from training.planner import Cost, Line, Memory, costs
+
+COST = Cost(gib=Line(1.0, 2.0), seconds=Line(0.5, 3.0), product_gflop_s=100.0)
+
+
+def test_line_by_hand() -> None:
+    assert line([(0.25, 2.0), (1.0, 3.5)]) == pytest.approx([1.5, 2.0])
+    assert Line(1.5, 2.0).at(4.0) == 9.5
+
+
+def test_cost_by_hand() -> None:
+    # 2 x 1000 x 1000 px = 2 Mpx; 1 + 2 * 2, the pipeline's 0.4, and three batches of 8 MB
+    assert COST.step_gib(1000, 2) == pytest.approx(5.4 + 3 * 8e6 / 2**30)
+    # 0.5 + 3 * 2 s at 100 GFLOP/s
+    assert COST.step_s(1000, 2, 200.0) == pytest.approx(3.25)
+
+
+def test_largest_size_is_the_last_that_fits() -> None:
+    size = COST.largest_size(2, 9.0, 128)
+    assert size % 128 == 0
+    assert COST.step_gib(size, 2) <= 9.0 < COST.step_gib(size + 128, 2)
+    assert COST.largest_size(2, 1.0, 128) == 0
+
+
+def test_costs_are_known_for_every_network_and_recomputation() -> None:
+    assert RECOMPUTATIONS == MODES
+    assert PRECISIONS == models.PRECISIONS
+    known = costs()
+    assert set(itertools.product(models.NAMES, MODES, ["float32"])) <= set(known)
+    gib = {key: cost.step_gib(2048, 1) for key, cost in known.items()}
+    assert all(gib[name, "fine", "float32"] < 0.5 * gib[name, "none", "float32"] for name in models.NAMES)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two ways of recomputing on a machine of 10 GiB, twice as fast as the one that was measured."""
+    row = {"model": "deeplab", "precision": "float32", "product_gflop_s": 100.0, "seconds": [0.5, 3.0]}
+    rows = [row | {"recompute": "none", "gib": [1.0, 8.0]}, row | {"recompute": "blocks", "gib": [1.0, 2.0]}]
+    (tmp_path / "costs.json").write_text(json.dumps({"costs": rows}), encoding="utf-8")
+    monkeypatch.setattr(planner, "COSTS", tmp_path / "costs.json")
+    monkeypatch.setattr(planner, "memory", lambda: Memory(10.0, 9.0, "machine"))
+    monkeypatch.setattr(planner, "product_rate", lambda: 200.0)
+
+
+@pytest.mark.usefixtures("machine")
+def test_plan_says_what_fits() -> None:
+    lines = [" ".join(text.split()) for text in planner.plan("deeplab", 1280, 1, "float32", "none", 128)]
+    assert lines[1] == "machine: 10.0 GiB, 9.0 free; float32 matrix product 200 GFLOP/s"
+    assert lines[4:6] == [
+        "* none 14.5 GiB 2.7 s 0.369 no 1024",
+        "blocks 4.7 GiB 2.7 s 0.369 yes 2048",
+    ]
+    # Two ranks share the machine.
+    shared = [" ".join(text.split()) for text in planner.plan("deeplab", 1280, 1, "float32", "none", 128, ranks=2)]
+    assert shared[4:6] == ["* none 14.5 GiB 2.7 s 0.369 no 640", "blocks 4.7 GiB 2.7 s 0.369 just 1280"]
+
+
+@pytest.mark.usefixtures("machine")
+def test_advice() -> None:
+    ways = planner.advice("deeplab", "float32", 1, 1, 128, 10.0)
+    assert ways == ["--recompute none: up to --img_size 1024", "--recompute blocks: up to --img_size 2048"]
+    assert planner.advice("deeplab", "float16", 1, 1, 128, 10.0) == []
+    assert planner.advice("deeplab", "float32", 1, 1, 128, 1.0) == []
+
+
+def test_memory_is_that_of_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stand-in for nvidia-smi, with two GPUs."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 81920\necho 40960\n", encoding="ascii")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert planner.memory() == Memory(40.0, 40.0, "GPU")
+
+
+def test_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = planner.memory()
+    assert 0 < here.free <= here.total
+    monkeypatch.setattr(planner, "_group_limit_gib", lambda: 0.25)
+    assert planner.memory() == Memory(0.25, 0.25, "control group")

@@ -1,0 +1,155 @@
+"""Recomputed segments: the numbers of the network itself, from less memory."""
+
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import models
+from models.layers import BatchNormalization, FastFusion, RunningBatchNormalization
+from models.recompute import Recomputed, naming
+
+RNG = np.random.default_rng(4)
+
+
+def branched() -> keras.Model:
+    """Every layer of ours; segments with two inputs and two outputs; 4x6 pixels, two images."""
+    keras.utils.set_random_seed(2)
+    conv = lambda name: keras.layers.Conv2D(3, 3, padding="same", name=name)  # noqa: E731
+    image = keras.Input((4, 6, 3))
+    x = BatchNormalization("swish", name="a_norm")(conv("a_conv")(image))
+    y = BatchNormalization("relu", name="a_side_norm")(conv("a_side_conv")(x))
+    x = BatchNormalization(name="b_norm")(conv("b_conv")(FastFusion(name="b_fuse")([x, y])))
+    pooled = keras.layers.GlobalAveragePooling2D(keepdims=True, name="c_mean")(y)
+    pooled = RunningBatchNormalization(name="c_norm")(keras.layers.Conv2D(3, 1, name="c_conv")(pooled))
+    x = keras.layers.Add(name="c_add")([x, keras.layers.UpSampling2D((4, 6), name="c_up")(pooled)])
+    return keras.Model(image, keras.layers.Conv2D(2, 1, name="logits")(x), name="branched")
+
+
+OUTER = naming({r"(\w)_": r"\1"})
+INNER = naming({r"\w_side": "side", r"\w_(conv|norm)": "main"})
+
+
+def passed(model: keras.Model, training_pass, image_BHWC: np.ndarray) -> tuple[float, list, list]:
+    """Loss, gradients and moving statistics of one training pass."""
+    variables = [v.value for v in model.trainable_variables]
+    label_BHW = np.random.default_rng(1).integers(0, 2, image_BHWC.shape[:3])
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            logits_BHWK = training_pass(image_BHWC, training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(label_BHW, logits_BHWK))
+        return loss, tape.gradient(loss, variables)
+
+    loss, grads = step()
+    moved = [v.numpy() for v in model.non_trainable_variables if v.dtype == "float32"]
+    return float(loss), [g.numpy() for g in grads], moved
+
+
+def distance(found: list, expected: list) -> float:
+    """Of all arrays together, relative: single gradients may be 0 but for rounding."""
+    parts = [np.concatenate([np.ravel(x) for x in arrays]) for arrays in (found, expected)]
+    return float(np.linalg.norm(parts[0] - parts[1]) / np.linalg.norm(parts[1]))
+
+
+@pytest.mark.parametrize("levels", [(OUTER,), (OUTER, INNER)])
+def test_numbers_are_those_of_the_network(levels: tuple) -> None:
+    image_BHWC = RNG.normal(size=(2, 4, 6, 3)).astype(np.float32)
+    plain, again = branched(), branched()
+    training_pass = Recomputed(again, levels)
+    assert training_pass.segments == 3
+    for _ in range(2):  # the second pass starts from statistics that have moved
+        loss, grads, moved = passed(plain, plain, image_BHWC)
+        loss_again, grads_again, moved_again = passed(again, training_pass, image_BHWC)
+        assert loss_again == pytest.approx(loss, rel=1e-6)
+        assert len(grads) == 19
+        assert distance(grads_again, grads) < 1e-5
+        # moved once, not once more when computed again
+        assert distance(moved_again, moved) < 1e-6
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    image_BHWC = RNG.normal(size=(2, 4, 6, 3)).astype(np.float32)
+    plain, again = branched(), branched()
+    for model in (plain, again):
+        for name in ("a_norm", "a_conv", "c_norm"):
+            model.get_layer(name).trainable = False
+    _, grads, _ = passed(plain, plain, image_BHWC)
+    _, grads_again, _ = passed(again, Recomputed(again, (OUTER,)), image_BHWC)
+    assert len(grads_again) == 13
+    assert distance(grads_again, grads) < 1e-5
+    np.testing.assert_array_equal(again.get_layer("a_norm").moving_mean, np.zeros(3))
+
+
+def test_segments_that_need_one_another_are_refused() -> None:
+    with pytest.raises(ValueError, match="cycle"):
+        Recomputed(branched(), (naming({"a_conv|a_side_conv": "convolutions", "a_norm|a_side_norm": "norms"}),))
+
+
+@pytest.mark.parametrize(("name", "recompute"), [("effdetd0", "blocks"), ("effdetd0", "fine"), ("deeplab", "fine")])
+def test_networks(name: str, recompute: str) -> None:
+    image_BHWC = RNG.uniform(-1, 1, (2, 128, 128, 3)).astype(np.float32)
+    found = {}
+    for mode in ("none", recompute):
+        keras.utils.set_random_seed(3)
+        model = models.build(name, 128, 2)
+        if name == "deeplab":
+            model.get_layer("concat_dropout").rate = 0.0
+        found[mode] = passed(model, models.training_pass(model, mode), image_BHWC)
+        keras.backend.clear_session()
+    assert found[recompute][0] == pytest.approx(found["none"][0], rel=1e-5)
+    assert distance(found[recompute][1], found["none"][1]) < 1e-4
+    assert distance(found[recompute][2], found["none"][2]) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("effdetd0", 60), ("deeplab", 30)])
+def test_segments_of_the_networks(name: str, blocks: int) -> None:
+    model = models.build(name, 128, 2)
+    assert models.training_pass(model, "none") is model
+    assert models.training_pass(model, "blocks").segments == blocks
+    outer = models.SEGMENTS[name][0]
+    outside = [layer.name for layer in model.layers if layer.weights and outer(layer.name) is None]
+    assert outside == (["logits"] if name == "deeplab" else [])
+    # Random numbers would be others when computed again.
+    assert [layer.name for layer in model.layers if "Dropout" in type(layer).__name__ and outer(layer.name)] == []
+
+
+STEP = """
+import resource, sys
+import keras, numpy as np, tensorflow as tf
+import models
+from models.layers import BatchNormalization
+from models.recompute import Recomputed, naming
+x = image = keras.Input((256, 256, 16))
+for block in range(12):
+    for part in range(4):
+        x = keras.layers.Conv2D(16, 1, use_bias=False, name=f"block{block:02}_conv{part}")(x)
+        x = BatchNormalization("swish", name=f"block{block:02}_norm{part}")(x)
+model = keras.Model(image, x)
+f = Recomputed(model, [naming({r"(block\\\\d\\\\d)": r"\\\\1"})]) if sys.argv[1] == "blocks" else model
+variables = [v.value for v in model.trainable_variables]
+@tf.function
+def step(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(f(x, training=True)))
+    return sum(tf.reduce_sum(g) for g in tape.gradient(loss, variables))
+x = tf.random.normal((4, 256, 256, 16))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(x)
+print("MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+""".replace("\\\\", "\\")
+
+
+def test_memory_is_saved(pytestconfig: pytest.Config) -> None:
+    """48 maps of 16 MiB and their normalisations; graph optimisation must neither merge nor move the second pass."""
+    mib = {}
+    for mode in ("none", "blocks"):
+        words = [sys.executable, "-c", STEP, mode]
+        done = subprocess.run(words, cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True)
+        mib[mode] = int(re.findall(r"MiB (\d+)", done.stdout)[0])
+    assert mib["blocks"] < 0.6 * mib["none"]
