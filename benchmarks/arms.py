@@ -39,6 +39,11 @@ def train(script: Path, arm: str, seed: int, log_dir: Path, options: Sequence[An
     ended = subprocess.run([str(word) for word in command], check=False, capture_output=True, text=True)
     if ended.returncode:
         raise RuntimeError(f"{arm} seed {seed} ended with code {ended.returncode}:\n{ended.stderr[-2000:]}")
+    return read(arm, seed, log_dir)
+
+
+def read(arm: str, seed: int, log_dir: Path) -> dict[str, Any]:
+    """Read a finished run; see `train`."""
     run = read_run(log_dir)
     speeds = [row["images_per_s"] for row in run["train"] if row["images_per_s"]]
     speed = float(np.median(speeds))

@@ -94,7 +94,8 @@ def options_of(size: int, opts: argparse.Namespace, share: float) -> list[Any]:
         "--valid_slide_path", opts.data / "val/images", "--valid_label_path", opts.data / "val/annotations",
         "--label_format", "xml", "--img_size", size, "--resolution", UM_PX, "--bb_downsample", SEARCH_LEVEL,
         "--data_sampler", "surf", "--batch_tumor_ratio", Fraction(share).limit_denominator(100), "--batch_size", batch,
-        "--num_steps", opts.steps * batch, "--val_patches", 0, "--validate_every", opts.steps * batch // 3,
+        "--num_steps", opts.steps * batch, "--val_patches", 0,
+        "--validate_every", -(-opts.steps // opts.validations) * batch,
         "--log_every", 20 * batch, "--base_lr", opts.lr, "--lr_schedule", "cosine", "--augment", "flips",
         # capsules are as brown as pen marks may be; all tissue is sharp
         "--no-qc", *(["--model", opts.model] if opts.model == "effdetd0" else []),
@@ -127,9 +128,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--model", choices=sorted(SCRIPTS), default="wide_unet")
     parser.add_argument("--steps", type=int, default=300, help="updates, of 1,048,576 px each")
+    parser.add_argument("--validations", type=int, default=3, help="during training, evenly spaced")
     parser.add_argument("--lr", type=float, default=0.002)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--read", action="store_true", help="train nothing: table and curves of the runs in --out")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     opts = parser.parse_args()
@@ -141,8 +144,9 @@ def main() -> None:
     for seed in opts.seeds:
         for size in opts.sizes:
             log_dir = opts.out / f"{opts.model}-{size}-{seed}"
-            options = options_of(size, opts, shares["train"])
-            runs.append(arms.train(SCRIPTS[opts.model], name_of(size), seed, log_dir, options))
+            if not opts.read:
+                arms.train(SCRIPTS[opts.model], name_of(size), seed, log_dir, options_of(size, opts, shares["train"]))
+            runs.append(arms.read(name_of(size), seed, log_dir))
             print(f"{size} px seed {seed}: mIoU {runs[-1]['val'][-1]['miou']:.4f}", flush=True)
     rows = arms.table(runs, [name_of(size) for size in opts.sizes])
     arms.show(rows)
