@@ -66,11 +66,11 @@ def test_texture_does_not_know_of_the_lines(monkeypatch):
 
 
 def test_inside_looks_like_outside():
-    plan = ContextSlide("tumor_008", "val", "standard", side=1280, rings=5, decoys=0, radius=(150.0, 250.0))
+    plan = ContextSlide("tumor_008", "val", "standard", side=1024, rings=4, decoys=0, radius=(150.0, 220.0))
     means, deviations = [], []
     for seed in range(3):
         image_HWC, rings, _ = context_image(np.random.default_rng(seed), plan)
-        inside_HW = rasterised([("_0", ring) for ring in rings], (1280, 1280))
+        inside_HW = rasterised([("_0", ring) for ring in rings], (1024, 1024))
         for where_HW in (inside_HW, ~inside_HW):
             # Shrunk, so that the capsule itself counts for neither side.
             core_HW = cv2.erode(where_HW.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
