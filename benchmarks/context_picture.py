@@ -66,12 +66,13 @@ def draw(image_HWC: np.ndarray, truth_HW: np.ndarray, by_size: dict[int, np.ndar
     """Write the picture: above the slide, below one window of each size around the same place."""
     figure, axes = plt.subplots(2, 1 + len(by_size), figsize=(3.1 * (1 + len(by_size)), 6.5), layout="constrained")
     px = image_HWC.shape[0] // SHRINK
-    axes[0, 0].imshow(painted(image_HWC, truth_HW, truth_HW, px))
+    nothing_HW = np.zeros_like(truth_HW)  # no outline over the capsules where the truth itself is drawn
+    axes[0, 0].imshow(painted(image_HWC, truth_HW, nothing_HW, px))
     axes[0, 0].set_title("truth")
     widest = max(by_size)
     corner = window_with_most_mixed_truth(truth_HW, widest)
     part = np.s_[corner[0] : corner[0] + widest, corner[1] : corner[1] + widest]
-    axes[1, 0].imshow(painted(image_HWC[part], truth_HW[part], truth_HW[part], 384))
+    axes[1, 0].imshow(painted(image_HWC[part], truth_HW[part], nothing_HW[part], 384))
     axes[1, 0].set_title(f"truth in {widest} px")
     for column, (size, tumour_HW) in enumerate(by_size.items(), start=1):
         axes[0, column].imshow(painted(image_HWC, tumour_HW, truth_HW, px))

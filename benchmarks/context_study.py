@@ -29,9 +29,9 @@ from samplers.grid import requests
 from slides.annotation import DEFAULT_LABEL_MAP
 from slides.geometry import Window
 
-SIZES = (256, 512, 1024)  # field of view, px
-STEP_PX = 1024**2  # pixels per step
-UM_PX = 0.25
+SIZES = (256, 512, 1024)  # field of view, level-0 px
+STEP_PX = 1024**2  # level-0 pixels per step
+UM_PX = 0.25  # of level 0, and of patches unless --um_px says otherwise
 SEARCH_LEVEL = 4  # 16 px, far below the size of what is drawn
 SCRIPTS = {"wide_unet": Path(__file__).with_name("wide_unet.py"), "effdetd0": Path(__file__).parents[1] / "train.py"}
 
@@ -83,7 +83,7 @@ def options_of(size: int, opts: argparse.Namespace, share: float) -> list[Any]:
     """Options of train.py for one field of view.
 
     Args:
-        size: Field of view, px.
+        size: Field of view, level-0 px.
         opts: Of this study.
         share: Tumour in training slides: drawn as often as it is there, centres are uniform over tissue, and
             no field of view gets more tumour than another.
@@ -92,7 +92,8 @@ def options_of(size: int, opts: argparse.Namespace, share: float) -> list[Any]:
     return [
         "--slide_path", opts.data / "train/images", "--label_path", opts.data / "train/annotations",
         "--valid_slide_path", opts.data / "val/images", "--valid_label_path", opts.data / "val/annotations",
-        "--label_format", "xml", "--img_size", size, "--resolution", UM_PX, "--bb_downsample", SEARCH_LEVEL,
+        "--label_format", "xml", "--img_size", round(size * UM_PX / opts.um_px), "--resolution", opts.um_px,
+        "--bb_downsample", SEARCH_LEVEL,
         "--data_sampler", "surf", "--batch_tumor_ratio", Fraction(share).limit_denominator(100), "--batch_size", batch,
         "--num_steps", opts.steps * batch, "--val_patches", 0,
         "--validate_every", -(-opts.steps // opts.validations) * batch,
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="updates, of 1,048,576 px each")
     parser.add_argument("--validations", type=int, default=3, help="during training, evenly spaced")
     parser.add_argument("--lr", type=float, default=0.002)
+    parser.add_argument("--um_px", type=float, default=UM_PX, help="of patches; coarser ones show the same in fewer px")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--read", action="store_true", help="train nothing: table and curves of the runs in --out")
