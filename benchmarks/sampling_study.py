@@ -11,9 +11,6 @@ every arm: else the difference in stain between training and validation would hi
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyvips
 
-from benchmarks import report
+from benchmarks import arms, report
 from slides.texture import STAINS
 
 AUGMENTED = ["--augment", "standard"]
@@ -67,48 +64,15 @@ def restain(source: Path, target: Path, stain: str = "violet") -> None:
 def run(study: str, arm: str, seed: int, images: int, data: Path, val_images: Path, out: Path) -> dict[str, Any]:
     """Train one arm with one seed; rows of its validations and of its time per image."""
     log_dir = out / f"{study}-{arm.replace(' ', '-').replace('/', 'of')}-{seed}"
-    command = [
-        sys.executable, str(SCRIPT), "--slide_path", data / "train/images", "--label_path", data / "train/annotations",
+    options = [
+        "--slide_path", data / "train/images", "--label_path", data / "train/annotations",
         "--valid_slide_path", val_images, "--valid_label_path", data / "val/annotations", "--label_format", "xml",
         "--img_size", 128, "--resolution", 0.486, "--bb_downsample", 4, "--data_sampler", "surf",
         "--batch_tumor_ratio", "1/2", "--batch_size", 8, "--num_steps", images, "--val_patches", 0,
         "--validate_every", images // 4, "--log_every", 80, "--base_lr", 0.0005, "--lr_schedule", "cosine",
-        "--seed", seed, "--log_dir", log_dir, *ARMS[study][arm],
+        *ARMS[study][arm],
     ]  # fmt: skip
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    rows = [json.loads(text) for text in (log_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    val = [row for row in rows if row["kind"] == "val"]
-    speeds = [row["images_per_s"] for row in rows if row["kind"] == "train" and row["images_per_s"]]
-    return {"arm": arm, "seed": seed, "val": val, "images_per_s": float(np.median(speeds)), "log_dir": str(log_dir)}
-
-
-def table(runs: list[dict[str, Any]], arms: list[str]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of each arm's last validation."""
-    rows = []
-    for arm in arms:
-        mine = [r for r in runs if r["arm"] == arm]
-        row: dict[str, Any] = {"arm": arm, "seeds": len(mine)}
-        for score in ("miou", "dice", "auc", "iou_0", "iou_1"):
-            values = np.array([r["val"][-1][score] for r in mine])
-            row |= {score: float(values.mean()), f"{score}_sd": float(values.std(ddof=1)) if len(mine) > 1 else 0.0}
-        rows.append(row | {"images_per_s": float(np.mean([r["images_per_s"] for r in mine]))})
-    return rows
-
-
-def plot(runs: list[dict[str, Any]], arms: list[str], png: Path, title: str) -> None:
-    """Validation mIoU over images: mean of the seeds, each seed thin."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for number, arm in enumerate(arms):
-        mine = [r for r in runs if r["arm"] == arm]
-        images = [row["images"] for row in mine[0]["val"]]
-        miou = np.array([[row["miou"] for row in r["val"]] for r in mine])
-        for one in miou:
-            axes.plot(images, one, color=f"C{number}", alpha=0.3, linewidth=1)
-        axes.plot(images, miou.mean(0), color=f"C{number}", label=arm, linewidth=2, marker="o")
-    axes.set(xlabel="images", ylabel="validation mIoU", title=title)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(png, dpi=110)
+    return arms.train(SCRIPT, arm, seed, log_dir, options)
 
 
 def main() -> None:
@@ -129,24 +93,22 @@ def main() -> None:
         val_images = opts.out / "restained"
         for source in sorted((opts.data / "val/images").glob("*.tif")):
             restain(source, val_images / source.name)
-    arms = list(ARMS[opts.study])
+    names = list(ARMS[opts.study])
     runs = []
     for seed in opts.seeds:
-        for arm in arms:
+        for arm in names:
             runs.append(run(opts.study, arm, seed, opts.images, opts.data, val_images, opts.out))
             print(f"{arm} seed {seed}: mIoU {runs[-1]['val'][-1]['miou']:.4f}", flush=True)
-    rows = table(runs, arms)
-    print("\narm         mIoU            Dice            IoU normal  IoU tumour  AUC     images/s")
-    for r in rows:
-        print(
-            f"{r['arm']:<10}  {r['miou']:.4f} +- {r['miou_sd']:.4f}  {r['dice']:.4f} +- {r['dice_sd']:.4f}  "
-            f"{r['iou_0']:.4f}      {r['iou_1']:.4f}      {r['auc']:.4f}  {r['images_per_s']:.1f}"
-        )
+    rows = arms.table(runs, names)
+    arms.show(rows)
     if opts.json:
         report.write(opts.json, {"table": rows, "runs": runs})
     if opts.png:
         what = {"hard": "hard mining", "stain": "augmentation, other stain in validation"}[opts.study]
-        plot(runs, arms, opts.png, f"{what}: small U-Net, {len(opts.seeds)} seeds, mean thick")
+        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        arms.curves(axes, runs, names, {})
+        axes.set(xlabel="images", title=f"{what}: small U-Net, {len(opts.seeds)} seeds, mean thick")
+        figure.savefig(opts.png, dpi=110)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from keras import layers
 
 import models
 import train
+from models.layers import BatchNormalization
 
 FILTERS = (16, 32, 64, 128)
 
@@ -26,27 +27,47 @@ def unet(
     classes: int,
     channels: int = 3,
     precision: str = "float32",
+    *,
+    filters: tuple[int, ...] = FILTERS,
+    stem: tuple[int, ...] = (),
 ) -> keras.Model:
-    """Four levels, two convolutions each, as in `models.build`; 0.5 million parameters."""
+    """U-Net of two convolutions per level, as in `models.build`; with the defaults four levels, 0.5 million parameters.
+
+    Args:
+        name: Not used.
+        img_size: Side of the square input, px.
+        classes: Number of classes K.
+        channels: Channels of the image.
+        precision: "float32".
+        filters: Of each level, finest first.
+        stem: Filters of convolutions of stride 2 before the finest level; the logits are enlarged by as much.
+    """
     assert precision == "float32"
     x = image = keras.Input((img_size, img_size, channels))
+    for width in stem:
+        x = _convolved(x, width, strides=2)
     finer = []
-    for filters in FILTERS[:-1]:
-        x = _double(x, filters)
+    for width in filters[:-1]:
+        x = _double(x, width)
         finer.append(x)
         x = layers.MaxPooling2D()(x)
-    x = _double(x, FILTERS[-1])
-    for filters, skip in zip(FILTERS[-2::-1], finer[::-1], strict=True):
-        x = layers.Concatenate()([layers.Conv2DTranspose(filters, 2, strides=2)(x), skip])
-        x = _double(x, filters)
-    return keras.Model(image, layers.Conv2D(classes, 1, name="logits")(x), name="unet")
+    x = _double(x, filters[-1])
+    for width, skip in zip(filters[-2::-1], finer[::-1], strict=True):
+        x = layers.Concatenate()([layers.Conv2DTranspose(width, 2, strides=2)(x), skip])
+        x = _double(x, width)
+    logits = layers.Conv2D(classes, 1, name="logits")(x)
+    if stem:
+        logits = layers.UpSampling2D(2 ** len(stem), interpolation="bilinear")(logits)
+    return keras.Model(image, logits, name="unet")
 
 
 def _double(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
-    for _ in range(2):
-        x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization()(x))
-    return x
+    return _convolved(_convolved(x, filters), filters)
+
+
+def _convolved(x: keras.KerasTensor, filters: int, strides: int = 1) -> keras.KerasTensor:
+    x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
+    return BatchNormalization("relu")(x)
 
 
 if __name__ == "__main__":

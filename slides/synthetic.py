@@ -6,7 +6,7 @@ python -m slides.synthetic --out DIR [--seed S]
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,11 +180,7 @@ def make_demo(out: Path, seed: int = 0) -> list[Path]:
 
 
 def _write_demo_slide(out: Path, plan: DemoSlide, rng: np.random.Generator) -> Path:
-    folders = {name: out / plan.split / name for name in ("images", "annotations", "masks")}
-    for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
     width, height = plan.size_xy
-    window = Window((0.0, 0.0), (height, width), (1.0, 1.0))
     half = np.array([width, height]) / 2
     tissue = blob(rng, half, half * rng.uniform(0.86, 0.9, 2), roughness=0.05)
     areas: list[tuple[str, Ring]] = []
@@ -194,31 +190,72 @@ def _write_demo_slide(out: Path, plan: DemoSlide, rng: np.random.Generator) -> P
         if has_hole:
             where = centre_xy + rng.uniform(-0.2, 0.2, 2) * radius
             areas.append(("_2", blob(rng, where, np.full(2, 0.33 * radius), roughness=0.12)))
-    tissue_HW = rasterise(edges_of([shapely.Polygon(tissue)]), window)
-    tumour_HW = np.zeros((height, width), np.bool_)
-    # As the label map paints: exclusions last.
+    tissue_HW = rasterise(edges_of([shapely.Polygon(tissue)]), _whole(plan.size_xy))
+    image_HWC = stained_tissue(rng, tissue_HW, rasterised(areas, plan.size_xy), STAINS[plan.stain])
+    return write_case(out / plan.split, plan.name, image_HWC, areas, plan.um_px)
+
+
+def _whole(size_xy: tuple[int, int]) -> Window:
+    return Window((0.0, 0.0), (size_xy[1], size_xy[0]), (1.0, 1.0))
+
+
+def rasterised(areas: Iterable[tuple[str, Ring]], size_xy: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return tumour_HW of a slide as its label map paints it: `_0`, then exclusions over it.
+
+    Args:
+        areas: Group and outline (N, 2), level-0 px (x, y), not closed; as for `write_asap`.
+        size_xy: Width and height, level-0 px.
+    """
+    tumour_HW = np.zeros(size_xy[::-1], np.bool_)
     for group, ring in sorted(areas, key=lambda area: area[0]):
-        tumour_HW[rasterise(edges_of([shapely.Polygon(np.round(ring, 4))]), window)] = group == "_0"
-    image_HWC = stained_tissue(rng, tissue_HW, tumour_HW, STAINS[plan.stain])
-    slide_path = folders["images"] / f"{plan.name}.tif"
-    write_pyramid(slide_path, image_HWC, plan.um_px)
+        # Four digits, as the XML has.
+        tumour_HW[rasterise(edges_of([shapely.Polygon(np.round(ring, 4))]), _whole(size_xy))] = group == "_0"
+    return tumour_HW
+
+
+def write_case(
+    out: Path, name: str, image_HWC: NDArray[np.uint8], areas: Sequence[tuple[str, Ring]], um_px: float
+) -> Path:
+    """Write a slide, and where it has areas its XML and mask, into `images`, `annotations` and `masks`.
+
+    Args:
+        out: Folder of the split; made when missing.
+        name: File name without suffix.
+        image_HWC: RGB of level 0.
+        areas: Group and outline (N, 2), level-0 px (x, y), not closed.
+        um_px: Micrometres per px.
+
+    Returns:
+        Path of the slide.
+    """
+    folders = {folder: out / folder for folder in ("images", "annotations", "masks")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    slide_path = folders["images"] / f"{name}.tif"
+    write_pyramid(slide_path, image_HWC, um_px)
     if areas:
-        write_asap(folders["annotations"] / f"{plan.name}.xml", areas)
-        write_pyramid(folders["masks"] / f"{plan.name}_Mask.tif", tumour_HW.astype(np.uint8), plan.um_px, lossless=True)
+        tumour_HW = rasterised(areas, (image_HWC.shape[1], image_HWC.shape[0]))
+        write_asap(folders["annotations"] / f"{name}.xml", areas)
+        write_pyramid(folders["masks"] / f"{name}_Mask.tif", tumour_HW.astype(np.uint8), um_px, lossless=True)
     return slide_path
 
 
-def main() -> None:
-    """Write the demo slides from the command line."""
-    parser = argparse.ArgumentParser(description="write small H&E-like slides with annotations and masks")
+def command_line(make: Callable[[Path, int], list[Path]], what: str) -> None:
+    """Write a data set from the command line: --out and --seed.
+
+    Args:
+        make: Writes it into a folder with a seed and returns the slides.
+        what: Said by --help.
+    """
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--out", type=Path, required=True, help="folder for train/ and val/")
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same slides (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    for path in make_demo(arguments.out, arguments.seed):
+    for path in make(arguments.out, arguments.seed):
         print(path)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(make_demo, "write small H&E-like slides with annotations and masks")
