@@ -59,7 +59,7 @@ def out_of_memory(opts, comm) -> str:
     """What to do about it."""
     from training.planner import advice, memory
 
-    ways = advice(opts.networks[0], opts.mixed_precision, opts.batch_size, comm.local_size, SIZE_STEP, memory().total)
+    ways = advice(opts.networks[0], opts.batch_size, comm.local_size, SIZE_STEP, memory().total)
     return f"On this machine fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"
 
 
@@ -123,8 +123,8 @@ class Run:
         from training.planner import MARGIN, costs, memory
 
         opts, comm = self.opts, self.comm
-        cost = costs().get((opts.networks[0], opts.recompute, opts.mixed_precision))
-        if cost is None:
+        cost = costs(opts.networks[0]).get(opts.recompute)
+        if cost is None or opts.mixed_precision != "float32":
             return
         here, need = memory(), cost.step_gib(opts.img_size, opts.batch_size)
         self.say(

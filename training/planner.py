@@ -1,8 +1,8 @@
 """How much memory and time a training step needs, and what fits: predicted from measured steps (`costs.json`).
 
 Everything a segmentation network keeps or does is proportional to the pixels of its batch, but for the program, the
-weights and what belongs to them. So a line is fitted to steps of some sizes for every network, recomputation and
-precision (`python -m benchmarks.costs`). Time is scaled by the rate of a matrix product, here against there.
+weights and what belongs to them. So a line is fitted to steps of two sizes for every network and recomputation
+(`python -m benchmarks.costs`). Time is scaled by the rate of a matrix product, here against there.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ class Cost:
         return size
 
 
-def costs() -> dict[tuple[str, str, str], Cost]:
-    """The measured costs by network, recomputation and precision."""
+def costs(model: str) -> dict[str, Cost]:
+    """The measured costs of a network in float32, by recomputation; empty for an unknown network."""
     rows = json.loads(COSTS.read_text(encoding="utf-8"))["costs"]
     return {
-        (r["model"], r["recompute"], r["precision"]): Cost(Line(*r["gib"]), Line(*r["seconds"]), r["product_gflop_s"])
+        r["recompute"]: Cost(Line(*r["gib"]), Line(*r["seconds"]), r["product_gflop_s"])
         for r in rows
+        if r["model"] == model
     }
 
 
@@ -131,20 +132,18 @@ def _group_limit_gib() -> float:
     return min(limits)
 
 
-def advice(model: str, precision: str, batch: int, ranks: int, multiple: int, gib: float) -> list[str]:
-    """For every way of recomputing: the largest img_size that fits.
+def advice(model: str, batch: int, ranks: int, multiple: int, gib: float) -> list[str]:
+    """For every way of recomputing: the largest img_size that fits in float32.
 
     Args:
         model: network.
-        precision: of the network.
         batch: patches of a rank in one pass.
         ranks: of one machine, which share its memory.
         multiple: of which img_size must be one.
         gib: memory of the machine.
     """
-    found = {r: c for (m, r, p), c in costs().items() if (m, p) == (model, precision)}
-    sizes = {r: c.largest_size(batch, gib / ranks, multiple) for r, c in found.items()}
-    return [f"--recompute {r}: up to --img_size {size}" for r, size in sizes.items() if size]
+    sizes = {recompute: cost.largest_size(batch, gib / ranks, multiple) for recompute, cost in costs(model).items()}
+    return [f"--recompute {recompute}: up to --img_size {size}" for recompute, size in sizes.items() if size]
 
 
 def plan(
@@ -166,20 +165,20 @@ def plan(
         f"{model}, {img_size} px, batch {batch}, {precision}; {ranks} rank{'s' if ranks > 1 else ''} on this machine",
         f"{here.what}: {here.total:.1f} GiB, {here.free:.1f} free; float32 matrix product {rate:.0f} GFLOP/s",
         "",
-        "--recompute  memory/rank  step      images/s  fits       largest --img_size",
+        "  --recompute  memory/rank    step  images/s  fits  largest --img_size",
     ]
     room = here.total / ranks
-    for (name, recompute, kind), cost in costs().items():
-        if (name, kind) != (model, precision):
-            continue
+    for recompute, cost in costs(model).items():
         gib, seconds = cost.step_gib(img_size, batch), cost.step_s(img_size, batch, rate)
         fits = "no" if gib > room else "just" if gib * (1 + MARGIN) > min(room, here.free / ranks) else "yes"
         mark = "*" if recompute == chosen else " "
         lines.append(
-            f"{mark} {recompute:<10} {gib:>7.1f} GiB  {seconds:>6.1f} s  {batch / seconds:>8.3f}  {fits:<9}  "
+            f"{mark} {recompute:<11} {gib:>7.1f} GiB {seconds:>6.1f} s  {batch / seconds:>8.3f}  {fits:<4}  "
             f"{cost.largest_size(batch, room, multiple)}"
         )
     lines += ["", f"* as given. Good to {MARGIN:.0%} where it was measured: docs/performance.md."]
+    if precision != "float32":
+        lines.append(f"Measured in float32: with {precision} less memory is needed, and the time does not apply.")
     if here.what == "GPU":
-        lines.append("Measured on CPUs only: on a GPU memory is an estimate, and the time does not apply.")
+        lines.append("Measured on CPUs: on a GPU memory is an estimate, and the time does not apply.")
     return lines
