@@ -26,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault(
         "VIPS_CONCURRENCY", "1"
     )  # the samplers are the parallelism; vips would add threads of its own
+    if opts.recompute == "fine":
+        from training.allocator import give_back_memory
+
+        give_back_memory()
     if opts.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:

@@ -129,8 +129,11 @@ def prepared(c: Case) -> tuple[Any, Any, Any, Any]:
 def measured(c: Case, steps: int) -> dict[str, Any]:
     """Run one case in this process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from training.allocator import give_back_memory
     from training.planner import product_rate
 
+    if c.recompute == "fine":
+        give_back_memory()
     products, copy = [product_rate()], copy_rate()
     run, image_BHWC, label_BHW, model = prepared(c)
     flops = forward_flops(model) * c.batch

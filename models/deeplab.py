@@ -37,8 +37,9 @@ BACKBONE_EPSILON = 1e-3
 DECODER_EPSILON = 1e-5
 MOMENTUM = 0.99
 
-# What is computed again as one (see models.recompute): the blocks of the papers' figures, and halves of their separable
-# convolutions. Dropout is in none.
+# What is computed again as one (see models.recompute): the blocks of the papers' figures; in those of high resolution
+# single convolutions, and their halves. Dropout is in none.
+_LARGE = r"(entry_flow_block[12]_separable_conv\d|decoder_conv\d)"
 SEGMENTS = (
     naming(
         {
@@ -50,13 +51,13 @@ SEGMENTS = (
     ),
     naming(
         {
-            r"(.*_conv\d|aspp[1-3])_(relu|pad|depthwise)": r"\1 depthwise",
-            r"(.*_conv\d|aspp[1-3])_pointwise": r"\1 pointwise",
+            _LARGE: r"\1",
             r"(entry_flow_conv1_\d)": r"\1",
             r".*_shortcut": "shortcut",
             r"feature_projection0": "feature projection",
         }
     ),
+    naming({_LARGE + "_(relu|pad|depthwise)": "depthwise", _LARGE + "_pointwise": "pointwise"}),
 )
 
 

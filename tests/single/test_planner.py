@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import models
-from benchmarks.costs import line
+from benchmarks.costs import fitted, memory_line, time_line
 from models.recompute import MODES
 from options import PRECISIONS, RECOMPUTATIONS
 from training import planner
@@ -16,8 +16,22 @@ COST = Cost(gib=Line(1.0, 2.0), seconds=Line(0.5, 3.0), product_gflop_s=100.0)
 
 
 def test_line_by_hand() -> None:
-    assert line([(0.25, 2.0), (1.0, 3.5)]) == pytest.approx([1.5, 2.0])
+    assert memory_line([0.25, 1.0], [2.0, 3.5]) == pytest.approx([1.5, 2.0])
+    assert time_line([0.25, 2.0, 1.0], [9.0, 3.0, 9.0]) == [0.0, 1.5]
     assert Line(1.5, 2.0).at(4.0) == 9.5
+
+
+def test_runs_are_fitted_by_hand() -> None:
+    run = {"img_size": 1000, "resident_gib": 3.0, "step_s": 4.0, "product_gflop_s": 300.0, "timed": True}
+    small = run | {"img_size": 500, "resident_gib": 1.5, "step_s": 9.0, "product_gflop_s": 100.0}
+    # Measured before, without time; and an older run of a size measured again.
+    large = run | {"img_size": 2000, "resident_gib": 9.0, "step_s": 99.0, "timed": False}
+    found = fitted([run, small, large, run | {"resident_gib": 7.0}])
+    assert [r["img_size"] for r in found["runs"]] == [500, 1000, 2000]
+    assert found["gib"] == pytest.approx([1.0, 2.0])
+    assert found["product_gflop_s"] == 200.0
+    # 4 s at 300 GFLOP/s would be 6 s at 200
+    assert found["seconds"] == [0.0, 6.0]
 
 
 def test_cost_by_hand() -> None:
