@@ -22,16 +22,7 @@ from training.comm import AgreedError, abort, connect, launched_rank, together
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code, the same on all ranks."""
     opts = train_options(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors come as exceptions
-    os.environ.setdefault(
-        "VIPS_CONCURRENCY", "1"
-    )  # the samplers are the parallelism; vips would add threads of its own
-    if opts.recompute == "fine":
-        from training.allocator import give_back_memory
-
-        give_back_memory()
-    if opts.no_cuda:
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    set_environment(opts)
     try:
         comm = connect(opts.horovod)
     except ValueError as error:
@@ -57,6 +48,20 @@ def main(argv: list[str] | None = None) -> int:
             raise
         abort(comm, f"{type(error).__name__}: {error}")
     return 0
+
+
+def set_environment(opts) -> None:
+    """What libraries read when they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors come as exceptions
+    os.environ.setdefault(
+        "VIPS_CONCURRENCY", "1"
+    )  # the samplers are the parallelism; vips would add threads of its own
+    if opts.recompute == "fine":
+        from training.allocator import give_back_memory
+
+        give_back_memory()
+    if opts.no_cuda:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 
 def out_of_memory(opts, comm) -> str:

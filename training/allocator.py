@@ -11,11 +11,11 @@ _LARGE = 2**20
 
 
 def give_back_memory() -> None:
-    """Let every large tensor have pages of its own, which the system gets back with it. Call before TensorFlow's import.
+    """Let every large tensor have pages of its own, which go back to the system with it.
 
-    TensorFlow with oneDNN otherwise keeps all it ever had in a pool that fragments: twice what is in use with
-    recomputation at 4096 px, for steps that are 1.1 to 1.8 times as fast (docs/performance.md). Other C libraries than
-    glibc only get the first of the two settings.
+    Call before TensorFlow is imported. TensorFlow with oneDNN otherwise keeps all it ever had in a
+    pool that fragments: twice what is in use at 4096 px with recomputation, for quicker steps (docs/performance.md).
+    Other C libraries than glibc only get the first of the two settings.
     """
     os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
     library = ctypes.CDLL(None)

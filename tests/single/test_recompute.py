@@ -153,3 +153,23 @@ def test_memory_is_saved(pytestconfig: pytest.Config) -> None:
         done = subprocess.run(words, cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True)
         mib[mode] = int(re.findall(r"MiB (\d+)", done.stdout)[0])
     assert mib["blocks"] < 0.6 * mib["none"]
+
+
+GIVEN_BACK = """
+import os
+from training.allocator import give_back_memory
+give_back_memory()
+import tensorflow as tf
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+kept = [tf.zeros((2**20, 16)) for _ in range(4)]
+full = resident()
+del kept[::2]
+print("MiB", full - resident())
+"""
+
+
+def test_memory_goes_back_to_the_system(pytestconfig: pytest.Config) -> None:
+    """Two of four tensors of 64 MiB, those in the middle of what was taken too."""
+    words = [sys.executable, "-c", GIVEN_BACK]
+    done = subprocess.run(words, cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True)
+    assert int(re.findall(r"MiB (\d+)", done.stdout)[0]) == pytest.approx(128, abs=8)
