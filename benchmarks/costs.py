@@ -40,6 +40,7 @@ def fitted(runs: list[dict[str, Any]]) -> dict[str, Any]:
     runs.sort(key=lambda run: run["img_size"])
     mpx = [run["img_size"] ** 2 / 1e6 for run in runs]
     timed = [run for run in runs if run["timed"]]
+    timed = timed or runs
     product = float(np.mean([run["product_gflop_s"] for run in timed]))
     # Every run's time as it would be at the mean rate of the machine.
     seconds = [run["step_s"] * run["product_gflop_s"] / product for run in timed]
