@@ -35,6 +35,7 @@ def _train_parser() -> Parser:
     )
     _data_options(parser)
     _sampling_options(parser)
+    _network_options(parser)
     _training_options(parser)
     _run_options(parser)
     return parser
@@ -144,23 +145,39 @@ def _sampling_options(parser: Parser) -> None:
     )
 
 
-def _training_options(parser: Parser) -> None:
-    training = parser.add_argument_group("training")
-    training.add_argument(
+def _network_options(parser: Parser) -> None:
+    network = parser.add_argument_group("network")
+    network.add_argument(
         "--model", choices=MODELS, help="network; default effdetd0, or the one that --weights_path was made for"
     )
-    training.add_argument(
+    network.add_argument(
         "--weights_path",
         type=Path,
         help="pre-trained weights: file or folder with .h5, .keras, or an EfficientDet checkpoint (PREFIX or .index)",
     )
-    training.add_argument(
+    network.add_argument(
         "--sync_bn", action="store_true", help="batch normalisation over the batches of all ranks together"
     )
-    training.add_argument(
+    network.add_argument(
         "--freeze_bn", action="store_true", help="batch normalisation keeps its weights and moving statistics"
     )
-    training.add_argument("--freeze_backbone", action="store_true", help="train only what comes after the backbone")
+    network.add_argument("--freeze_backbone", action="store_true", help="train only what comes after the backbone")
+    network.add_argument(
+        "--recompute",
+        choices=RECOMPUTATIONS,
+        default="none",
+        help="what the backward pass computes again, to save memory: the inside of blocks, or of parts of them",
+    )
+    network.add_argument(
+        "--mixed_precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of what is computed; weights and statistics stay float32, float16 comes with loss scaling",
+    )
+
+
+def _training_options(parser: Parser) -> None:
+    training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=whole(1), default=2, help="patches per rank")
     training.add_argument(
         "--accumulate_batch",
@@ -168,18 +185,6 @@ def _training_options(parser: Parser) -> None:
         default=1,
         metavar="N",
         help="passes of --batch_size patches per rank whose gradients are added up before one update",
-    )
-    training.add_argument(
-        "--recompute",
-        choices=RECOMPUTATIONS,
-        default="none",
-        help="what the backward pass computes again, to save memory: the inside of blocks, or of parts of them",
-    )
-    training.add_argument(
-        "--mixed_precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="of what is computed; weights and statistics stay float32, float16 comes with loss scaling",
     )
     training.add_argument("--num_steps", type=whole(1), default=50000, help="length of training, IMAGES over all ranks")
     training.add_argument("--base_lr", type=positive, default=0.001, help="Adam's learning rate per rank; used x ranks")
