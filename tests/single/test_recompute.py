@@ -91,8 +91,13 @@ def test_segments_that_need_one_another_are_refused() -> None:
         Recomputed(branched(), (naming({"a_conv|a_side_conv": "convolutions", "a_norm|a_side_norm": "norms"}),))
 
 
-@pytest.mark.parametrize(("name", "recompute"), [("effdetd0", "blocks"), ("effdetd0", "fine"), ("deeplab", "fine")])
-def test_networks(name: str, recompute: str) -> None:
+# Of DeepLab's 262,144 ReLUs behind the backbone's last normalisation, one that rounding puts on the other side of 0 is
+# 0.2 to 0.3 % of the gradient; what rounds otherwise, such as another kernel of a convolution, changes it by 1 %.
+@pytest.mark.parametrize(
+    ("name", "recompute", "tolerance"),
+    [("effdetd0", "blocks", 1e-4), ("effdetd0", "fine", 1e-4), ("deeplab", "fine", 2e-2)],
+)
+def test_networks(name: str, recompute: str, tolerance: float) -> None:
     image_BHWC = RNG.uniform(-1, 1, (2, 128, 128, 3)).astype(np.float32)
     found = {}
     for mode in ("none", recompute):
@@ -103,7 +108,7 @@ def test_networks(name: str, recompute: str) -> None:
         found[mode] = passed(model, models.training_pass(model, mode), image_BHWC)
         keras.backend.clear_session()
     assert found[recompute][0] == pytest.approx(found["none"][0], rel=1e-5)
-    assert distance(found[recompute][1], found["none"][1]) < 1e-4
+    assert distance(found[recompute][1], found["none"][1]) < tolerance
     assert distance(found[recompute][2], found["none"][2]) < 1e-5
 
 
