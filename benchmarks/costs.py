@@ -80,7 +80,8 @@ def main() -> None:
                 f"{run['step_s']:>7.2f} s at {run['product_gflop_s']:.0f} GFLOP/s",
                 flush=True,
             )
-        report.write(opts.json, {"costs": list(costs.values())})
+        rows = sorted(costs.items(), key=lambda item: (NAMES.index(item[0][0]), MODES.index(item[0][1])))
+        report.write(opts.json, {"costs": [cost for _, cost in rows]})
 
 
 if __name__ == "__main__":
