@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -33,3 +34,12 @@ def write(path: Path, result: dict[str, Any]) -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     path.write_text(json.dumps(origin | result, indent=1) + "\n", encoding="utf-8")
+
+
+def peak_resident_bytes() -> int:
+    """The most memory this process ever had resident (Linux' VmHWM).
+
+    `getrusage` would not do: its maximum starts at that of the process that called `exec`.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) * 1024

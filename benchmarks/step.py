@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -152,7 +151,7 @@ def measured(c: Case, steps: int) -> dict[str, Any]:
         "first_s": first, "step_s": step_s, "steps_s": taken, "gflop_forward": flops / 1e9,
         "product_gflop_s": product, "copy_gb_s": copy, "losses": losses,
         "efficiency": 3 * flops / 1e9 / (step_s * product),
-        "resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "resident_gib": report.peak_resident_bytes() / 2**30,
     }  # fmt: skip
 
 
