@@ -1,4 +1,4 @@
-"""Every option of the entry scripts: defined, documented and validated here, nowhere else.
+"""The options of the entry scripts, validated here and nowhere else (`option_groups.py` lists them).
 
 `train_options` returns validated, typed values; below the entry scripts nobody sees them as one object.
 """
@@ -6,22 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-from option_types import Parser, not_negative, pair, positive, share, share_below_1, whole
-
-MODELS = ("effdetd0", "effdetd4", "deeplab")
-SAMPLERS = ("radboud", "surf")
-AUGMENTATIONS = ("none", "flips", "standard", "strong")
-SCHEDULES = ("constant", "cosine")
-LOSSES = ("ce", "focal", "dice", "ce+dice")
-RECOMPUTATIONS = ("none", "blocks", "fine")
-PRECISIONS = ("float32", "bfloat16", "float16")
-SIZE_STEP = 128  # the models' coarsest stride
+import option_groups
+from option_groups import MODELS, MOMENTUM, OPTIMIZERS, SIZE_STEP
+from option_types import Parser
 
 
 def _train_parser() -> Parser:
@@ -33,221 +23,26 @@ def _train_parser() -> Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    _data_options(parser)
-    _sampling_options(parser)
-    _network_options(parser)
-    _training_options(parser)
-    _run_options(parser)
+    option_groups.data_options(parser)
+    option_groups.sampling_options(parser)
+    option_groups.network_options(parser)
+    option_groups.training_options(parser)
+    option_groups.run_options(parser)
     return parser
 
 
-def _data_options(parser: Parser) -> None:
-    data = parser.add_argument_group("slides and labels")
-    data.add_argument("--slide_path", type=Path, help="training slides: a folder or one file")
-    data.add_argument(
-        "--label_path", type=Path, help="their labels: a folder or one file; slides without one are normal"
-    )
-    data.add_argument("--valid_slide_path", type=Path, help="validation slides; without them slides are held out")
-    data.add_argument("--valid_label_path", type=Path, help="validation labels")
-    data.add_argument("--dataset", choices=("16", "17"), help="standard CAMELYON layout under --data_root")
-    data.add_argument(
-        "--data_root", type=Path, default=os.environ.get("CAMELYON_ROOT"), help="root of --dataset; $CAMELYON_ROOT"
-    )
-    data.add_argument("--train_centers", type=int, nargs="+", default=[-1], help="CAMELYON17 centres; -1 is all")
-    data.add_argument("--val_centers", type=int, nargs="+", default=[-1], help="CAMELYON17 centres; -1 is all")
-    data.add_argument(
-        "--val_split", type=float, default=0.15, help="share of slides (patients) held out for validation"
-    )
-    suffix = {"metavar": "SUFFIX", "help": "tif, svs, ndpi, mrxs ...: anything OpenSlide reads"}
-    data.add_argument("--slide_format", default="tif", **suffix)
-    data.add_argument("--valid_slide_format", default=None, **suffix)
-    truth = {"default": None, "choices": ("tif", "xml"), "help": "tif (mask pyramids) or xml (ASAP)"}
-    data.add_argument("--label_format", **truth)
-    data.add_argument("--valid_label_format", **truth)
-    data.add_argument(
-        "--label_map",
-        type=pair,
-        nargs="+",
-        metavar="GROUP:CLASS",
-        help="annotation group to class, painted in this order; default: CAMELYON's",
-    )
-    data.add_argument(
-        "--ignore_groups", nargs="+", metavar="GROUP", help="annotation groups to skip; without it those called None"
-    )
-    data.add_argument(
-        "--mask_values",
-        type=pair,
-        nargs="+",
-        metavar="VALUE:CLASS",
-        help="mask value to class (255: ignore); default: non-zero is 1",
-    )
-    data.add_argument(
-        "--classes", type=whole(2, 255), help="number of classes; default: as many as the labels' map has"
-    )
-    data.add_argument(
-        "--stage_dir", type=Path, help="disk of the node, e.g. $TMPDIR: slides and masks are copied there once per node"
-    )
-    data.add_argument(
-        "--stage_gb", type=positive, default=200.0, help="most GB to copy per node; the rest is read in place"
-    )
-    data.add_argument(
-        "--tile_cache",
-        type=whole(0),
-        default=128,
-        help="MB of decoded tiles kept per rank, shared by its samplers",
-    )
-    data.add_argument("--mpp", type=positive, help="um per px of level 0, in place of what the slides say")
-
-
-def _sampling_options(parser: Parser) -> None:
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--img_size", type=int, default=1024, help="side of the square field of view, output px")
-    sampling.add_argument("--resolution", type=positive, default=0.25, help="um per px of the patch")
-    sampling.add_argument("--data_sampler", choices=SAMPLERS, default="radboud", help="where to look")
-    sampling.add_argument(
-        "--bb_downsample",
-        type=whole(0),
-        default=7,
-        help="pyramid level of the tissue and contour search, clamped to what the slide has",
-    )
-    sampling.add_argument(
-        "--batch_tumor_ratio",
-        type=share,
-        help="share of tumour patches in a batch, exact over time; default 1 for surf, balanced rounds for radboud",
-    )
-    sampling.add_argument("--sample_processes", type=whole(1), default=1, help="parallel samplers per rank")
-    sampling.add_argument(
-        "--hard_mining", action="store_true", help="draw part of each batch from places the network gets wrong"
-    )
-    sampling.add_argument(
-        "--hard_fraction", type=share, default=Fraction(1, 4), help="share of draws from the hard pool"
-    )
-    sampling.add_argument("--hard_pool", type=whole(1), default=256, help="places in the hard pool")
-    sampling.add_argument(
-        "--qc",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="draw again where a patch shows pen marks or is out of focus; places inside annotations are kept",
-    )
-    sampling.add_argument(
-        "--augment", choices=AUGMENTATIONS, default="none", help="flips and rotations; colour, zoom, blur; more of it"
-    )
-    sampling.add_argument(
-        "--context_spacing",
-        type=positive,
-        help="um per px of a second, coarser view around each patch, 3 more channels",
-    )
-    sampling.add_argument(
-        "--max_unreadable", type=share, default=Fraction(1, 100), help="share of draws that may fail to be read"
-    )
-    sampling.add_argument(
-        "--val_patches", type=whole(0), default=256, help="validation patches over all slides and ranks; 0 is all"
-    )
-
-
-def _network_options(parser: Parser) -> None:
-    network = parser.add_argument_group("network")
-    network.add_argument(
-        "--model", choices=MODELS, help="network; default effdetd0, or the one that --weights_path was made for"
-    )
-    network.add_argument(
-        "--weights_path",
-        type=Path,
-        help="pre-trained weights: file or folder with .h5, .keras, or an EfficientDet checkpoint (PREFIX or .index)",
-    )
-    network.add_argument(
-        "--sync_bn", action="store_true", help="batch normalisation over the batches of all ranks together"
-    )
-    network.add_argument(
-        "--freeze_bn", action="store_true", help="batch normalisation keeps its weights and moving statistics"
-    )
-    network.add_argument("--freeze_backbone", action="store_true", help="train only what comes after the backbone")
-    network.add_argument(
-        "--recompute",
-        choices=RECOMPUTATIONS,
-        default="none",
-        help="what the backward pass computes again, to save memory: the inside of blocks, or of parts of them",
-    )
-    network.add_argument(
-        "--mixed_precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="of what is computed; weights and statistics stay float32, float16 comes with loss scaling",
-    )
-
-
-def _training_options(parser: Parser) -> None:
-    training = parser.add_argument_group("training")
-    training.add_argument("--batch_size", type=whole(1), default=2, help="patches per rank")
-    training.add_argument(
-        "--accumulate_batch",
-        type=whole(1),
-        default=1,
-        metavar="N",
-        help="passes of --batch_size patches per rank whose gradients are added up before one update",
-    )
-    training.add_argument("--num_steps", type=whole(1), default=50000, help="length of training, IMAGES over all ranks")
-    training.add_argument("--base_lr", type=positive, default=0.001, help="Adam's learning rate per rank; used x ranks")
-    training.add_argument("--warmup", type=whole(0), help="images of linear warm-up; default 5%% of --num_steps")
-    training.add_argument("--lr_schedule", choices=SCHEDULES, default="constant", help="after the warm-up")
-    training.add_argument("--loss", choices=LOSSES, default="ce", help="cross-entropy, focal, soft Dice, or a sum")
-    training.add_argument(
-        "--label_smoothing", type=share_below_1, default=0.0, help="share of the target spread over all classes"
-    )
-    training.add_argument("--focal_gamma", type=not_negative, help="gamma of --loss focal; default 2")
-    training.add_argument(
-        "--pos_pixel_weight", type=not_negative, default=1.0, help="weight of tumour pixels in the loss"
-    )
-    training.add_argument(
-        "--neg_pixel_weight", type=not_negative, default=1.0, help="weight of normal pixels in the loss"
-    )
-    training.add_argument(
-        "--class_weights",
-        type=not_negative,
-        nargs="+",
-        metavar="WEIGHT",
-        help="weight of every class's pixels in the loss, in place of the two above",
-    )
-    training.add_argument(
-        "--seed", type=whole(0, 2**32 - 1), default=0, help="seed of weights, split and sample stream"
-    )
-    training.add_argument("--no_cuda", action="store_true", help="CPU even where GPUs are visible")
-    training.add_argument(
-        "--horovod",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="distributed training; one process without a launcher simply runs",
-    )
-    training.add_argument("--fp16_allreduce", action="store_true", help="compress gradients to fp16 for the allreduce")
-
-
-def _run_options(parser: Parser) -> None:
-    run = parser.add_argument_group("planning, logging and checkpoints")
-    run.add_argument(
-        "--plan",
-        action="store_true",
-        help="only print memory and time of a step and the largest --img_size that fits this machine; needs no data",
-    )
-    run.add_argument(
-        "--memory_check",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="refuse to start what by the planner cannot fit this machine",
-    )
-    run.add_argument(
-        "--log_dir", type=Path, help="TensorBoard events, metrics.jsonl, checkpoints, options, sampling maps"
-    )
-    run.add_argument("--log_every", type=whole(1), default=128, help="images between log lines")
-    run.add_argument("--validate_every", type=whole(1), default=2048, help="images between validations")
-    run.add_argument("--checkpoint_every", type=whole(1), help="images between checkpoints; default --validate_every")
-    run.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="PATH|auto",
-        help="go on from a checkpoint; auto: the newest in --log_dir, if any",
-    )
-    run.add_argument("--debug", action="store_true", help="a short run on at most 100 images")
+def _check_optimizer(parser: Parser, opts: argparse.Namespace) -> None:
+    """No option that the optimizer or the schedule has no use for; defaults that depend on them."""
+    usual = OPTIMIZERS[opts.optimizer]
+    if opts.weight_decay is not None and usual.weight_decay is None:
+        parser.error(f"--weight_decay: --optimizer {opts.optimizer} has none; adamw is Adam with weight decay")
+    if opts.momentum is not None and opts.optimizer not in ("sgd", "lars"):
+        parser.error(f"--momentum is for sgd and lars; --optimizer {opts.optimizer} has none")
+    if opts.lr_cycle is not None and opts.lr_schedule != "cyclic":
+        parser.error(f"--lr_cycle is for --lr_schedule cyclic; {opts.lr_schedule} has no cycle")
+    opts.base_lr = opts.base_lr or usual.base_lr
+    opts.weight_decay = usual.weight_decay if opts.weight_decay is None else opts.weight_decay
+    opts.momentum = MOMENTUM if opts.momentum is None else opts.momentum
 
 
 def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -262,6 +57,7 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f"--img_size {opts.img_size}: a multiple of {SIZE_STEP} is needed, e.g. {below} or {below + SIZE_STEP}"
         )
     _check_training(parser, opts)
+    _check_optimizer(parser, opts)
     if opts.context_spacing is not None and opts.context_spacing <= opts.resolution:
         parser.error(
             f"--context_spacing {opts.context_spacing:g}: the second view must be coarser than --resolution "
@@ -277,6 +73,7 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         opts.validate_every = min(opts.validate_every, 50)
         opts.val_patches = min(opts.val_patches or 8, 8)
     opts.warmup = opts.num_steps // 20 if opts.warmup is None else opts.warmup
+    opts.lr_cycle = opts.lr_cycle or max(1, opts.num_steps // 10)
     opts.checkpoint_every = opts.checkpoint_every or opts.validate_every
     return opts
 

@@ -14,9 +14,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from exits import guarded
 from inputs import Inputs
 from options import SIZE_STEP, as_json, train_options
-from training.comm import AgreedError, abort, connect, launched_rank, together
+from training import leaving
+from training.comm import connect, launched_rank, together
+from training.pulse import Pulse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,32 +33,16 @@ def main(argv: list[str] | None = None) -> int:
         if launched_rank() == 0:
             print(f"train.py: error: {error}", file=sys.stderr)
         return 2
-    try:
-        run = Run(opts, comm)
-        run.plan() if opts.plan else run.go()
-    except (ValueError, OSError) as error:
-        # Ranks: an AgreedError is everybody's, so all leave; any other is this rank's alone (a slide went bad in
-        # mid-run), and the others must not wait for it in an allreduce.
-        if comm.size > 1 and not isinstance(error, AgreedError):
-            abort(comm, f"error: {error}", 2)
-        if comm.rank == 0:
-            tqdm.write(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if type(error).__name__ in ("ResourceExhaustedError", "MemoryError"):
-            abort(comm, f"out of memory: {str(error).splitlines()[0]}. {out_of_memory(opts, comm)}", 2)
-        if comm.size == 1:
-            raise
-        abort(comm, f"{type(error).__name__}: {error}")
-    return 0
+    with Pulse(comm, opts.stall_timeout) as pulse:
+        run = Run(opts, comm, pulse)
+        return guarded(run.plan if opts.plan else run.go, opts, comm)
 
 
 def set_environment(opts) -> None:
     """What libraries read when they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors come as exceptions
-    os.environ.setdefault(
-        "VIPS_CONCURRENCY", "1"
-    )  # the samplers are the parallelism; vips would add threads of its own
+    # The samplers are the parallelism; vips would add threads of its own.
+    os.environ.setdefault("VIPS_CONCURRENCY", "1")
     if opts.recompute == "fine":
         from training.allocator import give_back_memory
 
@@ -64,29 +51,25 @@ def set_environment(opts) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 
-def out_of_memory(opts, comm) -> str:
-    """What to do about it."""
-    from training.planner import advice, memory
-
-    ways = advice(opts.networks[0], opts.batch_size, comm.local_size, SIZE_STEP, memory().total)
-    return f"On this machine fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"
-
-
 class Run:
     """One training run; the methods stand in the order in which they are used.
 
     Args:
         opts: validated options; they go no further than this class.
         comm: the ranks.
+        pulse: their signs of life.
     """
 
-    def __init__(self, opts, comm) -> None:
+    def __init__(self, opts, comm, pulse) -> None:
         self.opts = opts
         self.comm = comm
-        self.global_batch = opts.batch_size * opts.accumulate_batch * comm.size
+        self.pulse = pulse
+        self.joint_batch = opts.batch_size * opts.accumulate_batch * comm.size
+        self.leaving = leaving.Leaving()
         self.inputs = Inputs(opts, comm, self.say)
         self.images = 0  # over all ranks
         self.best_miou = -1.0
+        self.validation_due = False
         self.scores: dict[str, float] = {}
         self.picture: Path | None = None
 
@@ -97,27 +80,35 @@ class Run:
                 tqdm.write(line)
             sys.stdout.flush()
 
-    def go(self) -> None:
-        """The whole story."""
+    def go(self) -> int:
+        """The whole story; returns the exit code."""
         from training.devices import use_devices
+        from training.planner import require_memory
 
-        opts, joint = self.opts, self.global_batch
+        opts, joint = self.opts, self.joint_batch
+        self.leaving.listen(self.say)
         batch = f"{opts.batch_size}" + (f" x {opts.accumulate_batch} passes" if opts.accumulate_batch > 1 else "")
         self.say(
             f"ranks       {self.comm.size} x batch {batch} = {joint} images a step, {use_devices(self.comm)}",
             f"view        {opts.img_size} px at {opts.resolution:g} um/px = {self.inputs.patch_um:.0f} um of tissue",
             f"length      {opts.num_steps} images = {-(-opts.num_steps // joint)} steps",
         )
-        self.check_memory()
+        self.pulse.start()
+        if opts.mixed_precision == "float32":
+            words = (opts.networks[0], opts.img_size, opts.batch_size, opts.recompute, SIZE_STEP)
+            # Ranks: nodes may differ; where one cannot hold it, all leave.
+            self.say(*require_memory(*words, self.comm, opts.memory_check))
         self.inputs.open()
         self.build_model()
         self.inputs.build_sampler(joint)
         self.resume_or_start()
-        self.train()
-        self.finish()
+        left = self.train()
+        if not left:
+            self.finish()
         self.inputs.close()
+        return leaving.EXIT_CODE if left else 0
 
-    def plan(self) -> None:
+    def plan(self) -> int:
         """In place of a run: what a step would need, and what fits."""
         from training.devices import use_devices
         from training.planner import plan
@@ -126,27 +117,7 @@ class Run:
         use_devices(comm)
         words = (opts.networks[0], opts.img_size, opts.batch_size, opts.mixed_precision, opts.recompute, SIZE_STEP)
         self.say(*plan(*words, ranks=comm.local_size))
-
-    def check_memory(self) -> None:
-        """What a step will need, said before it is taken; what cannot fit is refused."""
-        from training.planner import MARGIN, costs, memory
-
-        opts, comm = self.opts, self.comm
-        cost = costs(opts.networks[0]).get(opts.recompute)
-        if cost is None or opts.mixed_precision != "float32":
-            return
-        here, need = memory(), cost.step_gib(opts.img_size, opts.batch_size)
-        self.say(
-            f"memory      about {need:.1f} GiB per rank; {here.what} {here.total:.1f} GiB, {here.free:.1f} free, for "
-            f"{comm.local_size} rank{'s' if comm.local_size > 1 else ''}"
-        )
-        # Ranks: nodes may differ; where one cannot hold it, all leave.
-        least = min(comm.gather(here.total / comm.local_size))
-        if opts.memory_check and need / (1 + MARGIN) > least:
-            raise AgreedError(
-                f"a step needs about {need:.1f} GiB per rank, there are {least:.1f}. {out_of_memory(opts, comm)}. "
-                "--no-memory_check starts it all the same"
-            )
+        return 0
 
     def build_model(self) -> None:
         """Model and optimizer with all their variables; pre-trained weights where asked for."""
@@ -154,8 +125,8 @@ class Run:
 
         import models
         from models.weights import build_with_weights
+        from training import optimizer
         from training.losses import Loss
-        from training.optimizer import Adam
         from training.precision import LossScale
         from training.step import TrainStep
         from training.tally import Tally
@@ -176,7 +147,9 @@ class Run:
             self.say(f"frozen      {frozen:,} parameters")
         if opts.sync_bn and self.comm.size > 1:
             self.say(f"batch norm  {models.synchronise(self.model, self.comm.sum)} layers over all ranks")
-        self.optimizer = Adam(self.model.trainable_variables)
+        self.optimizer = optimizer.build(
+            opts.optimizer, self.model.trainable_variables, opts.momentum, opts.weight_decay
+        )
         weights_K = opts.class_weights or (opts.neg_pixel_weight, *[opts.pos_pixel_weight] * (classes - 1))
         loss = Loss(opts.loss, weights_K, opts.label_smoothing, opts.focal_gamma)
         self.loss_scale = LossScale() if opts.mixed_precision == "float16" else None
@@ -190,74 +163,76 @@ class Run:
 
     def resume_or_start(self) -> None:
         """Go on from a checkpoint, or start afresh; all ranks hold rank 0's variables afterwards."""
-        from samplers.records import trim_samples
+        from going_on import checkpoint_to_go_on_from
         from training.checkpoint import Checkpoints, named_variables
-        from training.log import RunLog, prepare_folder
+        from training.log import RunLog
 
         opts, comm = self.opts, self.comm
         self.checkpoints = Checkpoints(opts.log_dir / "checkpoints") if opts.log_dir else None
-
-        def restore():
-            # Ranks: one reads, so all go on from the same file even where a shared file system lags.
-            if comm.rank != 0:
-                return None
-            found = None
-            if opts.resume:
-                reader = self.checkpoints or Checkpoints(Path())
-                found = reader.resume(opts.resume, self.model, self.optimizer, self.inputs.stream)
-            if opts.log_dir is not None:
-                own = found is not None and found[1].is_relative_to(opts.log_dir)
-                self.say(*prepare_folder(opts.log_dir, own, as_json(opts)))
-                trim_samples(opts.log_dir, found[0].images if found else 0)
-            return found
-
-        found = comm.gather(together(comm, restore))[0]
-        if found is not None:
-            state, path, notes = found
-            self.say(*(f"resume      {note}" for note in notes))
-            self.say(f"resume      {path} at image {state.images}, best val mIoU {state.best_miou:.4f}")
-            self.images, self.best_miou = state.images, state.best_miou
-            if self.inputs.pool is not None and "hard_pool" in state.arrays:
-                together(comm, lambda: self.inputs.pool.restore(state.arrays["hard_pool"]))
-            if self.loss_scale is not None and "loss_scale" in state.arrays:
-                self.loss_scale.restore(state.arrays["loss_scale"])
-        elif opts.resume:
-            self.say(f"resume      no checkpoint in {opts.log_dir}: a fresh start")
-        elif opts.log_dir is None:
-            self.say("note        no --log_dir: nothing will be kept of this run")
+        network = (self.model, self.optimizer)
+        state = checkpoint_to_go_on_from(opts, comm, network, self.inputs.stream, self.say)
+        if state is not None:
+            self.restore(state)
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
-        comm.broadcast(list(named_variables(self.model, self.optimizer).values()))
-        self.log = together(comm, lambda: RunLog(opts.log_dir, comm.rank))
+        comm.broadcast(list(named_variables(*network).values()))
+        self.log = together(comm, lambda: RunLog(opts.log_dir, comm.rank, state.seconds if state else 0.0))
         self.inputs.start_records()
+
+    def restore(self, state) -> None:
+        """Take over what a checkpoint holds besides variables."""
+        self.images, self.best_miou, self.validation_due = state.images, state.best_miou, state.validation_due
+        arrays = state.arrays
+        if self.inputs.pool is not None and "hard_pool" in arrays:
+            together(self.comm, lambda: self.inputs.pool.restore(arrays["hard_pool"]))
+        if self.loss_scale is not None and "loss_scale" in arrays:
+            self.loss_scale.restore(arrays["loss_scale"])
+        self.step.restore(arrays["losses"])
+        if self.comm.rank == 0:
+            self.tally.restore(arrays["tally"])
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
-    def train(self) -> None:
-        """Step until the image counter reaches --num_steps; log, validate and save when it passes their multiples."""
+    def train(self) -> bool:
+        """Step until the image counter reaches --num_steps; log, validate and save when it passes their multiples.
+
+        Returns:
+            Whether the run was asked to leave before its end; a checkpoint is written then.
+        """
         from training.log import Progress
-        from training.schedule import learning_rate, passed
+        from training.schedule import Schedule, passed, scaling
         from training.step import require_finite
 
         opts, comm = self.opts, self.comm
-        feed = self.inputs.train_feed(self.images)
+        target = opts.base_lr * scaling(opts.lr_scaling, comm.size * opts.accumulate_batch)
+        schedule = Schedule(opts.lr_schedule, target, opts.warmup, opts.num_steps, opts.lr_cycle)
         self.progress = Progress(opts.num_steps, self.images, shown=comm.rank == 0)
-        for image_BHWC, label_BHW, meta_BM in feed if self.images < opts.num_steps else ():
-            rate = learning_rate(self.images, opts.base_lr, comm.size, opts.warmup, opts.num_steps, opts.lr_schedule)
-            result = self.step(image_BHWC, label_BHW, rate)
+        leave = self.validation_due and not self.validate()
+        going_on = self.images < opts.num_steps and not leave
+        for image_BHWC, label_BHW, meta_BM in self.pulse.watched(
+            self.inputs.train_feed(self.images) if going_on else ()
+        ):
+            rate = schedule.rate(self.images)
+            result = self.step(image_BHWC, label_BHW, rate, leave=bool(self.leaving.asked))
             require_finite(result, meta_BM[:, 0], self.images, comm)
             self.inputs.records.add(meta_BM, result.patch_loss_B)
-            before, self.images = self.images, self.images + self.global_batch
+            before, self.images = self.images, self.images + self.joint_batch
             self.progress.step(self.images, result.loss)
-            last = self.images >= opts.num_steps
+            last, leave = self.images >= opts.num_steps, result.leave
             if last or passed(before, self.images, opts.log_every):
                 self.log_training(rate)
-            if last or passed(before, self.images, opts.validate_every):
-                self.validate()
-            if last or passed(before, self.images, opts.checkpoint_every):
+            self.validation_due = last or passed(before, self.images, opts.validate_every)
+            if self.validation_due and not leave:
+                leave = not self.validate()
+            if last or leave or passed(before, self.images, opts.checkpoint_every):
                 self.save(f"images-{self.images:09d}.npz")
-            if last:
+            if last or leave:
                 break
         self.speed = self.progress.close()
+        leave = leave and (self.validation_due or self.images < opts.num_steps)
+        if leave:
+            asked = ", ".join(sorted(set(comm.gather(self.leaving.asked)) - {""}))
+            self.say(f"left        {asked} at image {self.images} of {opts.num_steps}; --resume auto goes on there")
+        return leave
 
     def log_training(self, rate: float) -> None:
         """One line and one row for the patches since the last one, over all ranks."""
@@ -278,10 +253,15 @@ class Run:
 
     # ----------------------------------------------------------------------------------- validation and checkpoints
 
-    def validate(self) -> None:
-        """Score the grid on all ranks; keep the best checkpoint and a picture."""
+    def validate(self) -> bool:
+        """Score the grid on all ranks; keep the best checkpoint and a picture. False: asked to leave in the middle."""
         start = time.perf_counter()
-        self.scores, pictures = self.validator.run(self.inputs.val_feed(), self.comm)
+        self.pulse.doing = "validating"
+        found = self.validator.run(self.inputs.val_feed(), self.comm, lambda: bool(self.leaving.asked))
+        if found is None:
+            return False
+        self.scores, pictures = found
+        self.validation_due = False
         self.inputs.check_left_out()
         self.log.numbers("val", self.images, self.scores)
         self.picture = self.log.pictures(self.images, pictures) or self.picture
@@ -294,16 +274,21 @@ class Run:
             self.best_miou = s["miou"]
             self.save("best.npz")
         self.progress.leave_out(time.perf_counter() - start)
+        return True
 
     def save(self, name: str) -> None:
         """Write a checkpoint by this file name."""
         from training.checkpoint import State
 
+        self.pulse.doing = "writing a checkpoint"
         # sample log and pool must know every patch below the image counter of a checkpoint
         self.inputs.records.flush(self.comm.gather, self.images)
-        arrays = {"hard_pool": self.inputs.pool.state()} if self.inputs.pool else {}
+        arrays = {"losses": self.step.state(), "tally": self.tally.state(self.comm)}
+        arrays |= {"hard_pool": self.inputs.pool.state()} if self.inputs.pool else {}
         arrays |= {"loss_scale": self.loss_scale.state()} if self.loss_scale else {}
-        state = State(self.images, self.best_miou, as_json(self.opts) | self.inputs.stream, arrays)
+        options = as_json(self.opts) | self.inputs.stream
+        run = (self.comm.size, self.log.seconds(), self.validation_due)
+        state = State(self.images, self.best_miou, options, arrays, *run)
         if self.checkpoints is not None:
             # Ranks: all hold the same variables; one writes.
             files = self.checkpoints if self.comm.rank == 0 else None

@@ -34,17 +34,17 @@ def rank_indices(first: int, batch_size: int, rank: int, size: int) -> Iterator[
     the ranks from step to step: with batch_size 1 and ratio 0.5, one rank would otherwise see tumour only.
 
     Args:
-        first: images trained before (0, or the counter of the checkpoint resumed from).
+        first: images trained before (0, or the counter of the checkpoint resumed from). Blocks rotate by it, too, so
+            that after a resume every rank goes on with the blocks it would have had.
         batch_size: patches per rank and step.
         rank: this rank.
         size: number of ranks.
     """
-    step = 0
-    while True:
+    before = first // (batch_size * size)
+    for step in itertools.count():
         # Ranks: block (rank + step) mod size of this step's global batch.
-        start = first + (step * size + (rank + step) % size) * batch_size
+        start = first + (step * size + (rank + before + step) % size) * batch_size
         yield from range(start, start + batch_size)
-        step += 1
 
 
 class Feed:

@@ -12,12 +12,17 @@ import os
 import shutil
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+# Options that change nothing of what is learnt; batch and ranks have a line of their own.
+FREE_TO_CHANGE = {
+    "resume", "log_dir", "plan", "memory_check", "stall_timeout", "stage_dir", "stage_gb", "tile_cache", "horovod",
+    "sample_processes", "networks", "batch_size", "accumulate_batch", "log_every", "checkpoint_every", "elastic",
+}  # fmt: skip
 KEEP = 3  # newest checkpoints kept; older ones are deleted
 
 
@@ -32,14 +37,26 @@ class State:
     Attributes:
         images: images trained so far, over all ranks.
         best_miou: best validation mIoU so far; -1 before the first validation.
-        options: options of the run, for the reader; JSON types only.
-        arrays: further arrays by name (the hard-mining pool).
+        options: options of the run; JSON types only.
+        arrays: further arrays by name (the hard-mining pool ...).
+        ranks: number of ranks that it was written by.
+        seconds: how long the run has taken, over all its parts.
+        validation_due: the run was asked to leave when a validation was due.
     """
 
     images: int
     best_miou: float
     options: Mapping[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    ranks: int = 1
+    seconds: float = 0.0
+    validation_due: bool = False
+
+    def head(self) -> dict[str, Any]:
+        """All but the arrays, JSON types."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "arrays"} | {
+            "options": dict(self.options)
+        }
 
 
 def named_variables(model, optimizer) -> dict[str, Any]:
@@ -52,20 +69,41 @@ def named_variables(model, optimizer) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, write) -> None:
-    """Call `write(file)` on a temporary file beside `path`, flush it to disk, then put it in place in one move.
+    """Call `write(file)` on a new file, flush it to disk, then put it in place of `path` in one move.
+
+    Until then the file has no name where the system can do that (Linux, not NFS): whoever is killed leaves nothing.
+    Elsewhere it is called `.NAME.PID.part`; `remove_partials` finds it.
 
     Raises:
-        OSError: no space, no permission; the temporary file is removed and the old `path` stays.
+        OSError: no space, no permission; the new file is removed and the old `path` stays.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.unlink(missing_ok=True)
     try:
-        with partial.open("wb") as file:
+        try:
+            file = os.fdopen(os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")
+            nameless = True
+        except OSError:
+            file = partial.open("wb")
+            nameless = False
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+            if nameless:
+                # With a folder given, Python calls linkat, which alone can follow this link; the path is absolute.
+                os.link(f"/proc/self/fd/{file.fileno()}", partial, src_dir_fd=file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> list[str]:
+    """Remove what a killed run left half-written in its `--log_dir`; returns the names."""
+    found = [*folder.glob("checkpoints/.*.part"), *folder.glob(".final*")]
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return [path.name for path in found]
 
 
 def export(model, folder: Path) -> None:
@@ -110,12 +148,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {key: v.numpy() for key, v in named_variables(model, optimizer).items()}
         arrays |= {f"extra/{key}": value for key, value in state.arrays.items()}
-        head = {
-            "images": state.images,
-            "best_miou": state.best_miou,
-            "options": dict(state.options),
-        }
-        arrays["state"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+        arrays["state"] = np.frombuffer(json.dumps(state.head()).encode(), np.uint8)
         path = self.folder / name
         write_atomically(path, lambda file: np.savez(file, **arrays))
         for old in self.history()[KEEP:]:
@@ -217,9 +250,31 @@ def restore(path: Path, arrays: Mapping[str, np.ndarray], model, optimizer) -> S
         )
     for key, variable in named.items():
         variable.assign(stored[key])
-    head = _head(arrays)
     extra = {key.removeprefix("extra/"): value for key, value in arrays.items() if key.startswith("extra/")}
-    return State(head["images"], head["best_miou"], head["options"], extra)
+    return State(**_head(arrays), arrays=extra)
+
+
+def changed(state: State, options: Mapping[str, Any], ranks: int) -> list[str]:
+    """What a run that goes on does otherwise than the one that wrote the checkpoint, a line each.
+
+    Args:
+        state: of the checkpoint.
+        options: of the run that goes on.
+        ranks: of the run that goes on.
+    """
+    was = state.options
+    notes = [
+        f"--{name} was {was[name]}, is {value}"
+        for name, value in options.items()
+        if name in was and name not in FREE_TO_CHANGE and was[name] != value
+    ]
+    batches = [o["batch_size"] * o["accumulate_batch"] * r for o, r in ((was, state.ranks), (options, ranks))]
+    if batches[0] != batches[1]:
+        notes.append(
+            f"the joint batch was {batches[0]} ({state.ranks} ranks), is {batches[1]} ({ranks} ranks): the same "
+            "patches in other steps. --batch_size x --accumulate_batch x ranks keeps it"
+        )
+    return notes
 
 
 def check_stream(path: Path, arrays: Mapping[str, np.ndarray], stream: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -196,7 +197,9 @@ def abort(comm: Comm, message: str, code: int = 1) -> NoReturn:
     For errors that only this rank knows of, in the middle of a step, while the others wait in an allreduce: an orderly
     exit would wait for them in turn.
     """
-    sys.stdout.flush()
-    # on a line of its own: rank 0's progress bar may stand on the current one
-    print(f"\ntrain.py: rank {comm.rank} of {comm.size}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    # The launcher may be gone, and the pipes with it.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        # on a line of its own: rank 0's progress bar may stand on the current one
+        print(f"\ntrain.py: rank {comm.rank} of {comm.size}: {message}", file=sys.stderr, flush=True)  # noqa: T201
     os._exit(code)

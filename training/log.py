@@ -6,7 +6,8 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,26 @@ class RunLog:
     Args:
         folder: the run's `--log_dir`, or None.
         rank: this rank.
+        seconds: how long the run took before it was resumed.
     """
 
-    def __init__(self, folder: Path | None, rank: int) -> None:
+    def __init__(self, folder: Path | None, rank: int, seconds: float = 0.0) -> None:
         self._folder = folder if rank == 0 else None
         self._writer = tf.summary.create_file_writer(str(folder)) if folder and rank == 0 else None
-        self._start = time.time()
+        self._start = time.monotonic() - seconds
+
+    def seconds(self) -> float:
+        """How long the run has taken, with what it took before it was resumed."""
+        return time.monotonic() - self._start
 
     def numbers(self, kind: str, images: int, values: Mapping[str, float]) -> None:
         """Append scalars, e.g. kind `train` or `val`, at an image counter."""
         if self._folder is None or self._writer is None:
             return
-        with self._writer.as_default(step=images):
+        with self._events(images):
             for name, value in values.items():
                 tf.summary.scalar(f"{kind}/{name}", value)
-        self._writer.flush()
-        row = {"kind": kind, "images": images, "seconds": round(time.time() - self._start, 3)}
+        row = {"kind": kind, "images": images, "seconds": round(self.seconds(), 3)}
         # JSON has no NaN: an undefined score is null
         row |= {name: (value if math.isfinite(value) else None) for name, value in values.items()}
         with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -58,10 +63,20 @@ class RunLog:
         path.parent.mkdir(exist_ok=True)
         if not cv2.imwrite(str(path), sheet_HWC):
             raise OSError(f"cannot write {path}")
-        with self._writer.as_default(step=images):
+        with self._events(images):
             tf.summary.image("val/patch_truth_prediction", sheet_HWC[None, :, :, ::-1])
-        self._writer.flush()
         return path
+
+    @contextmanager
+    def _events(self, images: int) -> Iterator[None]:
+        """TensorBoard events at an image counter, on disk afterwards."""
+        assert self._writer is not None
+        try:
+            with self._writer.as_default(step=images):
+                yield
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            raise OSError(f"cannot write TensorBoard's events in {self._folder}: {error.message}") from error
 
     def close(self) -> None:
         """Flush everything."""
@@ -154,6 +169,19 @@ def prepare_folder(folder: Path, resumed: bool, options: Mapping[str, Any]) -> l
     notes = [] if resumed else _set_aside(folder)
     (folder / "options.json").write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
     return notes
+
+
+def trim_metrics(folder: Path, images: int) -> None:
+    """Drop the rows of `metrics.jsonl` after an image counter: that part of the run will be run again.
+
+    Ranks: only rank 0 may call this.
+    """
+    path = folder / "metrics.jsonl"
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A last line cut short by a full disk has no end.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= images]
+        path.write_text("".join(kept), encoding="utf-8")
 
 
 def _set_aside(folder: Path) -> list[str]:

@@ -1,4 +1,11 @@
-"""Adam with TensorFlow's fused update: one operation per variable."""
+"""What turns joint gradients into an update of the weights: Adam, AdamW, SGD with momentum, LARS, LAMB.
+
+Keras' own updates add some eighty graph operations per variable: half of EfficientDet-D0's training graph, paid at
+every start. Where TensorFlow has a fused kernel it is used: one operation that reads and writes each weight once.
+
+Weight decay and the layer-wise rates of LARS and LAMB are for kernels only. Biases and BatchNorm's scales and shifts,
+all of one dimension, take neither: You et al. 2017, Goyal et al. 2017 (arXiv:1706.02677, section 5.1).
+"""
 
 from __future__ import annotations
 
@@ -8,52 +15,199 @@ from typing import Any
 import tensorflow as tf
 
 
-class Adam:
-    """Adam (Kingma and Ba 2015, arXiv:1412.6980), the arithmetic of `keras.optimizers.Adam`.
-
-    Keras' own update adds some eighty graph operations per variable: half of EfficientDet-D0's training graph, paid at
-    every start. The fused kernel adds one, and reads and writes each weight once.
+class Optimizer:
+    """What all of them share: the count of updates, and some moments of the gradient for each weight.
 
     Args:
         variables: Keras variables to train, in the order in which gradients will come.
-        beta_1: decay of the first moment.
-        beta_2: decay of the second moment.
-        epsilon: added to the root of the second moment.
+        moments: arrays kept for each variable.
 
     Attributes:
         steps: number of updates done, int64 variable.
     """
 
-    def __init__(
-        self, variables: Sequence[Any], beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-7
-    ) -> None:
+    def __init__(self, variables: Sequence[Any], moments: int) -> None:
         self._trained = [v.value for v in variables]
-        self._betas = (beta_1, beta_2)
-        self._epsilon = epsilon
         self.steps = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._first = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._trained]
-        self._second = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._trained]
+        self._moments = [
+            [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._trained] for _ in range(moments)
+        ]
 
     @property
     def variables(self) -> list[Any]:
-        """Everything that a checkpoint must keep: steps done, first and second moments."""
-        return [self.steps, *self._first, *self._second]
+        """Everything that a checkpoint must keep: updates done, then the moments, each for all weights."""
+        return [self.steps, *(variable for moment in self._moments for variable in moment)]
 
     def apply(self, grads: Sequence[Any], learning_rate: Any) -> None:
         """Update the variables; `learning_rate` is a float32 scalar tensor."""
-        steps = tf.cast(self.steps.assign_add(1), tf.float32)
+        self.steps.assign_add(1)
+        for variable, grad, *moments in zip(self._trained, grads, *self._moments, strict=True):
+            self._update(variable, grad, learning_rate, *moments)
+
+    def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
+        raise NotImplementedError
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980), and with decay AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101).
+
+    The arithmetic of `keras.optimizers.Adam` and `AdamW`.
+
+    Args:
+        variables: see `Optimizer`.
+        weight_decay: taken off the kernels, times the learning rate, apart from the gradient; None for Adam.
+        beta_1: decay of the first moment.
+        beta_2: decay of the second moment.
+        epsilon: added to the root of the second moment.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        weight_decay: float | None = None,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+    ) -> None:
+        super().__init__(variables, moments=2)
+        self._weight_decay = weight_decay
+        self._betas = (beta_1, beta_2)
+        self._epsilon = epsilon
+
+    def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
+        first, second = moments
+        if self._weight_decay and is_kernel(variable):
+            variable.assign_sub(learning_rate * self._weight_decay * variable)
+        steps = tf.cast(self.steps, tf.float32)
         beta_1, beta_2 = self._betas
-        powers = (tf.pow(beta_1, steps), tf.pow(beta_2, steps))
-        constants = {"beta1": beta_1, "beta2": beta_2, "epsilon": self._epsilon}
-        constants = {name: tf.constant(value, tf.float32) for name, value in constants.items()}
-        for variable, first, second, grad in zip(self._trained, self._first, self._second, grads, strict=True):
-            tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle,
-                m=first.handle,
-                v=second.handle,
-                beta1_power=powers[0],
-                beta2_power=powers[1],
-                lr=learning_rate,
-                grad=grad,
-                **constants,
-            )
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=first.handle,
+            v=second.handle,
+            beta1_power=tf.pow(beta_1, steps),
+            beta2_power=tf.pow(beta_2, steps),
+            lr=learning_rate,
+            beta1=tf.constant(beta_1),
+            beta2=tf.constant(beta_2),
+            epsilon=tf.constant(self._epsilon),
+            grad=grad,
+        )
+
+
+class Sgd(Optimizer):
+    """Gradient descent with momentum, m <- momentum m + g, w <- w - rate m.
+
+    With the rate outside of the momentum, as in Goyal et al. 2017 (arXiv:1706.02677, equation 9): a change of the
+    rate acts at once, also on what earlier gradients left.
+
+    Args:
+        variables: see `Optimizer`.
+        momentum: share of the moment kept at an update.
+        weight_decay: share of a kernel added to its gradient.
+    """
+
+    def __init__(self, variables: Sequence[Any], momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        super().__init__(variables, moments=1)
+        self._momentum = momentum
+        self._weight_decay = weight_decay
+
+    def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
+        if self._weight_decay and is_kernel(variable):
+            grad = grad + self._weight_decay * variable
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=moments[0].handle,
+            lr=learning_rate,
+            grad=grad,
+            momentum=tf.constant(self._momentum),
+        )
+
+
+class Lars(Optimizer):
+    """LARS (You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1): each kernel has a rate of its own.
+
+    Args:
+        variables: see `Optimizer`.
+        momentum: share of the moment kept at an update.
+        weight_decay: share of a kernel added to its gradient.
+        trust: eta, the size of an update relative to that of the kernel.
+    """
+
+    def __init__(
+        self, variables: Sequence[Any], momentum: float = 0.9, weight_decay: float = 1e-4, trust: float = 0.001
+    ) -> None:
+        super().__init__(variables, moments=1)
+        self._momentum = momentum
+        self._weight_decay = weight_decay
+        self._trust = trust
+
+    def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
+        if is_kernel(variable):
+            size, slope = tf.norm(variable), tf.norm(grad)
+            ratio = _ratio(self._trust * size, slope + self._weight_decay * size)
+            learning_rate = learning_rate * ratio
+            grad = grad + self._weight_decay * variable
+        moment = moments[0]
+        moment.assign(self._momentum * moment + learning_rate * grad)
+        variable.assign_sub(moment)
+
+
+class Lamb(Optimizer):
+    """LAMB (You et al. 2020, arXiv:1904.00962, algorithm 2): Adam whose update is scaled to the size of the kernel.
+
+    Args:
+        variables: see `Optimizer`.
+        weight_decay: share of a kernel added to Adam's update, before it is scaled.
+        beta_1: decay of the first moment.
+        beta_2: decay of the second moment.
+        epsilon: added to the root of the second moment.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        weight_decay: float = 0.01,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+    ) -> None:
+        super().__init__(variables, moments=2)
+        self._weight_decay = weight_decay
+        self._betas = (beta_1, beta_2)
+        self._epsilon = epsilon
+
+    def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
+        first, second = moments
+        beta_1, beta_2 = self._betas
+        steps = tf.cast(self.steps, tf.float32)
+        first.assign(beta_1 * first + (1 - beta_1) * grad)
+        second.assign(beta_2 * second + (1 - beta_2) * tf.square(grad))
+        unbiased = first / (1 - tf.pow(beta_1, steps))
+        update = unbiased / (tf.sqrt(second / (1 - tf.pow(beta_2, steps))) + self._epsilon)
+        if is_kernel(variable):
+            update += self._weight_decay * variable
+            learning_rate = learning_rate * _ratio(tf.norm(variable), tf.norm(update))
+        variable.assign_sub(learning_rate * update)
+
+
+def build(name: str, variables: Sequence[Any], momentum: float, weight_decay: float) -> Optimizer:
+    """The optimizer of this name: adam, adamw, sgd, lars or lamb; what it has no use for is not looked at."""
+    if name == "adam":
+        return Adam(variables)
+    if name == "adamw":
+        return Adam(variables, weight_decay)
+    if name == "sgd":
+        return Sgd(variables, momentum, weight_decay)
+    if name == "lars":
+        return Lars(variables, momentum, weight_decay)
+    return Lamb(variables, weight_decay)
+
+
+def is_kernel(variable: Any) -> bool:
+    """Whether a variable is a kernel, which decays; biases, scales and shifts have one dimension."""
+    return len(variable.shape) > 1
+
+
+def _ratio(over: Any, under: Any) -> Any:
+    """Quotient of two lengths; 1 where either is 0: a kernel at 0 could not leave it otherwise."""
+    return tf.where((over > 0) & (under > 0), over / tf.where(under > 0, under, 1.0), 1.0)

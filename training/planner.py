@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from training.comm import AgreedError, Comm
+
 COSTS = Path(__file__).with_name("costs.json")
 PRODUCT_SIDE = 2048
 GIB = 2**30
@@ -144,6 +146,43 @@ def advice(model: str, batch: int, ranks: int, multiple: int, gib: float) -> lis
     """
     sizes = {recompute: cost.largest_size(batch, gib / ranks, multiple) for recompute, cost in costs(model).items()}
     return [f"--recompute {recompute}: up to --img_size {size}" for recompute, size in sizes.items() if size]
+
+
+def require_memory(
+    model: str, img_size: int, batch: int, recompute: str, multiple: int, comm: Comm, refuse: bool
+) -> list[str]:
+    """What a float32 step will need, said before it is taken; every rank must call it.
+
+    Args:
+        model: network.
+        img_size: side of the field of view, px.
+        batch: patches of a rank in one pass.
+        recompute: how the backward pass recomputes.
+        multiple: of which img_size must be one.
+        comm: the ranks, whose machines may differ.
+        refuse: whether what cannot fit is an error.
+
+    Returns:
+        A line to print; none for a network that was never measured.
+
+    Raises:
+        AgreedError: on all ranks, when one machine cannot hold it and `refuse` is set.
+    """
+    cost = costs(model).get(recompute)
+    if cost is None:
+        return []
+    here, need = memory(), cost.step_gib(img_size, batch)
+    least = min(comm.gather(here.total / comm.local_size))
+    if refuse and need / (1 + MARGIN) > least:
+        ways = "; ".join(advice(model, batch, comm.local_size, multiple, here.total))
+        raise AgreedError(
+            f"a step needs about {need:.1f} GiB per rank, there are {least:.1f}. On this machine fit: {ways or 'none'} "
+            "(train.py --plan). --no-memory_check starts it all the same"
+        )
+    return [
+        f"memory      about {need:.1f} GiB per rank; {here.what} {here.total:.1f} GiB, {here.free:.1f} free, for "
+        f"{comm.local_size} rank{'s' if comm.local_size > 1 else ''}"
+    ]
 
 
 def plan(

@@ -3,32 +3,69 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-SCHEDULES = ("constant", "cosine")
+LOWEST = 0.01  # of the target: where the half cosine ends
+CYCLE_LOWEST = 0.1  # of the target: between two triangles
+POWER = 0.9  # of `poly`
 
 
-def learning_rate(images: int, base: float, ranks: int, warmup: int, total: int, schedule: str) -> float:
-    """Learning rate of the step that starts at `images`.
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate by image counter.
 
-    Linear scaling with warm-up (Goyal et al. 2017, arXiv:1706.02677): the target is base x ranks, reached linearly from
-    0 over the first `warmup` images; then constant, or a half cosine down to 1 % of the target at `total`.
+    The target is `base_lr` x `scaling(ranks x passes)`. It is reached linearly from 0 over the first `warmup` images
+    (Goyal et al. 2017, arXiv:1706.02677), and then, with p the share of the rest that is done,
+
+    - constant: stays;
+    - cosine: falls by half a cosine to 1 % of the target (Loshchilov and Hutter 2017, arXiv:1608.03983);
+    - poly: falls as (1 - p)^0.9 (Chen et al. 2018, DeepLab, arXiv:1606.00915);
+    - cyclic: triangles between 10 % of the target and the target, `cycle` images each, beginning at the target (Smith
+      2017, arXiv:1506.01186).
+
+    Attributes:
+        name: constant, cosine, cyclic or poly.
+        target: see above.
+        warmup: images; 0 for none.
+        total: length of the training, images.
+        cycle: length of a triangle, images.
+    """
+
+    name: str
+    target: float
+    warmup: int
+    total: int
+    cycle: int
+
+    def rate(self, images: int) -> float:
+        """Learning rate of the step that starts at `images`."""
+        if images < self.warmup:
+            # images + 1: a first step at rate 0 would be a wasted one
+            return self.target * (images + 1) / self.warmup
+        done = images - self.warmup
+        progress = min(1.0, done / max(1, self.total - self.warmup))
+        if self.name == "cosine":
+            return self.target * (LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * progress)))
+        if self.name == "poly":
+            # A step past the end, which a resumed run may have, still trains.
+            return self.target * max((1 - progress) ** POWER, 1e-3)
+        if self.name == "cyclic":
+            height = abs(1 - 2 * ((done / self.cycle) % 1))
+            return self.target * (CYCLE_LOWEST + (1 - CYCLE_LOWEST) * height)
+        return self.target
+
+
+def scaling(rule: str, batches: int) -> float:
+    """Factor of the learning rate for a joint batch of so many batches: linear, sqrt or none.
+
+    Linear: Goyal et al. 2017, for SGD. Square root: Krizhevsky 2014 (arXiv:1404.5997), and for Adam-like updates
+    Malladi et al. 2022 (arXiv:2205.10287).
 
     Args:
-        images: images trained so far, over all ranks.
-        base: learning rate for one rank.
-        ranks: number of ranks.
-        warmup: length of the warm-up, images; 0 for none.
-        total: length of the training, images.
-        schedule: one of `SCHEDULES`.
+        rule: linear, sqrt or none.
+        batches: ranks x passes of a step.
     """
-    target = base * ranks
-    if images < warmup:
-        # images + 1: a first step at rate 0 would be a wasted one
-        return target * (images + 1) / warmup
-    if schedule == "constant":
-        return target
-    progress = min(1.0, (images - warmup) / max(1, total - warmup))
-    return target * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return {"linear": float(batches), "sqrt": math.sqrt(batches), "none": 1.0}[rule]
 
 
 def passed(before: int, after: int, every: int) -> bool:

@@ -5,7 +5,7 @@ Shapes: B patches per rank, H, W pixels, C channels, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,13 @@ class StepResult:
         patch_loss_B: mean loss of each of this rank's patches over its valid pixels (0 where none is valid).
         finite: whether loss and joint gradients are numbers; fp16 can overflow in the allreduce whatever the loss.
             Also true of a step that loss scaling leaves out, whose loss is NaN then.
+        leave: whether some rank was asked to leave before this step; the same on all ranks.
     """
 
     loss: float
     patch_loss_B: np.ndarray
     finite: bool
+    leave: bool = False
 
 
 def require_finite(result: StepResult, indices_B: np.ndarray, images: int, comm: Comm) -> None:
@@ -76,7 +78,7 @@ class TrainStep:
 
     Args:
         model: (B, H, W, C) in [-1, 1] -> logits_BHWK.
-        optimizer: of the model's trainable variables (`training.optimizer.Adam`).
+        optimizer: of the model's trainable variables (`training.optimizer`).
         comm: the ranks.
         loss: what is minimised.
         fp16_allreduce: compress gradients for the allreduce.
@@ -111,26 +113,31 @@ class TrainStep:
         self._tally = tally
         self._loss_scale = loss_scale
         self._losses: list[float] = []
+        # How many ranks were asked to leave: this one, and after a step all of them.
+        self._asked, self._all_asked = (tf.Variable(0.0, trainable=False) for _ in range(2))
         self._statistics = MovingStatistics(model, warm_up)
         self._parts = parts
         trained = model.trainable_variables if parts > 1 else []
         self._gathered = [tf.Variable(tf.zeros_like(v.value), trainable=False) for v in trained]
 
-    def __call__(self, image_BHWC, label_BHW, learning_rate: float) -> StepResult:
+    def __call__(self, image_BHWC, label_BHW, learning_rate: float, leave: bool = False) -> StepResult:
         """Train on one batch per rank.
 
         Args:
             image_BHWC: uint8 RGB; B is a multiple of the number of parts.
             label_BHW: uint8 class, 255 = ignore.
             learning_rate: of this step.
+            leave: whether this rank was asked to leave.
         """
+        self._asked.assign(float(leave))
         rate = tf.constant(learning_rate, tf.float32)
         run = self._step if self._parts == 1 else self._step_in_parts
         loss, patch_loss_B, finite = run(image_BHWC, label_BHW, rate)
-        result = StepResult(float(loss), patch_loss_B.numpy(), bool(finite))
+        result = StepResult(float(loss), patch_loss_B.numpy(), bool(finite), bool(self._all_asked > 0))
         if not result.finite and self._loss_scale and not self._loss_scale.exhausted:
             self._loss_scale.left_out += 1
-            return StepResult(float("nan"), np.nan_to_num(result.patch_loss_B, posinf=0.0), True)
+            patch_loss_B = np.nan_to_num(result.patch_loss_B, posinf=0.0)
+            return replace(result, loss=float("nan"), patch_loss_B=patch_loss_B, finite=True)
         self._losses.append(result.loss)
         return result
 
@@ -139,6 +146,14 @@ class TrainStep:
         mean = float(np.mean(self._losses)) if self._losses else float("nan")
         self._losses.clear()
         return mean
+
+    def state(self) -> np.ndarray:
+        """What a checkpoint must keep for the next `mean_loss`: the losses since the last one."""
+        return np.array(self._losses, np.float64)
+
+    def restore(self, state: np.ndarray) -> None:
+        """Take what `state` returned."""
+        self._losses = [float(loss) for loss in state]
 
     def gradients(self, image_BHWC, label_BHW) -> tuple[Any, Any, list[Any]]:
         """Loss over all ranks, loss of each own patch, and the joint gradient of each trainable variable."""
@@ -164,7 +179,9 @@ class TrainStep:
             sums_BS = self._loss.sums(logits_BHWK, label_BHW)
             sums_S = tf.reduce_sum(sums_BS, 0)
             # Ranks: the sums first, so gradients are already those of the joint loss when they are compressed to fp16.
-            joint_S = self._comm.sum([tf.stop_gradient(sums_S)])[0]
+            # Who was asked to leave travels along, so that all ranks leave after the same step.
+            joint_S, asked = self._comm.sum([tf.stop_gradient(sums_S), self._asked])
+            self._all_asked.assign(asked)
             loss, slope_S = joint_value(self._loss, joint_S, weight, self._parts)
             # Ranks: x size, because the allreduce takes the mean over ranks where a sum is meant.
             local = tf.reduce_sum(tf.stop_gradient(slope_S) * sums_S) * self._comm.size

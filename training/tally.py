@@ -38,6 +38,15 @@ class Tally:
         self._confusion.assign_add(_counts(truth * self._classes + predicted, self._classes**2))
         self._histogram.assign_add(_counts(tf.where(truth > 0, BINS, 0) + bins, 2 * BINS))
 
+    def state(self, comm: Comm) -> np.ndarray:
+        """What a checkpoint must keep: the counts of all ranks since `totals`; every rank must call it."""
+        return comm.sum_array(np.concatenate([self._confusion.numpy(), self._histogram.numpy()]))
+
+    def restore(self, state: np.ndarray) -> None:
+        """Take what `state` returned. Ranks: on one rank only, since `totals` adds them up."""
+        self._confusion.assign(state[: self._classes**2])
+        self._histogram.assign(state[self._classes**2 :])
+
     def totals(self, comm: Comm) -> tuple[np.ndarray, np.ndarray]:
         """Sums over all ranks, and start again from zero.
 

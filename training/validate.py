@@ -5,7 +5,7 @@ Shapes: B patches, H, W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,26 +68,36 @@ class Validator:
         predicted_BHW = tf.cast(tf.argmax(logits_BHWK, -1), tf.uint8)
         return predicted_BHW, tf.reduce_sum(self._loss.sums(logits_BHWK, label_BHW), 0)
 
-    def run(self, batches: Iterable, comm: Comm) -> tuple[dict[str, float], list[Picture]]:
+    def run(
+        self, batches: Iterable, comm: Comm, leave: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], list[Picture]] | None:
         """Score this rank's batches and sum over ranks; every rank must call it.
 
         Args:
             batches: (image_BHWC uint8, label_BHW uint8, meta) of this rank; the numbers of batches may differ by rank.
             comm: the ranks.
+            leave: whether this rank was asked to leave; looked at before every batch.
 
         Returns:
-            `numbers` over all ranks, up to `PICTURES` pictures of this rank (those with the most mixed truth first).
+            `numbers` over all ranks, up to `PICTURES` pictures of this rank (those with the most mixed truth first);
+            None on all ranks when one was asked to leave.
         """
         sums_S = np.zeros(2 + 3 * len(self._loss.class_weights_K))
         pictures: list[tuple[int, Picture]] = []
+        asked = False
         for image_BHWC, label_BHW, _ in batches:
+            if asked := leave():
+                break
             predicted_BHW, batch_sums_S = self._forward(image_BHWC, label_BHW)
             sums_S += batch_sums_S.numpy()
             # The first view; a context view is not shown.
             _keep(pictures, image_BHWC.numpy()[..., :3], label_BHW.numpy(), predicted_BHW.numpy())
         # Ranks: the only collective calls, the same number on every rank whatever its share of patches.
         confusion_KK, histogram_2N = self._tally.totals(comm)
-        loss = total(self._loss, comm.sum_array(sums_S))
+        *joint_S, left = comm.sum_array(np.append(sums_S, asked))
+        if left:
+            return None
+        loss = total(self._loss, np.array(joint_S))
         return numbers(confusion_KK, histogram_2N, loss), [p for _, p in pictures]
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import options
+import option_groups
 from training.losses import LOSSES, Loss, joint_value, total
 
 RNG = np.random.default_rng(7)
 
 
 def test_the_option_knows_every_loss():
-    assert options.LOSSES == LOSSES
+    assert option_groups.LOSSES == LOSSES
 
 
 def test_loss_by_hand():

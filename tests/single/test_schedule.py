@@ -2,19 +2,38 @@
 
 import pytest
 
-from training.schedule import learning_rate, passed
+from training.schedule import Schedule, passed, scaling
 
 
-def test_learning_rate_warms_up_to_base_times_ranks():
-    rates = [learning_rate(i, 0.001, 4, 100, 1000, "constant") for i in (0, 49, 100, 999)]
-    assert rates == pytest.approx([0.00004, 0.002, 0.004, 0.004])
-    assert learning_rate(0, 0.001, 2, 0, 1000, "constant") == 0.002
+def rates(name: str, images: list[int]) -> list[float]:
+    """Target 4, 100 images of warm-up, 1100 in all, triangles of 400."""
+    schedule = Schedule(name, 4.0, 100, 1100, 400)
+    return [schedule.rate(i) for i in images]
 
 
-def test_cosine_falls_to_one_percent():
-    rates = [learning_rate(i, 1.0, 1, 100, 1100, "cosine") for i in (100, 600, 1100, 5000)]
-    assert rates == pytest.approx([1.0, 0.505, 0.01, 0.01])
+def test_rate_warms_up_and_stays() -> None:
+    assert rates("constant", [0, 49, 99, 100, 1099]) == pytest.approx([0.04, 2.0, 4.0, 4.0, 4.0])
+    assert Schedule("constant", 0.5, 0, 1100, 400).rate(0) == 0.5
 
 
-def test_events_fire_when_a_multiple_is_passed():
+def test_cosine_falls_to_one_percent() -> None:
+    assert rates("cosine", [49, 100, 600, 1100, 5000]) == pytest.approx([2.0, 4.0, 2.02, 0.04, 0.04])
+
+
+def test_poly_falls_with_the_power_of_what_is_left() -> None:
+    # (1 - 1/2)^0.9 = 0.5358867; at the end a thousandth is left for steps past it.
+    assert rates("poly", [100, 600, 1100, 5000]) == pytest.approx([4.0, 4 * 0.5358867, 0.004, 0.004])
+
+
+def test_cyclic_goes_down_and_up() -> None:
+    found = rates("cyclic", [100, 200, 300, 400, 500, 700])
+    assert found == pytest.approx([4.0, 2.2, 0.4, 2.2, 4.0, 0.4])
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("linear", 9.0), ("sqrt", 3.0), ("none", 1.0)])
+def test_scaling_with_ranks_and_passes(rule: str, factor: float) -> None:
+    assert scaling(rule, 9) == factor
+
+
+def test_events_fire_when_a_multiple_is_passed() -> None:
     assert [passed(a, a + 6, 16) for a in range(0, 48, 6)] == [False, False, True, False, False, True, False, True]

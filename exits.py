@@ -1,0 +1,51 @@
+"""How a run ends when it does not end well: one message, and an exit code that all ranks agree on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from option_groups import SIZE_STEP
+from training.comm import AgreedError, Comm, abort
+from training.pulse import GRACE_S
+
+
+def guarded(action: Callable[[], int], opts: argparse.Namespace, comm: Comm) -> int:
+    """The exit code of `action`, which every rank takes part in; errors end in a line that says what to do.
+
+    Args:
+        action: the run.
+        opts: its options.
+        comm: the ranks.
+    """
+    try:
+        return action()
+    except (ValueError, OSError) as error:
+        # Ranks: an AgreedError is everybody's, so all leave; any other is this rank's alone (a slide went bad in
+        # mid-run), and the others must not wait for it in an allreduce.
+        if comm.size > 1 and not isinstance(error, AgreedError):
+            abort(comm, f"error: {error}", 2)
+        if comm.rank == 0:
+            tqdm.write(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if type(error).__name__ in ("ResourceExhaustedError", "MemoryError"):
+            abort(comm, f"out of memory: {str(error).splitlines()[0]}. {out_of_memory(opts, comm)}", 2)
+        if comm.size == 1:
+            raise
+        if type(error).__name__ == "HorovodInternalError" or "Horovod" in str(error):
+            # Another rank's end breaks the connections of all; who is to blame says so first.
+            time.sleep(GRACE_S)
+        abort(comm, f"{type(error).__name__}: {error}")
+
+
+def out_of_memory(opts: argparse.Namespace, comm: Comm) -> str:
+    """What to do about it."""
+    from training.planner import advice, memory
+
+    ways = advice(opts.networks[0], opts.batch_size, comm.local_size, SIZE_STEP, memory().total)
+    return f"On this machine fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"
