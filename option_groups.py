@@ -191,28 +191,6 @@ def training_options(parser: Parser) -> None:
         help="passes of --batch_size patches per rank whose gradients are added up before one update",
     )
     training.add_argument("--num_steps", type=whole(1), default=50000, help="length of training, IMAGES over all ranks")
-    training.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="how gradients change weights")
-    training.add_argument(
-        "--base_lr", type=positive, help="learning rate of one rank; default 0.001, of sgd 0.01, of lars 1"
-    )
-    training.add_argument(
-        "--lr_scaling",
-        choices=LR_SCALINGS,
-        default="linear",
-        help="of --base_lr with ranks x --accumulate_batch: times it, times its root, or not at all",
-    )
-    training.add_argument("--warmup", type=whole(0), help="images of linear warm-up; default 5%% of --num_steps")
-    training.add_argument(
-        "--lr_schedule",
-        choices=SCHEDULES,
-        default="constant",
-        help="after the warm-up: half a cosine, triangles, or a power of what is left",
-    )
-    training.add_argument("--lr_cycle", type=whole(1), help="images of a triangle of cyclic; default --num_steps / 10")
-    training.add_argument("--momentum", type=share_below_1, help="of sgd and lars; default 0.9")
-    training.add_argument(
-        "--weight_decay", type=not_negative, help="of kernels; default adamw, lamb 0.01, lars 0.0001, sgd 0"
-    )
     training.add_argument("--loss", choices=LOSSES, default="ce", help="cross-entropy, focal, soft Dice, or a sum")
     training.add_argument(
         "--label_smoothing", type=share_below_1, default=0.0, help="share of the target spread over all classes"
@@ -242,6 +220,33 @@ def training_options(parser: Parser) -> None:
         help="distributed training; one process without a launcher simply runs",
     )
     training.add_argument("--fp16_allreduce", action="store_true", help="compress gradients to fp16 for the allreduce")
+
+
+def optimizer_options(parser: Parser) -> None:
+    """How gradients change weights, and by how much."""
+    optimizer = parser.add_argument_group("optimizer and learning rate")
+    optimizer.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="how gradients change weights")
+    optimizer.add_argument(
+        "--base_lr", type=positive, help="learning rate of one rank; default 0.001, of sgd 0.01, of lars 1"
+    )
+    optimizer.add_argument(
+        "--lr_scaling",
+        choices=LR_SCALINGS,
+        default="linear",
+        help="of --base_lr with ranks x --accumulate_batch: times it, times its root, or not at all",
+    )
+    optimizer.add_argument("--warmup", type=whole(0), help="images of linear warm-up; default 5%% of --num_steps")
+    optimizer.add_argument(
+        "--lr_schedule",
+        choices=SCHEDULES,
+        default="constant",
+        help="after the warm-up: half a cosine, triangles, or a power of what is left",
+    )
+    optimizer.add_argument("--lr_cycle", type=whole(1), help="images of a triangle of cyclic; default --num_steps / 10")
+    optimizer.add_argument("--momentum", type=share_below_1, help="of sgd and lars; default 0.9")
+    optimizer.add_argument(
+        "--weight_decay", type=not_negative, help="of kernels; default adamw, lamb 0.01, lars 0.0001, sgd 0"
+    )
 
 
 def run_options(parser: Parser) -> None:

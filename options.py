@@ -27,6 +27,7 @@ def _train_parser() -> Parser:
     option_groups.sampling_options(parser)
     option_groups.network_options(parser)
     option_groups.training_options(parser)
+    option_groups.optimizer_options(parser)
     option_groups.run_options(parser)
     return parser
 

@@ -1,9 +1,17 @@
 #!/usr/bin/env bash
+#SBATCH --job-name=widefov
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
 # Trains. The first use on a machine also sets it up (setup_env.sh).
 #
 #   ./run_train.sh                               the demo: makes small slides and trains on them with 2 ranks
 #   NP=4 ./run_train.sh --img_size 1024 ...      train.py with these arguments on 4 ranks
+#   sbatch --nodes=2 --gpus-per-node=4 run_train.sh --resume auto --log_dir ...        the same as a job of SLURM
 #   ./run_train.sh --help                        the arguments of train.py
+#
+# SIGTERM or SIGUSR1, to this script or from the scheduler: a checkpoint is written and the exit code is 75. A job of
+# SLURM whose arguments have --resume is then put back into the queue.
 #
 # Choices, all optional:
 #   NP=N              ranks in all (default: SLURM's tasks; else one per GPU; else one per CPU socket)
@@ -13,19 +21,39 @@
 #   LAUNCHER_ARGS=... more arguments for the launcher, split at blanks
 #   WIDEFOV_SRUN_MPI=pmix   the value of srun --mpi=
 #   OMP_NUM_THREADS=N       threads per rank (default: cores / ranks on this machine)
+#   REQUEUE=0         leave a job of SLURM that was asked to leave where it is
 #   SCRIPT=FILE       a training script of your own in place of train.py
 #   DRY_RUN=1         print the command, run nothing, set nothing up
 # and those of setup_env.sh (WIDEFOV_VENV, WIDEFOV_MPI, WIDEFOV_ENV=active ...: ./setup_env.sh --help).
 
+# Functions are called by names that are put together, and by traps.
+# shellcheck disable=SC2329
 set -euo pipefail
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
-# shellcheck source=setup_env.sh
-. "$root/setup_env.sh"
 
 fail() {
     printf 'run_train.sh: %s\n' "$1" >&2
     exit 2
 }
+
+# The folder of this file. SLURM runs a copy of a batch script: there it is asked for what was submitted.
+find_root() {
+    local place
+    for place in "$(dirname -- "${BASH_SOURCE[0]}")" "$(submitted_from)" "${SLURM_SUBMIT_DIR:-}"; do
+        if [[ -n $place && -r $place/setup_env.sh ]]; then cd -- "$place" && pwd -P && return 0; fi
+    done
+    fail "setup_env.sh is not beside this script. Submit it from its folder: cd /path/to/widefov && sbatch run_train.sh ..."
+}
+
+submitted_from() {
+    local command
+    [[ -n ${SLURM_JOB_ID:-} ]] || return 0
+    command=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p') || return 0
+    if [[ -n $command ]]; then dirname -- "$command"; fi
+}
+
+root=$(find_root)
+# shellcheck source=setup_env.sh
+. "$root/setup_env.sh"
 
 # --- This machine -----------------------------------------------------------------------------------------------------
 
@@ -62,6 +90,22 @@ count_cpus() {
 
 in_slurm() { [[ -n ${SLURM_JOB_ID:-} ]] && command -v srun >/dev/null; }
 
+# Sockets of a node of the job; what SLURM does not say is asked of this node.
+slurm_sockets() {
+    local sockets
+    sockets=$(sinfo --noheader --nodes="${SLURM_JOB_NODELIST:-}" --format=%X 2>/dev/null | sort -n | head -n 1) || sockets=''
+    if [[ $sockets =~ ^[1-9][0-9]*$ ]]; then printf '%d' "$sockets"; else count_cpus sockets; fi
+}
+
+# The machines of the job, for launchers that are not SLURM's own: a:4,b:4.
+slurm_hosts() {
+    local host list=''
+    while IFS= read -r host; do
+        if [[ -n $host ]]; then list+=${list:+,}$host:$ranks_per_host; fi
+    done < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}" 2>/dev/null)
+    printf '%s' "$list"
+}
+
 # A process that mpirun, mpiexec or srun started is a rank already: it must not start others.
 is_rank() { [[ -n ${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${PMIX_RANK:-}${HOROVOD_RANK:-} ]]; }
 
@@ -88,7 +132,8 @@ choose_ranks() {
     if [[ -n ${NP:-} ]]; then
         ranks=$NP
     elif in_slurm; then
-        ranks=${SLURM_NTASKS:-$((gpus > 0 ? gpus * ${SLURM_JOB_NUM_NODES:-1} : ${SLURM_JOB_NUM_NODES:-1}))}
+        gpus=${SLURM_GPUS_ON_NODE:-$gpus}
+        ranks=${SLURM_NTASKS:-$(((gpus > 0 ? gpus : $(slurm_sockets)) * ${SLURM_JOB_NUM_NODES:-1}))}
     elif [[ -n ${HOSTS:-} ]]; then
         ranks=$(count_slots)
     elif ((gpus > 0)); then
@@ -139,6 +184,9 @@ choose_launcher() {
         none) ((ranks == 1)) || is_rank || fail "LAUNCHER=none starts one rank, but NP=$ranks: leave one of them away." ;;
         *) fail "LAUNCHER=$launcher is none of mpirun, hydra, srun, horovodrun, none." ;;
     esac
+    if in_slurm && [[ $launcher != srun && $launcher != none && -z ${HOSTS:-}${HOSTFILE:-} ]]; then
+        HOSTS=$(slurm_hosts)
+    fi
 }
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -180,6 +228,7 @@ hydra_command() {
 srun_command() {
     command=(srun "--mpi=${WIDEFOV_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 "--ntasks=$ranks"
         "--cpus-per-task=${SLURM_CPUS_PER_TASK:-$threads}" --cpu-bind=cores)
+    if [[ -z ${SLURM_NTASKS:-} ]]; then command+=("--ntasks-per-node=$ranks_per_host"); fi
     [[ -z ${HOSTS:-}${HOSTFILE:-} ]] || fail "inside a SLURM job the machines are SLURM's: leave HOSTS and HOSTFILE away."
 }
 
@@ -195,11 +244,59 @@ horovodrun_command() {
     fi
 }
 
-# launch ARGUMENT...: replaces this script by the launcher, so that a signal to the script is one to the launcher, which
-# ends all ranks.
+# supervise COMMAND...: runs it, hands requests to leave on, and ends with its exit code. Should this script be killed,
+# the launcher is sent SIGTERM.
+supervise() {
+    local status child
+    asked=0
+    "$wf_python" "$root/die_with_parent.py" "$@" &
+    child=$!
+    trap 'hand_on TERM' TERM
+    trap 'hand_on USR1' USR1
+    trap 'hand_on INT' INT
+    while :; do
+        status=0
+        wait "$child" || status=$?
+        # More than 128 and still there: a signal interrupted the wait.
+        if ((status <= 128)) || ! kill -0 "$child" 2>/dev/null; then break; fi
+    done
+    if ((status == 75)); then requeue; fi
+    exit "$status"
+}
+
+# hand_on SIGNAL: to the launcher, in the way in which the ranks get to know of it. mpirun and srun end the ranks when
+# they get SIGTERM themselves, but hand SIGUSR1 on, which ranks take as the same. A second request is meant as it is.
+hand_on() {
+    local signal=$1
+    asked=$((asked + 1))
+    if [[ $signal == TERM && $launcher != horovodrun ]] && ((asked == 1)); then signal=USR1; fi
+    # horovodrun hands nothing on; at SIGTERM it sends the ranks SIGTERM, and SIGKILL 5 s later.
+    if [[ $signal == USR1 && $launcher == horovodrun ]]; then signal=TERM; fi
+    kill "-$signal" "$child" 2>/dev/null || true
+}
+
+# requeue: the job was asked to leave and has left a checkpoint: later it can go on. Not if the user cancelled it.
+requeue() {
+    local state
+    [[ -n ${SLURM_JOB_ID:-} && ${REQUEUE:-1} != 0 ]] || return 0
+    if [[ " ${arguments[*]} " != *" --resume"[\ =]* ]]; then
+        printf 'run_train.sh: without --resume the job would start from nothing: it is not put back into the queue.\n' >&2
+        return 0
+    fi
+    state=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p') || state=''
+    [[ $state == RUNNING ]] || return 0
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        printf 'run_train.sh: job %s is back in the queue.\n' "$SLURM_JOB_ID"
+    else
+        printf 'run_train.sh: SLURM refuses to requeue job %s; submit it again.\n' "$SLURM_JOB_ID" >&2
+    fi
+}
+
+# launch ARGUMENT...: works out the command and runs it.
 launch() {
     local -a extra=()
     local word
+    arguments=("$@")
     choose_ranks
     choose_launcher
     if [[ $launcher == none ]]; then ranks_per_host=1; fi
@@ -218,7 +315,9 @@ launch() {
         printf '%s\n' "${word% }"
         exit 0
     fi
-    exec "${command[@]}"
+    # A rank of someone else's launcher gets its signals from there.
+    if is_rank; then exec "${command[@]}"; fi
+    supervise "${command[@]}"
 }
 
 demo() {
