@@ -142,7 +142,8 @@ def test_a_killed_script_leaves_no_launcher(slurm: Bench) -> None:
     slurm.stub("python", f'if [[ $2 == "1" || $2 == "0" ]]; then exit 0; fi; exec "{sys.executable}" -S "$@"')
     slurm.stub("srun", f"trap 'echo TERM >> {marks}; exit' TERM; echo $$ > {marks}; while :; do sleep 0.1; done")
     process = subprocess.Popen(
-        [str(ROOT / "run_train.sh"), "--debug"], cwd=slurm.folder, env=slurm.env | JOB | {"WIDEFOV_ENV": "active", "NP": "2"},
+        [str(ROOT / "run_train.sh"), "--debug"],
+        cwd=slurm.folder, env=slurm.env | JOB | {"WIDEFOV_ENV": "active", "NP": "2"},
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     until = time.monotonic() + 30

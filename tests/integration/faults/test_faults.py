@@ -1,0 +1,91 @@
+"""Whatever happens to a rank, its disk or its slides: the job ends soon, says why, leaves nothing, and goes on.
+
+Two ranks of the small network through run_train.sh; the faults are in faulty_train.py.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.faults.job import AT, IMAGES, INTERVAL, LIMIT_S, Job, Outcome, repair_disk, small_disk
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Training losses of the run that met no fault."""
+    job = Job(tmp_path_factory.mktemp("whole"))
+    outcome = job.finish(job.start())
+    assert outcome.code == 0, outcome.text[-3000:]
+    assert list(job.losses()) == list(range(2, IMAGES + 1, 2))
+    return job.losses()
+
+
+def check(outcome: Outcome, uninterrupted: dict[int, float], message: str, images_lost: int = INTERVAL) -> None:
+    """Ended in time with the message, nothing left, and after the resume the run that met no fault."""
+    assert outcome.code != 0
+    assert outcome.seconds < LIMIT_S
+    assert outcome.left == []
+    assert len(re.findall(message, outcome.text)) == 1, outcome.text[-3000:]
+    assert "Traceback" not in outcome.text
+    assert outcome.resumed_at > 0
+    assert outcome.lost <= images_lost
+    assert outcome.losses is not None
+    assert list(outcome.losses) == list(uninterrupted)
+    # One thread and two ranks: the same sums in the same order.
+    np.testing.assert_array_equal(list(outcome.losses.values()), list(uninterrupted.values()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "message"),
+    [
+        ("step", 1, r"process rank 1 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
+        ("allreduce", 1, r"process rank 1 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
+        ("allreduce", 0, r"process rank 0 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
+        ("validation", 1, r"process rank 1 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
+        ("checkpoint", 0, r"process rank 0 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
+        ("stop", 1, r"rank 0 of 2: rank 1 of 2 \(\S+\) has not answered for 8 s \(--stall_timeout\) while it was in a"),
+        ("stop", 0, r"rank 1 of 2: rank 0 \(\S+\) has not answered for 8 s \(--stall_timeout\)"),
+        ("slide", 1, r"rank 1 of 2: error: .*could not be read.*rank1/images/"),
+    ],
+)
+def test_ends_and_goes_on(kind: str, rank: int, message: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
+    job = Job(tmp_path)
+    outcome = job.finish(job.start(f"{kind}:{rank}:{AT}"))
+    if kind == "slide":
+        for path in (job.tiny.folder / "rank1" / "images").iterdir():
+            path.write_bytes((job.tiny.folder / "rank0" / "images" / path.name).read_bytes())
+    check(job.gone_on(outcome), uninterrupted, message)
+
+
+def test_launcher_killed(tmp_path: Path, uninterrupted: dict[int, float]) -> None:
+    """The launcher has no last word then; bash says which program was killed, and its ranks do not outlive it."""
+    job = Job(tmp_path)
+    check(job.with_fault(f"launcher:1:{AT}"), uninterrupted, r"Killed +.*die_with_parent|the launcher has ended")
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize(
+    ("kind", "cause"), [("full", "No space left on device"), ("readonly", "Read-only file system")]
+)
+def test_disk(kind: str, cause: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
+    job = Job(tmp_path)
+    with small_disk(job.log_dir, "8m"):
+        outcome = job.finish(job.start(f"{kind}:0:{AT}"))
+        repair_disk(job.log_dir)
+        check(job.gone_on(outcome), uninterrupted, rf"train\.py: .*{cause}")
+
+
+def test_cut_short_checkpoint(tmp_path: Path, uninterrupted: dict[int, float]) -> None:
+    """The newest checkpoint is damaged, too: the one before is taken."""
+    job = Job(tmp_path)
+    outcome = job.finish(job.start(f"step:1:{AT}"))
+    newest = max((job.log_dir / "checkpoints").glob("images-*.npz"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    outcome = job.gone_on(outcome)
+    check(outcome, uninterrupted, "exited on signal 9", images_lost=2 * INTERVAL)
+    assert outcome.resumed_at == AT // INTERVAL * INTERVAL - INTERVAL
