@@ -53,6 +53,7 @@ class Job:
     """
 
     def __init__(self, folder: Path, launcher: str = "mpirun", **env: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.tiny = TinySet(folder)
         for rank in (0, 1):
             shutil.copytree(folder / "train", folder / f"rank{rank}")
@@ -128,6 +129,16 @@ class Job:
         outcome.lost = max(0, trained - outcome.resumed_at)
         outcome.losses = self.losses()
         return outcome
+
+    def repair_slides(self) -> None:
+        """Give rank 1 its slides back."""
+        for path in (self.tiny.folder / "rank0" / "images").iterdir():
+            shutil.copy(path, self.tiny.folder / "rank1" / "images")
+
+    def damage_newest(self) -> None:
+        """Cut the newest checkpoint short."""
+        newest = max((self.log_dir / "checkpoints").glob("images-*.npz"))
+        newest.write_bytes(newest.read_bytes()[:-100])
 
     def rows(self) -> list[dict[str, float]]:
         """metrics.jsonl."""

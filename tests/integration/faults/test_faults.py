@@ -57,8 +57,7 @@ def test_ends_and_goes_on(kind: str, rank: int, message: str, tmp_path: Path, un
     job = Job(tmp_path)
     outcome = job.finish(job.start(f"{kind}:{rank}:{AT}"))
     if kind == "slide":
-        for path in (job.tiny.folder / "rank1" / "images").iterdir():
-            path.write_bytes((job.tiny.folder / "rank0" / "images" / path.name).read_bytes())
+        job.repair_slides()
     check(job.gone_on(outcome), uninterrupted, message)
 
 
@@ -84,8 +83,7 @@ def test_cut_short_checkpoint(tmp_path: Path, uninterrupted: dict[int, float]) -
     """The newest checkpoint is damaged, too: the one before is taken."""
     job = Job(tmp_path)
     outcome = job.finish(job.start(f"step:1:{AT}"))
-    newest = max((job.log_dir / "checkpoints").glob("images-*.npz"))
-    newest.write_bytes(newest.read_bytes()[:-100])
+    job.damage_newest()
     outcome = job.gone_on(outcome)
     check(outcome, uninterrupted, "exited on signal 9", images_lost=2 * INTERVAL)
     assert outcome.resumed_at == AT // INTERVAL * INTERVAL - INTERVAL
