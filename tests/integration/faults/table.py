@@ -33,7 +33,7 @@ NEEDS_ROOT = ("full", "readonly")
 def met(name: str, fault: str, folder: Path) -> Outcome:
     """One job with the fault, and the one that goes on from it."""
     job = Job(folder)
-    kind = fault.split(":")[0]
+    kind = fault.split(":", maxsplit=1)[0]
     with ExitStack() as stack:
         if kind in NEEDS_ROOT:
             stack.enter_context(small_disk(job.log_dir, "8m"))
