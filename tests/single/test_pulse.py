@@ -1,0 +1,210 @@
+"""Signs of life between ranks, and requests to leave; two ranks in one process, or a socket that plays one."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from training import pulse as pulse_module
+from training.leaving import Leaving
+from training.pulse import READING, Pulse
+
+TIMEOUT_S = 1.0
+
+
+class Ranks:
+    """`gather` for a Pulse of rank 0 and what it told the others."""
+
+    def __init__(self, rank: int, shared: list) -> None:
+        self.rank, self.size, self.local_rank, self.local_size = rank, 2, rank, 2
+        self._shared = shared
+
+    def gather(self, value):
+        if self.rank == 0:
+            self._shared.append(value)
+        return [self._shared[0], None]
+
+
+class Watched:
+    """A Pulse of rank 0 that notes why it would end, and a socket that plays rank 1."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.shared: list = []
+        self.pulse = Pulse(Ranks(0, self.shared), TIMEOUT_S, self.reasons.append)
+        self.pulse.start()
+        port, _, self.token, _ = self.shared[0]
+        self.socket = socket.create_connection(("127.0.0.1", port))
+
+    def say(self, **words) -> None:
+        line = {"token": self.token, "rank": 1, "host": "b", "doing": "in a step", "doing_s": 0.0} | words
+        self.socket.sendall(json.dumps(line).encode() + b"\n")
+
+    def first_reason(self, wait_s: float = 5.0) -> str:
+        until = time.monotonic() + wait_s
+        while not self.reasons and time.monotonic() < until:
+            time.sleep(0.02)
+        return self.reasons[0] if self.reasons else ""
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setattr(pulse_module, "GRACE_S", 0.1)
+    made = Watched()
+    with made.pulse:
+        yield made
+    made.socket.close()
+
+
+def test_two_ranks_that_live_and_leave_are_not_missed() -> None:
+    reasons: list[str] = []
+    shared: list = []
+    with Pulse(Ranks(0, shared), TIMEOUT_S, reasons.append) as first:
+        first.start()
+        with Pulse(Ranks(1, shared), TIMEOUT_S, reasons.append) as second:
+            second.start()
+            time.sleep(3 * TIMEOUT_S)
+        # Rank 1 is done; rank 0 goes on for longer than it would wait for a rank that says nothing.
+        time.sleep(2 * TIMEOUT_S)
+    assert reasons == []
+
+
+def test_silence_is_named_with_rank_host_and_place(watched: Watched) -> None:
+    watched.say(doing="validating")
+    reason = watched.first_reason()
+    assert reason.startswith("rank 1 of 2 (b) has not answered for 1 s (--stall_timeout) while it was validating")
+
+
+def test_an_end_without_goodbye_is_named(watched: Watched) -> None:
+    watched.say()
+    watched.socket.close()
+    assert watched.first_reason() == "rank 1 of 2 (b) has ended while it was in a step: killed, or out of memory?"
+
+
+def test_an_end_with_goodbye_is_not(watched: Watched) -> None:
+    watched.say(goodbye=True)
+    watched.socket.close()
+    assert watched.first_reason(3 * TIMEOUT_S) == ""
+
+
+def test_a_rank_without_patches_is_named(watched: Watched) -> None:
+    for _ in range(3):
+        watched.say(doing=READING, doing_s=TIMEOUT_S / 2)
+        time.sleep(TIMEOUT_S / 4)
+    assert watched.reasons == []
+    watched.say(doing=READING, doing_s=2.5)
+    reason = watched.first_reason()
+    assert reason.startswith("rank 1 of 2 (b) has been waiting for patches for 2 s (--stall_timeout)")
+
+
+def test_rank_0_itself_may_be_without_patches(watched: Watched) -> None:
+    stuck = threading.Event()
+
+    def batches() -> Iterator[int]:
+        yield 1
+        stuck.wait(10)
+
+    taken = watched.pulse.watched(batches())
+    assert next(taken) == 1
+    thread = threading.Thread(target=lambda: next(taken, None))
+    thread.start()
+    reason = watched.first_reason()
+    stuck.set()
+    thread.join()
+    assert reason.startswith("this rank has been waiting for patches for 1 s")
+
+
+@pytest.mark.parametrize(
+    "words", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"token": "guessed", "rank": 1}\n', b"x" * 70000]
+)
+def test_strangers_are_turned_away(words: bytes, watched: Watched) -> None:
+    stranger = socket.create_connection(("127.0.0.1", watched.shared[0][0]))
+    stranger.sendall(words)
+    stranger.settimeout(5)
+    assert stranger.recv(100) == b""
+    # Ranks are still answered.
+    watched.say()
+    watched.socket.settimeout(5)
+    assert watched.socket.recv(100) == b"{}\n"
+    assert watched.reasons == []
+
+
+def test_a_job_that_was_suspended_goes_on(watched: Watched) -> None:
+    """As after SIGSTOP and SIGCONT to all of it: everybody's silence is this process's own."""
+    watched.say()
+    time.sleep(TIMEOUT_S / 2)
+    for key in list(watched.pulse._selector.get_map().values()):
+        if key.data is not None:
+            key.data.heard -= 100
+    watched.pulse._looked -= 100
+    time.sleep(TIMEOUT_S / 2)
+    assert watched.reasons == []
+
+
+def test_silence_of_rank_0_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse_module, "GRACE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reasons: list[str] = []
+        shared = [(server.getsockname()[1], ["127.0.0.1"], "token", "a")]
+        with Pulse(Ranks(1, shared), TIMEOUT_S, reasons.append) as second:
+            second.start()
+            until = time.monotonic() + 5
+            while not reasons and time.monotonic() < until:
+                time.sleep(0.02)
+    assert reasons[0].startswith("rank 0 (a) has not answered for 1 s")
+
+
+def test_a_launcher_that_is_gone_is_noticed(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert watched.first_reason() == "the launcher has ended"
+
+
+def test_nothing_is_watched_at_timeout_0() -> None:
+    with Pulse(Ranks(0, []), 0.0, pytest.fail) as idle:
+        idle.start()
+        assert idle._thread is None
+        assert list(idle.watched([3, 4])) == [3, 4]
+
+
+# -------------------------------------------------------------------------------------------------------------- leaving
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts the signals back to what they did."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_a_request(number: signal.Signals, handlers: None) -> None:
+    said: list[str] = []
+    leaving = Leaving()
+    leaving.listen(said.append)
+    assert leaving.asked == ""
+    signal.raise_signal(number)
+    # From the terminal and from the launcher: one request.
+    signal.raise_signal(number)
+    assert leaving.asked == number.name
+    assert len(said) == 1
+    assert said[0].startswith(f"{number.name}: a checkpoint will be written after this step")
+
+
+def test_a_second_request_ends_at_once(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving = Leaving()
+    leaving.listen(lambda _: None)
+    signal.raise_signal(signal.SIGINT)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+    default: Callable = signal.default_int_handler
+    monkeypatch.setattr(signal, "SIG_DFL", default)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
