@@ -10,12 +10,16 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from option_groups import SIZE_STEP
-from training.comm import AgreedError, Comm, abort
+from training.comm import AgreedError, Comm, abort, broke
 from training.pulse import GRACE_S
+
+COME_TOGETHER = -1  # in place of an exit code: ranks of an elastic job have come or gone
 
 
 def guarded(action: Callable[[], int], opts: argparse.Namespace, comm: Comm) -> int:
     """The exit code of `action`, which every rank takes part in; errors end in a line that says what to do.
+
+    In an elastic job `COME_TOGETHER` where another rank has ended.
 
     Args:
         action: the run.
@@ -35,9 +39,12 @@ def guarded(action: Callable[[], int], opts: argparse.Namespace, comm: Comm) -> 
     except Exception as error:
         if type(error).__name__ in ("ResourceExhaustedError", "MemoryError"):
             abort(comm, f"out of memory: {str(error).splitlines()[0]}. {out_of_memory(opts, comm)}", 2)
+        if opts.elastic and broke(error):
+            tqdm.write(f"train.py: rank {comm.rank} of {comm.size}: another rank has ended", file=sys.stderr)
+            return COME_TOGETHER
         if comm.size == 1:
             raise
-        if type(error).__name__ == "HorovodInternalError" or "Horovod" in str(error):
+        if broke(error):
             # Another rank's end breaks the connections of all; who is to blame says so first.
             time.sleep(GRACE_S)
         abort(comm, f"{type(error).__name__}: {error}")

@@ -282,4 +282,9 @@ def run_options(parser: Parser) -> None:
         default=300.0,
         help="seconds after which a rank that gives no sign of life, or gets no patch, ends the job; 0: never",
     )
+    run.add_argument(
+        "--elastic",
+        action="store_true",
+        help="ranks may come and go: under horovodrun --gloo --min-np ...; implies --resume auto, needs --log_dir",
+    )
     run.add_argument("--debug", action="store_true", help="a short run on at most 100 images")

@@ -12,6 +12,7 @@ from typing import Any
 import option_groups
 from option_groups import MODELS, MOMENTUM, OPTIMIZERS, SIZE_STEP
 from option_types import Parser
+from training.comm import is_elastic
 
 
 def _train_parser() -> Parser:
@@ -64,6 +65,8 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f"--context_spacing {opts.context_spacing:g}: the second view must be coarser than --resolution "
             f"{opts.resolution:g} um/px"
         )
+    if opts.elastic:
+        _check_elastic(parser, opts)
     if opts.resume == "auto" and opts.log_dir is None:
         parser.error("--resume auto looks for checkpoints in --log_dir, which is not given")
     # without --model, weights say which network they are of
@@ -94,6 +97,18 @@ def _check_training(parser: Parser, opts: argparse.Namespace) -> None:
         parser.error("--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path or --resume")
     if opts.freeze_bn and opts.sync_bn:
         parser.error("--freeze_bn and --sync_bn: frozen statistics are not taken from any batch; give one of the two")
+
+
+def _check_elastic(parser: Parser, opts: argparse.Namespace) -> None:
+    """Ranks that come later start from the newest checkpoint, so there must be a place for it."""
+    if not is_elastic():
+        parser.error(
+            "--elastic is for ranks that an elastic launcher started: horovodrun --gloo -np 2 --min-np 1 --max-np 4 "
+            "--host-discovery-script FILE ... (docs/distributed.md)"
+        )
+    if opts.log_dir is None:
+        parser.error("--elastic needs --log_dir, which all ranks see: who comes later goes on from its checkpoints")
+    opts.resume = opts.resume or "auto"
 
 
 def _check_data(parser: Parser, opts: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from exits import guarded
+from exits import COME_TOGETHER, guarded
 from inputs import Inputs
 from options import SIZE_STEP, as_json, train_options
 from training import leaving
@@ -33,9 +33,14 @@ def main(argv: list[str] | None = None) -> int:
         if launched_rank() == 0:
             print(f"train.py: error: {error}", file=sys.stderr)
         return 2
-    with Pulse(comm, opts.stall_timeout) as pulse:
-        run = Run(opts, comm, pulse)
-        return guarded(run.plan if opts.plan else run.go, opts, comm)
+    while True:
+        # Ranks: an elastic job notices by itself who is missing, and goes on without.
+        with Pulse(comm, 0 if opts.elastic else opts.stall_timeout) as pulse:
+            run = Run(opts, comm, pulse)
+            code = guarded(run.plan if opts.plan else run.go, opts, comm)
+        if code != COME_TOGETHER:
+            return code
+        comm = comm.reconnect()
 
 
 def set_environment(opts) -> None:
@@ -87,6 +92,8 @@ class Run:
 
         opts, joint = self.opts, self.joint_batch
         self.leaving.listen(self.say)
+        if opts.elastic:
+            self.comm.on_hosts_changed(self.leaving.hosts_changed)
         batch = f"{opts.batch_size}" + (f" x {opts.accumulate_batch} passes" if opts.accumulate_batch > 1 else "")
         self.say(
             f"ranks       {self.comm.size} x batch {batch} = {joint} images a step, {use_devices(self.comm)}",
@@ -102,11 +109,13 @@ class Run:
         self.build_model()
         self.inputs.build_sampler(joint)
         self.resume_or_start()
-        left = self.train()
-        if not left:
+        asked = self.train()
+        if not asked:
             self.finish()
         self.inputs.close()
-        return leaving.EXIT_CODE if left else 0
+        if asked == {leaving.HOSTS_CHANGED}:
+            return COME_TOGETHER
+        return leaving.EXIT_CODE if asked else 0
 
     def plan(self) -> int:
         """In place of a run: what a step would need, and what fits."""
@@ -192,11 +201,11 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
-    def train(self) -> bool:
+    def train(self) -> set[str]:
         """Step until the image counter reaches --num_steps; log, validate and save when it passes their multiples.
 
         Returns:
-            Whether the run was asked to leave before its end; a checkpoint is written then.
+            By what the run was asked to leave before its end, if it was; a checkpoint is written then.
         """
         from training.log import Progress
         from training.schedule import Schedule, passed, scaling
@@ -228,11 +237,13 @@ class Run:
             if last or leave:
                 break
         self.speed = self.progress.close()
-        leave = leave and (self.validation_due or self.images < opts.num_steps)
-        if leave:
-            asked = ", ".join(sorted(set(comm.gather(self.leaving.asked)) - {""}))
-            self.say(f"left        {asked} at image {self.images} of {opts.num_steps}; --resume auto goes on there")
-        return leave
+        if not leave or (self.images >= opts.num_steps and not self.validation_due):
+            return set()
+        asked = set(comm.gather(self.leaving.asked)) - {""}
+        self.say(
+            f"left        {', '.join(sorted(asked))} at image {self.images} of {opts.num_steps}; --resume auto goes on"
+        )
+        return asked
 
     def log_training(self, rate: float) -> None:
         """One line and one row for the patches since the last one, over all ranks."""

@@ -116,6 +116,32 @@ class HorovodComm:
         """See `Comm.gather`."""
         return list(self._hvd.allgather_object(value))
 
+    def on_hosts_changed(self, listener: Callable[[], None]) -> None:
+        """Elastic jobs: have the listener called, in a thread, when hosts come or are to go; on rank 0 alone."""
+        from horovod.common.elastic import notification_manager
+
+        # Horovod keeps listeners with this method, and removes none.
+        listening = type("Listening", (), {"on_hosts_updated": lambda *_: listener()})()
+        notification_manager.init()
+        notification_manager._listeners.clear()
+        notification_manager.register_listener(listening)
+
+    def reconnect(self) -> HorovodComm:
+        """Elastic jobs: join the ranks there are now; a process whose host is to go ends here, with exit code 0."""
+        self._hvd.shutdown()
+        self._hvd.init()
+        return HorovodComm(self._hvd)
+
+
+def is_elastic() -> bool:
+    """Whether a launcher started this process as one of an elastic job (`horovodrun --min-np ...`)."""
+    return os.environ.get("HOROVOD_ELASTIC") == "1"
+
+
+def broke(error: Exception) -> bool:
+    """Whether an error says that the connection between ranks broke: some rank has ended."""
+    return type(error).__name__ == "HorovodInternalError" or "Horovod" in str(error)
+
 
 def launched_size() -> int:
     """Number of processes that a launcher (mpirun, hydra, srun, horovodrun) started; 1 without a launcher."""

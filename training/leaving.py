@@ -14,6 +14,8 @@ from types import FrameType
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A terminal sends Ctrl-C to all processes of a job, and a launcher hands it on to those: that is one request.
 ECHO_S = 1.0
+# Elastic jobs: why ranks leave, to come together anew.
+HOSTS_CHANGED = "hosts changed"
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": run_train.sh puts a SLURM job back into its queue
 
 
@@ -21,7 +23,7 @@ class Leaving:
     """Whether this process was asked to leave.
 
     Attributes:
-        asked: name of the first signal, such as `SIGTERM`; empty before.
+        asked: name of the first signal, such as `SIGTERM`, or `HOSTS_CHANGED`; empty before.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,10 @@ class Leaving:
         self._say = say
         for number in REQUESTS:
             signal.signal(number, self._request)
+
+    def hosts_changed(self) -> None:
+        """Take a change of hosts for a request, unless there is one."""
+        self.asked = self.asked or HOSTS_CHANGED
 
     def _request(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # of the signal module
         now = time.monotonic()
