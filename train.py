@@ -33,10 +33,13 @@ def main(argv: list[str] | None = None) -> int:
         if launched_rank() == 0:
             print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    from training.devices import use_devices
+
+    devices = use_devices(comm)  # once: TensorFlow's threads cannot be changed later
     while True:
         # Ranks: an elastic job notices by itself who is missing, and goes on without.
         with Pulse(comm, 0 if opts.elastic else opts.stall_timeout) as pulse:
-            run = Run(opts, comm, pulse)
+            run = Run(opts, comm, pulse, devices)
             code = guarded(run.plan if opts.plan else run.go, opts, comm)
         if code != COME_TOGETHER:
             return code
@@ -63,12 +66,14 @@ class Run:
         opts: validated options; they go no further than this class.
         comm: the ranks.
         pulse: their signs of life.
+        devices: what this rank computes on, in words.
     """
 
-    def __init__(self, opts, comm, pulse) -> None:
+    def __init__(self, opts, comm, pulse, devices) -> None:
         self.opts = opts
         self.comm = comm
         self.pulse = pulse
+        self.devices = devices
         self.joint_batch = opts.batch_size * opts.accumulate_batch * comm.size
         self.leaving = leaving.Leaving()
         self.inputs = Inputs(opts, comm, self.say)
@@ -87,7 +92,6 @@ class Run:
 
     def go(self) -> int:
         """The whole story; returns the exit code."""
-        from training.devices import use_devices
         from training.planner import require_memory
 
         opts, joint = self.opts, self.joint_batch
@@ -96,7 +100,7 @@ class Run:
             self.comm.on_hosts_changed(self.leaving.hosts_changed)
         batch = f"{opts.batch_size}" + (f" x {opts.accumulate_batch} passes" if opts.accumulate_batch > 1 else "")
         self.say(
-            f"ranks       {self.comm.size} x batch {batch} = {joint} images a step, {use_devices(self.comm)}",
+            f"ranks       {self.comm.size} x batch {batch} = {joint} images a step, {self.devices}",
             f"view        {opts.img_size} px at {opts.resolution:g} um/px = {self.inputs.patch_um:.0f} um of tissue",
             f"length      {opts.num_steps} images = {-(-opts.num_steps // joint)} steps",
         )
@@ -119,11 +123,9 @@ class Run:
 
     def plan(self) -> int:
         """In place of a run: what a step would need, and what fits."""
-        from training.devices import use_devices
         from training.planner import plan
 
         opts, comm = self.opts, self.comm
-        use_devices(comm)
         words = (opts.networks[0], opts.img_size, opts.batch_size, opts.mixed_precision, opts.recompute, SIZE_STEP)
         self.say(*plan(*words, ranks=comm.local_size))
         return 0
