@@ -144,6 +144,8 @@ class Run:
         from training.validate import Validator
 
         opts, classes, channels = self.opts, self.inputs.classes, self.inputs.channels
+        # Ranks: Horovod matches tensors by name, and Keras counts its layers: one that came later counts from 1.
+        keras.backend.clear_session()
         keras.utils.set_random_seed(opts.seed)
         if opts.weights_path is None:
             self.model = models.build(opts.networks[0], opts.img_size, classes, channels, opts.mixed_precision)

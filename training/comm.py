@@ -171,7 +171,7 @@ def connect(horovod: bool) -> Comm:
             built for another MPI than the launcher's). Going on would train as many models as there are processes.
     """
     launched = launched_size()
-    if launched == 1:
+    if launched == 1 and not is_elastic():
         return SoloComm()
     if not horovod:
         raise ValueError(
@@ -186,7 +186,8 @@ def connect(horovod: bool) -> Comm:
             "Run ./setup_env.sh, or load the cluster's Horovod module"
         ) from error
     hvd.init()
-    if hvd.size() != launched:
+    # An elastic job may have changed since its launcher counted.
+    if hvd.size() != launched and not is_elastic():
         raise ValueError(
             f"the launcher started {launched} processes, but Horovod sees {hvd.size()}: it was built for another MPI. "
             "Use the mpirun or mpiexec.hydra of the MPI that Horovod was built with (./setup_env.sh says which)"
