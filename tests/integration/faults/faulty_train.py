@@ -4,8 +4,8 @@ FAULT=KIND:RANK:IMAGE FAULT_MARK=FILE python tests/integration/faults/faulty_tra
 which the fault came. `{rank}` in an option becomes the rank, so that ranks can have files of their own.
 
 Kinds: `step`, `allreduce`, `validation`, `checkpoint` (SIGKILL there), `stop` (SIGSTOP in the allreduce, while the
-others wait), `launcher` (SIGKILL to it), `full` (the disk of --log_dir), `readonly` (a mount of its own at --log_dir),
-`slide` (this rank's slides are cut short).
+others wait), `launcher` (SIGKILL to it), `full` (the disk of --log_dir), `readonly` (its folder of checkpoints), `slide`
+(this rank's slides are cut short).
 """
 
 import contextlib
@@ -41,9 +41,14 @@ class Fault:
         self.run: train.Run | None = None
         self.done = launched_rank() != int(RANK)
 
+    def due(self, place: str) -> bool:
+        """Whether it comes when something goes past this place now."""
+        here = not self.done and PLACES.get(KIND, KIND) == place
+        return here and self.run is not None and self.run.images >= int(IMAGE)
+
     def at(self, place: str) -> None:
         """Something went past this place; here the fault comes, if it is due."""
-        if self.done or self.run is None or PLACES.get(KIND, KIND) != place or self.run.images < int(IMAGE):
+        if not self.due(place):
             return
         self.done = True
         if KIND in ("allreduce", "stop"):
@@ -61,7 +66,9 @@ class Fault:
         elif KIND == "full":
             fill(opts.log_dir / "filler")
         elif KIND == "readonly":
-            subprocess.run(["mount", "-o", "remount,ro", str(opts.log_dir)], check=True)
+            # A mount of its own over it: what has open files cannot be made read-only.
+            target = str(opts.log_dir / "checkpoints")
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", target], check=True)
         elif KIND == "slide":
             for path in opts.slide_path.iterdir():
                 os.truncate(path, 1000)
@@ -121,7 +128,7 @@ def faulty_write(path: Path, write, real: Callable = checkpoint.write_atomically
     """Half of a checkpoint, then the fault."""
 
     def half(file) -> None:
-        if KIND == "checkpoint" and not fault.done:
+        if fault.due("checkpoint"):
             file.write(b"PK" * 1000)
             file.flush()
         fault.at("checkpoint")
