@@ -4,8 +4,8 @@ FAULT=KIND:RANK:IMAGE FAULT_MARK=FILE python tests/integration/faults/faulty_tra
 which the fault came. `{rank}` in an option becomes the rank, so that ranks can have files of their own.
 
 Kinds: `step`, `allreduce`, `validation`, `checkpoint` (SIGKILL there), `stop` (SIGSTOP in the allreduce, while the
-others wait), `launcher` (SIGKILL to it), `full` (the disk of --log_dir), `readonly` (its folder of checkpoints), `slide`
-(this rank's slides are cut short).
+others wait), `launcher` (SIGKILL to it), `full` (the disk of --log_dir), `readonly` (its folder of checkpoints),
+`slide` (this rank's slides are cut short).
 """
 
 import contextlib
@@ -18,6 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
+
+# As train.py does before TensorFlow is imported, which here comes first.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import models
 import train

@@ -50,7 +50,7 @@ def check(outcome: Outcome, uninterrupted: dict[int, float], message: str, image
         ("checkpoint", 0, r"process rank 0 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
         ("stop", 1, r"rank 0 of 2: rank 1 of 2 \(\S+\) has not answered for 8 s \(--stall_timeout\)"),
         ("stop", 0, r"rank 1 of 2: rank 0 \(\S+\) has not answered for 8 s \(--stall_timeout\)"),
-        ("slide", 1, r"rank 1 of 2: error: .*could not be read.*rank1/images/"),
+        ("slide", 1, r"rank 1 of 2: error: slide .*rank1/images/.* cannot be read"),
     ],
 )
 def test_ends_and_goes_on(kind: str, rank: int, message: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
