@@ -99,7 +99,7 @@ class Run:
 
     def go(self) -> None:
         """The whole story."""
-        from training.devices import use_devices
+        from training.devices import pinning, use_devices
 
         opts, joint = self.opts, self.global_batch
         batch = f"{opts.batch_size}" + (f" x {opts.accumulate_batch} passes" if opts.accumulate_batch > 1 else "")
@@ -108,6 +108,7 @@ class Run:
             f"view        {opts.img_size} px at {opts.resolution:g} um/px = {self.inputs.patch_um:.0f} um of tissue",
             f"length      {opts.num_steps} images = {-(-opts.num_steps // joint)} steps",
         )
+        self.say(*pinning(self.comm))
         self.check_memory()
         self.inputs.open()
         self.build_model()

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from training.control_group import least
+
 COSTS = Path(__file__).with_name("costs.json")
 PRODUCT_SIDE = 2048
 GIB = 2**30
@@ -116,20 +118,8 @@ def _gpu_gib() -> list[float]:
 
 
 def _group_limit_gib() -> float:
-    """The least memory limit of the control groups of this process, versions 1 and 2; infinite without one."""
-    roots = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")]
-    limits = [float("inf")]
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return limits[0]
-    for line in lines:
-        group = Path(line.split(":", 2)[2].lstrip("/"))
-        for folder in [group, *group.parents]:
-            for file in (root / folder / name for root in roots for name in ("memory.max", "memory.limit_in_bytes")):
-                text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
-                limits += [int(text) / GIB] if text.isdigit() else []
-    return min(limits)
+    """The least memory limit of the control groups of this process; infinite without one."""
+    return least("memory", ("memory.max", "memory.limit_in_bytes")) / GIB
 
 
 def advice(model: str, batch: int, ranks: int, multiple: int, gib: float) -> list[str]:
