@@ -4,6 +4,7 @@
 #   ./run_train.sh                               the demo: makes small slides and trains on them with 2 ranks
 #   NP=4 ./run_train.sh --img_size 1024 ...      train.py with these arguments on 4 ranks
 #   ./run_train.sh --help                        the arguments of train.py
+#   ./run_train.sh --doctor ...                  checks in seconds whether such a run would go well (--doctor --help)
 #
 # Choices, all optional:
 #   NP=N              ranks in all (default: SLURM's tasks; else one per GPU; else one per CPU socket)
@@ -218,7 +219,29 @@ launch() {
         printf '%s\n' "${word% }"
         exit 0
     fi
+    if ((doctor)); then examine; fi
     exec "${command[@]}"
+}
+
+# examine: the doctor, told how ranks would be started; its trial launch is `command`.
+examine() {
+    local program='' started_by='' machines=''
+    case $launcher in
+        mpirun) program=mpirun ;;
+        hydra) program=mpiexec.hydra ;;
+        srun) program=srun ;;
+        horovodrun) program=$wf_python ;;
+    esac
+    if [[ $launcher == mpirun || $launcher == hydra ]]; then started_by=$(wf_flavour_of "$program"); fi
+    if [[ -n ${HOSTS:-} ]]; then
+        machines=$HOSTS
+    elif [[ -n ${HOSTFILE:-} ]]; then
+        machines=$(awk '!/^[ \t]*(#|$)/ { printf "%s,", $1 }' <"$HOSTFILE")
+    fi
+    exec "$wf_python" -u "$root/doctor.py" --launch <(
+        printf '%s\0' "launcher=$launcher" "program=$program" "ranks=$ranks" "hosts=$(printf %s "$machines" | sed 's/:[^,]*//g')" \
+            "built_for=$(wf_flavour_of_horovod)" "started_by=$started_by" "horovod=$wf_horovod" '' "${command[@]}"
+    ) ${arguments[@]+"${arguments[@]}"}
 }
 
 demo() {
@@ -234,10 +257,22 @@ demo() {
     launch train.py @experiments/demo.args
 }
 
+# --doctor may stand anywhere: it is added to a command that is there, and taken out again.
+doctor=0
+arguments=()
+for word in "$@"; do
+    if [[ $word == --doctor ]]; then doctor=1; else arguments+=("$word"); fi
+done
+if ((doctor)) && is_rank; then fail "--doctor starts ranks of its own: call it without a launcher."; fi
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate
+set -- ${arguments[@]+"${arguments[@]}"}
 case "${1:-}" in
-    -h | --help) exec "$wf_python" "$root/train.py" "$@" ;;
-    '') if (($# == 0)); then demo; fi ;;
+    -h | --help)
+        if ((doctor)); then exec "$wf_python" "$root/doctor.py" --help; fi
+        exec "$wf_python" "$root/train.py" "$@"
+        ;;
+    '') if (($# == 0 && doctor == 0)); then demo; fi ;;
 esac
+if ((doctor)); then launch "$root/doctor.py" --probe "$@"; fi
 launch "${SCRIPT:-$root/train.py}" "$@"
