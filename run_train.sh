@@ -42,12 +42,12 @@ count_gpus() {
     fi
 }
 
-# count_cpus WHAT: sockets or cores among the CPUs this process may use ("Cpus_allowed_list: 0-3,8"), at least 1.
+# count_cpus WHAT: sockets, numa nodes or cores among the CPUs this process may use ("Cpus_allowed_list: 0-3,8"), at
+# least 1.
 count_cpus() {
-    local column=2 allowed
-    [[ $1 == sockets ]] || column=2,3
+    local allowed
     allowed=$(awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status)
-    { lscpu -p=cpu,socket,core 2>/dev/null || true; } | awk -F, -v allowed="$allowed" -v what="$column" '
+    { lscpu -p=cpu,socket,core,node 2>/dev/null || true; } | awk -F, -v allowed="$allowed" -v what="$1" '
         BEGIN {
             n = split(allowed, part, ",")
             for (i = 1; i <= n; i++) {
@@ -55,8 +55,30 @@ count_cpus() {
                 for (cpu = end[1] + 0; cpu <= end[m] + 0; cpu++) may[cpu] = 1
             }
         }
-        !/^#/ && ($1 in may) { seen[what == "2" ? $2 : $2 "," $3] = 1 }
+        !/^#/ && ($1 in may) { seen[what == "sockets" ? $2 : what == "numa" ? $4 : $2 "," $3] = 1 }
         END { for (key in seen) count++; print count ? count : 1 }'
+}
+
+# --- What the environment says, before it is used -----------------------------------------------------------------------
+
+# require_number NAME: bash would run what stands in a variable that it computes with.
+require_number() {
+    [[ -z ${!1:-} || ${!1} =~ ^[1-9][0-9]*$ ]] || fail "$1=${!1} is not a whole number, 1 or more."
+}
+
+check_environment() {
+    local name host='[A-Za-z0-9_][A-Za-z0-9_.-]*(:[1-9][0-9]*)?'
+    for name in SLURM_NTASKS SLURM_JOB_NUM_NODES SLURM_CPUS_PER_TASK SLURM_CPUS_ON_NODE; do require_number "$name"; done
+    # A machine's name is handed to ssh, which would take -oProxyCommand=... for an option.
+    [[ -z ${HOSTS:-} || $HOSTS =~ ^$host(,$host)*$ ]] ||
+        fail "HOSTS=$HOSTS is no list of machines. Example: HOSTS=node1:4,node2:4"
+    if [[ -n ${HOSTFILE:-} ]]; then
+        [[ -f $HOSTFILE && -r $HOSTFILE ]] || fail "HOSTFILE=$HOSTFILE is no file that can be read."
+        if grep -qE '^[[:space:]]*-' -- "$HOSTFILE"; then fail "HOSTFILE=$HOSTFILE: a machine's name cannot begin with -."; fi
+        # Launchers would take a leading - for an option, too.
+        [[ $HOSTFILE == /* ]] || HOSTFILE=$PWD/$HOSTFILE
+    fi
+    if [[ ${SCRIPT:-} == -* ]]; then SCRIPT=./$SCRIPT; fi
 }
 
 # --- How many ranks, where, with how many threads ---------------------------------------------------------------------
@@ -72,7 +94,7 @@ count_hosts() {
         IFS=, read -r -a named <<<"$HOSTS"
         printf '%d' "${#named[@]}"
     elif [[ -n ${HOSTFILE:-} ]]; then
-        awk '!/^[ \t]*(#|$)/ { n++ } END { print n ? n : 1 }' "$HOSTFILE"
+        awk '!/^[ \t]*(#|$)/ { n++ } END { print n ? n : 1 }' <"$HOSTFILE"
     else
         printf 1
     fi
@@ -163,32 +185,62 @@ mpirun_command() {
     if ((EUID == 0)); then settings+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1); fi
 }
 
+# hydra_domain: the part of the machine that is one rank's, where there are as many of such parts as ranks.
+hydra_domain() {
+    if ((ranks_per_host == 1)); then
+        printf none
+    elif ((ranks_per_host == $(count_cpus sockets))); then
+        printf socket
+    elif ((ranks_per_host == $(count_cpus numa))); then
+        printf numa
+    else
+        printf none
+    fi
+}
+
 hydra_command() {
+    local domain
+    domain=$(hydra_domain)
     command=(mpiexec.hydra -np "$ranks")
     if [[ $wf_flavour == intel ]]; then
         if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$(printf %s "$HOSTS" | sed "s/:[0-9]*//g")"); fi
         if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
         # Intel MPI pins by itself: one share of the cores for each rank.
-        settings+=(I_MPI_PIN_DOMAIN="${I_MPI_PIN_DOMAIN:-auto}")
+        if [[ $domain == none ]]; then domain=auto; fi
+        settings+=(I_MPI_PIN_DOMAIN="${I_MPI_PIN_DOMAIN:-$domain}")
     else
         if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$HOSTS"); fi
         if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
-        if ((cores_per_rank >= 1)); then command+=(-bind-to "core:$cores_per_rank"); else command+=(-bind-to none); fi
+        if [[ $domain != none ]]; then
+            # All hardware threads and the memory of a part; without -map-by all ranks could end up on the first.
+            command+=(-bind-to "$domain" -map-by "$domain")
+        elif ((cores_per_rank >= 1)); then
+            command+=(-bind-to "core:$cores_per_rank")
+        else
+            command+=(-bind-to none)
+        fi
     fi
     if [[ -n ${HOSTFILE:-} ]]; then command+=(-f "$HOSTFILE"); fi
 }
 
 srun_command() {
-    command=(srun "--mpi=${WIDEFOV_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 "--ntasks=$ranks"
+    # ALL: sbatch --export=NONE would also keep HOROVOD_*, NCCL_* and PATH from the ranks.
+    command=(srun "--mpi=${WIDEFOV_SRUN_MPI:-pmix}" --export=ALL --kill-on-bad-exit=1 "--ntasks=$ranks"
         "--cpus-per-task=${SLURM_CPUS_PER_TASK:-$threads}" --cpu-bind=cores)
     [[ -z ${HOSTS:-}${HOSTFILE:-} ]] || fail "inside a SLURM job the machines are SLURM's: leave HOSTS and HOSTFILE away."
 }
 
 horovodrun_command() {
+    local name
     # The module, not the script horovodrun: its first line names the interpreter by a path that may hold blanks.
     command=("$wf_python" -c 'from horovod.runner.launch import run_commandline; run_commandline()' -np "$ranks")
     if [[ -n ${HOSTS:-} ]]; then command+=(-H "$HOSTS"); fi
     if [[ -n ${HOSTFILE:-} ]]; then command+=(--hostfile "$HOSTFILE"); fi
+    # Over Gloo it writes all variables and their values on the ranks' command lines, which every user of a machine may
+    # read (ps). Training needs no secrets: they are kept from it.
+    for name in $(compgen -e | grep -iE 'token|secret|passw|credential|private|(^|_|api|access)key(_|$)' || true); do
+        settings=(-u "$name" ${settings[@]+"${settings[@]}"})
+    done
     if ((cores_per_rank >= 1)); then
         command+=(--binding-args "--bind-to core --map-by slot:PE=$cores_per_rank")
     else
@@ -212,7 +264,7 @@ launch() {
     else
         "${launcher}_command"
     fi
-    read -r -a extra <<<"${LAUNCHER_ARGS:-}" || true
+    read -r -d '' -a extra <<<"${LAUNCHER_ARGS:-}" || true
     command=(env ${settings[@]+"${settings[@]}"} ${command[@]+"${command[@]}"} ${extra[@]+"${extra[@]}"} "$wf_python" -u "$@")
     if [[ ${DRY_RUN:-} == 1 ]]; then
         word=$(printf '%q ' "${command[@]}")
@@ -263,6 +315,7 @@ arguments=()
 for word in "$@"; do
     if [[ $word == --doctor ]]; then doctor=1; else arguments+=("$word"); fi
 done
+check_environment
 if ((doctor)) && is_rank; then fail "--doctor starts ranks of its own: call it without a launcher."; fi
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate
