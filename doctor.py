@@ -176,6 +176,7 @@ def task_of(opts: argparse.Namespace) -> Task:
     """Options as what checks take."""
     named = {name: getattr(opts, name) for name in DATA if name != "dataset"}
     named |= {"data_root": opts.data_root if opts.dataset else None, "weights_path": opts.weights_path}
+    named |= {"resume": Path(opts.resume) if opts.resume not in (None, "auto") else None}
     return Task(
         network=opts.networks[0], img_size=opts.img_size, um_px=opts.resolution,
         channels=3 if opts.context_spacing is None else 6, precision=opts.mixed_precision, recompute=opts.recompute,

@@ -173,3 +173,19 @@ def test_command_lines(tiny: TinySet) -> None:
     assert doctor.has_data(opts)
     assert doctor.parsed(["--img_size", "200"])[1].startswith("--img_size 200: a multiple of 128 is needed")
     assert doctor.parsed(["--slide_path", "x"])[1].startswith("no training data: give --slide_path and --label_path")
+
+
+def test_paths_that_every_rank_must_see(tiny: TinySet) -> None:
+    opts, _ = doctor.parsed(tiny.arguments("--weights_path", "w.h5", "--resume", "old"))
+    assert opts is not None
+    assert {name: str(path) for name, path in doctor.task_of(opts).inputs.items()} == {
+        "slide_path": str(tiny.folder / "train" / "images"),
+        "label_path": str(tiny.folder / "train" / "annotations"),
+        "valid_slide_path": str(tiny.folder / "val" / "images"),
+        "valid_label_path": str(tiny.folder / "val" / "annotations"),
+        "weights_path": "w.h5",
+        "resume": "old",
+    }
+    opts, _ = doctor.parsed(["--dataset", "16", "--data_root", "/data", "--log_dir", "/runs", "--resume", "auto"])
+    assert opts is not None
+    assert doctor.task_of(opts).inputs == {"data_root": Path("/data")}
