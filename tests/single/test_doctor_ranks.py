@@ -129,6 +129,8 @@ def test_a_machine_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPat
     # nothing is found out about any: those that the launcher speaks of
     monkeypatch.setattr(launch, "_reason", lambda _: "")
     assert "not reached: node3;" in only(launch.judge(start, replace(got, tail=["lost node3"]), 60)).found
+    # nor that: all that were not heard of; the one that was says its name in full
+    assert "not reached: node2; node3" in only(launch.judge(start, replace(got, tail=[]), 60)).found
 
 
 def test_reasons() -> None:
