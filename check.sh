@@ -27,7 +27,8 @@ shell_scripts() {
 strict_types() {
     local -a strict=()
     local path
-    for path in slides samplers preprocessing evaluation inference training/comm.py; do
+    for path in slides samplers preprocessing evaluation inference checks training/comm.py training/placement.py \
+        training/control_group.py; do
         if [[ -e $path ]]; then strict+=("$path"); fi
     done
     "$wf_python" -m mypy "${strict[@]}"

@@ -58,18 +58,15 @@ class Inputs:
     def open(self) -> None:
         """Pair, split, stage, open and index the slides, and say what was found."""
         from options import stream_options
-        from samplers.dataset import Reading, check_field_of_view, open_set
+        from samplers.dataset import check_field_of_view, open_set
         from slides import tiled_tiff
-        from slides.annotation import DEFAULT_LABEL_MAP, describe
-        from slides.label import IGNORE
+        from slides.annotation import describe
 
         opts, comm = self._opts, self._comm
         tiled_tiff.tile_cache.resize(opts.tile_cache * 2**20)
-        label_map = opts.label_map or DEFAULT_LABEL_MAP
-        values = [c for c in (*label_map.values(), *(opts.mask_values or {}).values()) if c != IGNORE]
-        self.classes = _classes(opts, max(2, *(value + 1 for value in values)))
-        train_cases, val_cases, notes = together(comm, self._find)
-        how = Reading(label_map, opts.ignore_groups, opts.mask_values, opts.mpp, opts.bb_downsample, self.classes)
+        how = self.reading()
+        self.classes = how.classes
+        train_cases, val_cases, notes = together(comm, self.find)
         self.described = {"reading": how.as_json(), "cases": [case_json(case) for case in train_cases]}
         if opts.stage_dir is not None:
             train_cases, val_cases, note = self._stage(train_cases, val_cases)
@@ -80,7 +77,7 @@ class Inputs:
         )
         self.stream = stream_options(opts) | {"slides": [slide.id for slide in self.train_set.slides]}
         together(comm, lambda: check_field_of_view(self.train_set, opts.img_size, opts.resolution))
-        self._say(f"classes     {describe(label_map, CLASS_NAMES)}")
+        self._say(f"classes     {describe(how.label_map, CLASS_NAMES)}")
         for what, opened in (("training", self.train_set), ("validation", self.val_set)):
             tumour = sum(1 for index in opened.indexes if set(index.places) - {0})
             names = [slide.id for slide in opened.slides]
@@ -89,7 +86,20 @@ class Inputs:
             notes += [note for index in opened.indexes for note in index.notes]
         self._say(*(f"note        {note}" for note in notes))
 
-    def _find(self) -> Any:
+    def reading(self) -> Any:
+        """How slides and labels are to be read."""
+        from samplers.dataset import Reading
+        from slides.annotation import DEFAULT_LABEL_MAP
+        from slides.label import IGNORE
+
+        opts = self._opts
+        label_map = opts.label_map or DEFAULT_LABEL_MAP
+        values = [c for c in (*label_map.values(), *(opts.mask_values or {}).values()) if c != IGNORE]
+        classes = _classes(opts, max(2, *(value + 1 for value in values)))
+        return Reading(label_map, opts.ignore_groups, opts.mask_values, opts.mpp, opts.bb_downsample, classes)
+
+    def find(self) -> Any:
+        """Training cases, validation cases and notes: files paired and split, nothing opened."""
         from preprocessing.sets import Source, from_camelyon, from_folders
 
         opts = self._opts

@@ -9,6 +9,7 @@
 #   NP=4 ./run_train.sh --img_size 1024 ...      train.py with these arguments on 4 ranks
 #   sbatch --nodes=2 --gpus-per-node=4 run_train.sh --resume auto --log_dir ...        the same as a job of SLURM
 #   ./run_train.sh --help                        the arguments of train.py
+#   ./run_train.sh --doctor ...                  checks in seconds whether such a run would go well (--doctor --help)
 #
 # SIGTERM or SIGUSR1, to this script or from the scheduler: a checkpoint is written and the exit code is 75. A job of
 # SLURM whose arguments have --resume is then put back into the queue.
@@ -69,12 +70,12 @@ count_gpus() {
     fi
 }
 
-# count_cpus WHAT: sockets or cores among the CPUs this process may use ("Cpus_allowed_list: 0-3,8"), at least 1.
+# count_cpus WHAT: sockets, numa nodes or cores among the CPUs this process may use ("Cpus_allowed_list: 0-3,8"), at
+# least 1.
 count_cpus() {
-    local column=2 allowed
-    [[ $1 == sockets ]] || column=2,3
+    local allowed
     allowed=$(awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status)
-    { lscpu -p=cpu,socket,core 2>/dev/null || true; } | awk -F, -v allowed="$allowed" -v what="$column" '
+    { lscpu -p=cpu,socket,core,node 2>/dev/null || true; } | awk -F, -v allowed="$allowed" -v what="$1" '
         BEGIN {
             n = split(allowed, part, ",")
             for (i = 1; i <= n; i++) {
@@ -82,8 +83,30 @@ count_cpus() {
                 for (cpu = end[1] + 0; cpu <= end[m] + 0; cpu++) may[cpu] = 1
             }
         }
-        !/^#/ && ($1 in may) { seen[what == "2" ? $2 : $2 "," $3] = 1 }
+        !/^#/ && ($1 in may) { seen[what == "sockets" ? $2 : what == "numa" ? $4 : $2 "," $3] = 1 }
         END { for (key in seen) count++; print count ? count : 1 }'
+}
+
+# --- What the environment says, before it is used -----------------------------------------------------------------------
+
+# require_number NAME: bash would run what stands in a variable that it computes with.
+require_number() {
+    [[ -z ${!1:-} || ${!1} =~ ^[1-9][0-9]*$ ]] || fail "$1=${!1} is not a whole number, 1 or more."
+}
+
+check_environment() {
+    local name host='[A-Za-z0-9_][A-Za-z0-9_.-]*(:[1-9][0-9]*)?'
+    for name in SLURM_NTASKS SLURM_JOB_NUM_NODES SLURM_CPUS_PER_TASK SLURM_CPUS_ON_NODE; do require_number "$name"; done
+    # A machine's name is handed to ssh, which would take -oProxyCommand=... for an option.
+    [[ -z ${HOSTS:-} || $HOSTS =~ ^$host(,$host)*$ ]] ||
+        fail "HOSTS=$HOSTS is no list of machines. Example: HOSTS=node1:4,node2:4"
+    if [[ -n ${HOSTFILE:-} ]]; then
+        [[ -f $HOSTFILE && -r $HOSTFILE ]] || fail "HOSTFILE=$HOSTFILE is no file that can be read."
+        if grep -qE '^[[:space:]]*-' -- "$HOSTFILE"; then fail "HOSTFILE=$HOSTFILE: a machine's name cannot begin with -."; fi
+        # Launchers would take a leading - for an option, too.
+        [[ $HOSTFILE == /* ]] || HOSTFILE=$PWD/$HOSTFILE
+    fi
+    if [[ ${SCRIPT:-} == -* ]]; then SCRIPT=./$SCRIPT; fi
 }
 
 # --- How many ranks, where, with how many threads ---------------------------------------------------------------------
@@ -115,7 +138,7 @@ count_hosts() {
         IFS=, read -r -a named <<<"$HOSTS"
         printf '%d' "${#named[@]}"
     elif [[ -n ${HOSTFILE:-} ]]; then
-        awk '!/^[ \t]*(#|$)/ { n++ } END { print n ? n : 1 }' "$HOSTFILE"
+        awk '!/^[ \t]*(#|$)/ { n++ } END { print n ? n : 1 }' <"$HOSTFILE"
     else
         printf 1
     fi
@@ -210,33 +233,63 @@ mpirun_command() {
     if ((EUID == 0)); then settings+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1); fi
 }
 
+# hydra_domain: the part of the machine that is one rank's, where there are as many of such parts as ranks.
+hydra_domain() {
+    if ((ranks_per_host == 1)); then
+        printf none
+    elif ((ranks_per_host == $(count_cpus sockets))); then
+        printf socket
+    elif ((ranks_per_host == $(count_cpus numa))); then
+        printf numa
+    else
+        printf none
+    fi
+}
+
 hydra_command() {
+    local domain
+    domain=$(hydra_domain)
     command=(mpiexec.hydra -np "$ranks")
     if [[ $wf_flavour == intel ]]; then
         if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$(printf %s "$HOSTS" | sed "s/:[0-9]*//g")"); fi
         if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
         # Intel MPI pins by itself: one share of the cores for each rank.
-        settings+=(I_MPI_PIN_DOMAIN="${I_MPI_PIN_DOMAIN:-auto}")
+        if [[ $domain == none ]]; then domain=auto; fi
+        settings+=(I_MPI_PIN_DOMAIN="${I_MPI_PIN_DOMAIN:-$domain}")
     else
         if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$HOSTS"); fi
         if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
-        if ((cores_per_rank >= 1)); then command+=(-bind-to "core:$cores_per_rank"); else command+=(-bind-to none); fi
+        if [[ $domain != none ]]; then
+            # All hardware threads and the memory of a part; without -map-by all ranks could end up on the first.
+            command+=(-bind-to "$domain" -map-by "$domain")
+        elif ((cores_per_rank >= 1)); then
+            command+=(-bind-to "core:$cores_per_rank")
+        else
+            command+=(-bind-to none)
+        fi
     fi
     if [[ -n ${HOSTFILE:-} ]]; then command+=(-f "$HOSTFILE"); fi
 }
 
 srun_command() {
-    command=(srun "--mpi=${WIDEFOV_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 "--ntasks=$ranks"
+    # ALL: sbatch --export=NONE would also keep HOROVOD_*, NCCL_* and PATH from the ranks.
+    command=(srun "--mpi=${WIDEFOV_SRUN_MPI:-pmix}" --export=ALL --kill-on-bad-exit=1 "--ntasks=$ranks"
         "--cpus-per-task=${SLURM_CPUS_PER_TASK:-$threads}" --cpu-bind=cores)
     if [[ -z ${SLURM_NTASKS:-} ]]; then command+=("--ntasks-per-node=$ranks_per_host"); fi
     [[ -z ${HOSTS:-}${HOSTFILE:-} ]] || fail "inside a SLURM job the machines are SLURM's: leave HOSTS and HOSTFILE away."
 }
 
 horovodrun_command() {
+    local name
     # The module, not the script horovodrun: its first line names the interpreter by a path that may hold blanks.
     command=("$wf_python" -c 'from horovod.runner.launch import run_commandline; run_commandline()' -np "$ranks")
     if [[ -n ${HOSTS:-} ]]; then command+=(-H "$HOSTS"); fi
     if [[ -n ${HOSTFILE:-} ]]; then command+=(--hostfile "$HOSTFILE"); fi
+    # Over Gloo it writes all variables and their values on the ranks' command lines, which every user of a machine may
+    # read (ps). Training needs no secrets: they are kept from it.
+    for name in $(compgen -e | grep -iE 'token|secret|passw|credential|private|(^|_|api|access)key(_|$)' || true); do
+        settings=(-u "$name" ${settings[@]+"${settings[@]}"})
+    done
     if ((cores_per_rank >= 1)); then
         command+=(--binding-args "--bind-to core --map-by slot:PE=$cores_per_rank")
     else
@@ -279,7 +332,7 @@ hand_on() {
 requeue() {
     local state
     [[ -n ${SLURM_JOB_ID:-} && ${REQUEUE:-1} != 0 ]] || return 0
-    if [[ " ${arguments[*]} " != *" --resume"[\ =]* ]]; then
+    if [[ " ${launched[*]} " != *" --resume"[\ =]* ]]; then
         printf 'run_train.sh: without --resume the job would start from nothing: it is not put back into the queue.\n' >&2
         return 0
     fi
@@ -296,7 +349,7 @@ requeue() {
 launch() {
     local -a extra=()
     local word
-    arguments=("$@")
+    launched=("$@")
     choose_ranks
     choose_launcher
     if [[ $launcher == none ]]; then ranks_per_host=1; fi
@@ -308,16 +361,38 @@ launch() {
     else
         "${launcher}_command"
     fi
-    read -r -a extra <<<"${LAUNCHER_ARGS:-}" || true
+    read -r -d '' -a extra <<<"${LAUNCHER_ARGS:-}" || true
     command=(env ${settings[@]+"${settings[@]}"} ${command[@]+"${command[@]}"} ${extra[@]+"${extra[@]}"} "$wf_python" -u "$@")
     if [[ ${DRY_RUN:-} == 1 ]]; then
         word=$(printf '%q ' "${command[@]}")
         printf '%s\n' "${word% }"
         exit 0
     fi
+    if ((doctor)); then examine; fi
     # A rank of someone else's launcher gets its signals from there.
     if is_rank; then exec "${command[@]}"; fi
     supervise "${command[@]}"
+}
+
+# examine: the doctor, told how ranks would be started; its trial launch is `command`.
+examine() {
+    local program='' started_by='' machines=''
+    case $launcher in
+        mpirun) program=mpirun ;;
+        hydra) program=mpiexec.hydra ;;
+        srun) program=srun ;;
+        horovodrun) program=$wf_python ;;
+    esac
+    if [[ $launcher == mpirun || $launcher == hydra ]]; then started_by=$(wf_flavour_of "$program"); fi
+    if [[ -n ${HOSTS:-} ]]; then
+        machines=$HOSTS
+    elif [[ -n ${HOSTFILE:-} ]]; then
+        machines=$(awk '!/^[ \t]*(#|$)/ { printf "%s,", $1 }' <"$HOSTFILE")
+    fi
+    exec "$wf_python" -u "$root/doctor.py" --launch <(
+        printf '%s\0' "launcher=$launcher" "program=$program" "ranks=$ranks" "hosts=$(printf %s "$machines" | sed 's/:[^,]*//g')" \
+            "built_for=$(wf_flavour_of_horovod)" "started_by=$started_by" "horovod=$wf_horovod" '' "${command[@]}"
+    ) ${arguments[@]+"${arguments[@]}"}
 }
 
 demo() {
@@ -333,10 +408,23 @@ demo() {
     launch train.py @experiments/demo.args
 }
 
+# --doctor may stand anywhere: it is added to a command that is there, and taken out again.
+doctor=0
+arguments=()
+for word in "$@"; do
+    if [[ $word == --doctor ]]; then doctor=1; else arguments+=("$word"); fi
+done
+check_environment
+if ((doctor)) && is_rank; then fail "--doctor starts ranks of its own: call it without a launcher."; fi
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate
+set -- ${arguments[@]+"${arguments[@]}"}
 case "${1:-}" in
-    -h | --help) exec "$wf_python" "$root/train.py" "$@" ;;
-    '') if (($# == 0)); then demo; fi ;;
+    -h | --help)
+        if ((doctor)); then exec "$wf_python" "$root/doctor.py" --help; fi
+        exec "$wf_python" "$root/train.py" "$@"
+        ;;
+    '') if (($# == 0 && doctor == 0)); then demo; fi ;;
 esac
+if ((doctor)); then launch "$root/doctor.py" --probe "$@"; fi
 launch "${SCRIPT:-$root/train.py}" "$@"

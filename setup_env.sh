@@ -26,6 +26,7 @@ fi
 [[ $wf_venv == /* ]] || wf_venv=$PWD/$wf_venv
 wf_log=$wf_venv.log
 wf_wheels=${WIDEFOV_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/widefov/wheels}
+[[ $wf_wheels == /* ]] || wf_wheels=$PWD/$wf_wheels
 # A change of this number makes existing environments set up again.
 wf_version=1
 wf_horovod=0.28.1
@@ -181,7 +182,7 @@ wf_find_python() {
     local candidate
     local test='import sys; sys.exit(not ((3, 10) <= sys.version_info[:2] <= (3, 12) and sys.maxsize > 2**32))'
     for candidate in ${WIDEFOV_PYTHON:+"$WIDEFOV_PYTHON"} python3.11 python3.12 python3.10 python3 python; do
-        if wf_base_python=$(command -v "$candidate") && "$wf_base_python" -c "$test" >/dev/null 2>&1; then
+        if wf_base_python=$(command -v -- "$candidate") && "$wf_base_python" -c "$test" >/dev/null 2>&1; then
             return 0
         fi
         [[ $candidate != "${WIDEFOV_PYTHON:-}" ]] || wf_die "WIDEFOV_PYTHON=$candidate is not a working Python 3.10-3.12." \

@@ -92,6 +92,7 @@ class Run:
 
     def go(self) -> int:
         """The whole story; returns the exit code."""
+        from training.devices import pinning
         from training.planner import require_memory
 
         opts, joint = self.opts, self.joint_batch
@@ -104,6 +105,7 @@ class Run:
             f"view        {opts.img_size} px at {opts.resolution:g} um/px = {self.inputs.patch_um:.0f} um of tissue",
             f"length      {opts.num_steps} images = {-(-opts.num_steps // joint)} steps",
         )
+        self.say(*pinning(self.comm))
         self.pulse.start()
         if opts.mixed_precision == "float32":
             words = (opts.networks[0], opts.img_size, opts.batch_size, opts.recompute, SIZE_STEP)

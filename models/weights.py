@@ -24,6 +24,9 @@ from models import automl, build
 SUFFIXES = (".h5", ".hdf5", ".keras")
 ENDINGS = ", ".join((*SUFFIXES, ".index (a checkpoint)"))
 
+# The largest network with its optimizer takes an eighth of it; an archive of zeros must not fill the disk.
+MAX_UNPACKED = 4 * 2**30
+
 # A run folder holds several models; these are the ones meant for further use, best first.
 PREFERRED = ("final.keras", "best.keras")
 
@@ -154,6 +157,9 @@ def _stored_layers(file: Path) -> Iterator[Stored]:
         source: object = file
         if file.suffix == ".keras":
             with zipfile.ZipFile(file) as archive, archive.open("model.weights.h5") as member:
+                size = archive.getinfo("model.weights.h5").file_size
+                if size > MAX_UNPACKED:
+                    raise OSError(f"its weights would take {size} bytes on disk; at most {MAX_UNPACKED} are unpacked")
                 shutil.copyfileobj(member, unpacked)
             source = unpacked
         with h5py.File(source, "r") as h5:

@@ -221,16 +221,31 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint.
 
     Raises:
-        CheckpointError: unreadable, truncated or damaged.
+        CheckpointError: unreadable, truncated or damaged, or made to run code or to fill the memory.
     """
     try:
+        _refuse_growth(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        if "allow_pickle" in str(error):
+            raise CheckpointError(f"{path}: holds pickled objects, which could run any program: not read.") from error
         raise CheckpointError(f"{path}: damaged checkpoint ({error}).") from error
     if "state" not in arrays:
         raise CheckpointError(f"{path}: not a checkpoint of this program.")
     return arrays
+
+
+def _refuse_growth(path: Path) -> None:
+    """Refuse arrays larger than their file: ours are not compressed, and a stranger's could fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > path.stat().st_size:
+        raise CheckpointError(f"{path}: its arrays are compressed, which those of this program never are: not read.")
 
 
 def restore(path: Path, arrays: Mapping[str, np.ndarray], model, optimizer) -> State:

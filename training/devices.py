@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from training.comm import Comm
+from training.placement import describe, faults, placement, threads_per_rank
 from training.quiet import quiet_stderr
 
 with quiet_stderr():
@@ -14,8 +13,7 @@ with quiet_stderr():
 def use_devices(comm: Comm) -> str:
     """Give this rank one GPU, or its share of the cores. Call before any TensorFlow operation.
 
-    Threads: `OMP_NUM_THREADS` where the launcher set it; else the cores this process may run on, divided by the ranks
-    of the node unless the launcher has pinned the process already.
+    Threads: `placement.threads_per_rank`.
 
     Returns:
         What the rank got, in words.
@@ -34,10 +32,15 @@ def use_devices(comm: Comm) -> str:
     return f"{threads} CPU thread{'s' if threads > 1 else ''} per rank"
 
 
-def threads_per_rank(local_size: int) -> int:
-    """CPU threads for one of `local_size` ranks on this node."""
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    allowed = len(os.sched_getaffinity(0))
-    pinned = allowed < (os.cpu_count() or allowed)
-    return allowed if pinned else max(1, allowed // local_size)
+def pinning(comm: Comm) -> list[str]:
+    """Which CPUs every rank may use, and what is wrong with that, in lines for the start of a run.
+
+    Call on every rank, after `use_devices`.
+    """
+    everybody = comm.gather(placement(comm.rank, comm.local_size))
+    return [f"pinning     {describe(everybody)}", *(f"WARNING     {fault}" for fault in faults(everybody))]
+
+
+def gpu_count() -> int:
+    """GPUs that TensorFlow can use on this node."""
+    return len(tf.config.list_physical_devices("GPU"))

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from training.comm import AgreedError, Comm
+from training.control_group import least
 
 COSTS = Path(__file__).with_name("costs.json")
 PRODUCT_SIDE = 2048
@@ -118,20 +119,8 @@ def _gpu_gib() -> list[float]:
 
 
 def _group_limit_gib() -> float:
-    """The least memory limit of the control groups of this process, versions 1 and 2; infinite without one."""
-    roots = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")]
-    limits = [float("inf")]
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return limits[0]
-    for line in lines:
-        group = Path(line.split(":", 2)[2].lstrip("/"))
-        for folder in [group, *group.parents]:
-            for file in (root / folder / name for root in roots for name in ("memory.max", "memory.limit_in_bytes")):
-                text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
-                limits += [int(text) / GIB] if text.isdigit() else []
-    return min(limits)
+    """The least memory limit of the control groups of this process; infinite without one."""
+    return least("memory", ("memory.max", "memory.limit_in_bytes")) / GIB
 
 
 def advice(model: str, batch: int, ranks: int, multiple: int, gib: float) -> list[str]:
@@ -172,11 +161,11 @@ def require_memory(
     if cost is None:
         return []
     here, need = memory(), cost.step_gib(img_size, batch)
-    least = min(comm.gather(here.total / comm.local_size))
-    if refuse and need / (1 + MARGIN) > least:
+    smallest = min(comm.gather(here.total / comm.local_size))
+    if refuse and need / (1 + MARGIN) > smallest:
         ways = "; ".join(advice(model, batch, comm.local_size, multiple, here.total))
         raise AgreedError(
-            f"a step needs about {need:.1f} GiB per rank, there are {least:.1f}. On this machine fit: {ways or 'none'} "
+            f"a step needs about {need:.1f} GiB per rank, there are {smallest:.1f}. On this machine fit: {ways or 'none'} "
             "(train.py --plan). --no-memory_check starts it all the same"
         )
     return [

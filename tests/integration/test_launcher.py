@@ -110,6 +110,26 @@ def test_mpich_and_intel_get_hydra(node: Bench) -> None:
     assert settings["I_MPI_PIN_DOMAIN"] == "auto"
 
 
+def test_hydra_maps_ranks_to_sockets_or_numa_nodes_where_they_fit(node: Bench, allowed_cpu: int) -> None:
+    mpich(node)
+    _, words = dry_run(node, "--debug", NP="2")
+    assert words == ["mpiexec.hydra", "-np", "2", "-bind-to", "socket", "-map-by", "socket", *TRAIN, "--debug"]
+    _, words = dry_run(node, "--debug", NP="3")
+    assert words[3:5] == ["-bind-to", "core:1"]
+    intel(node)
+    assert dry_run(node, "--debug", NP="2")[0]["I_MPI_PIN_DOMAIN"] == "socket"
+    assert dry_run(node, "--debug", NP="2", I_MPI_PIN_DOMAIN="core")[0]["I_MPI_PIN_DOMAIN"] == "core"
+    # the same cores as four NUMA nodes
+    rows = "\n".join(f"{allowed_cpu},{core // 2},{core},{core}" for core in range(4))
+    node.stub("lscpu", f"printf '%s\\n' '# CPU,Socket,Core,Node' '{rows}' '99999,2,4,4'")
+    assert dry_run(node, "--debug", NP="4")[0]["I_MPI_PIN_DOMAIN"] == "numa"
+    mpich(node)
+    _, words = dry_run(node, "--debug", NP="4")
+    assert words[3:7] == ["-bind-to", "numa", "-map-by", "numa"]
+    _, words = dry_run(node, "--debug", NP="1", LAUNCHER="hydra")
+    assert words[3:5] == ["-bind-to", "core:4"]
+
+
 def test_a_script_of_ones_own_takes_the_place_of_train_py(node: Bench) -> None:
     mpich(node)
     _, words = dry_run(node, "--debug", NP="4", SCRIPT="mine.py")
@@ -143,8 +163,8 @@ def test_several_machines(node: Bench) -> None:
     hostfile.write_text("# two of them\na\n\nb\n", encoding="utf-8")
     mpich(node)
     _, words = dry_run(node, "--debug", NP="4", HOSTFILE=str(hostfile))
-    assert words[:7] == ["mpiexec.hydra", "-np", "4", "-ppn", "2", "-bind-to", "core:2"]
-    assert words[7:9] == ["-f", str(hostfile)]
+    assert words[:9] == ["mpiexec.hydra", "-np", "4", "-ppn", "2", "-bind-to", "socket", "-map-by", "socket"]
+    assert words[9:11] == ["-f", str(hostfile)]
 
 
 def test_slurm_job_uses_srun_and_its_tasks(node: Bench) -> None:
@@ -152,12 +172,12 @@ def test_slurm_job_uses_srun_and_its_tasks(node: Bench) -> None:
     node.stub("srun", "exit 1")
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "12"}
     settings, words = dry_run(node, "--debug", **job)
-    tasks = ["--kill-on-bad-exit=1", "--ntasks=4", "--cpus-per-task=6", "--cpu-bind=cores"]
+    tasks = ["--export=ALL", "--kill-on-bad-exit=1", "--ntasks=4", "--cpus-per-task=6", "--cpu-bind=cores"]
     assert words == ["srun", "--mpi=pmix", *tasks, *TRAIN, "--debug"]
     assert settings["OMP_NUM_THREADS"] == "6"
     settings, words = dry_run(node, "--debug", SLURM_CPUS_PER_TASK="3", WIDEFOV_SRUN_MPI="pmi2", **job)
     assert words[:2] == ["srun", "--mpi=pmi2"]
-    assert words[4] == "--cpus-per-task=3"
+    assert words[5] == "--cpus-per-task=3"
     assert settings["OMP_NUM_THREADS"] == "3"
 
 

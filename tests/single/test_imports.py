@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "preprocessing": {"slides"},
     "inference": {"slides", "samplers"},
     "training": {"evaluation"},
+    "checks": {"slides", "samplers", "preprocessing", "models", "training"},
 }
 # They run things and are not run by the rest, so they may import anything of ours.
 FREE = {"tests", "benchmarks"}

@@ -12,7 +12,6 @@ from tests.small import network
 from training import comm as comm_module
 from training.checkpoint import CheckpointError, Checkpoints, State, named_variables
 from training.comm import SoloComm, connect, launched_rank, launched_size, together
-from training.devices import threads_per_rank
 from training.losses import Loss
 from training.optimizer import Adam
 from training.step import TrainStep, scaled
@@ -373,14 +372,3 @@ def test_together_fails_on_all_ranks_if_any_failed():
 
     with pytest.raises(ValueError, match=r"^no such folder$"):
         together(Pair("no such folder"), fail)
-
-
-def test_threads(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
-    assert threads_per_rank(4) == 4
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert threads_per_rank(4) == 3  # pinned by the launcher
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert threads_per_rank(4) == 7
