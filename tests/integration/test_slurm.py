@@ -41,15 +41,15 @@ esac""",
 
 def test_sockets_give_the_ranks_where_nothing_else_does(slurm: Bench) -> None:
     settings, words = dry_run(slurm, "--debug", **JOB)
-    tasks = ["--kill-on-bad-exit=1", "--ntasks=4", "--cpus-per-task=4", "--cpu-bind=cores", "--ntasks-per-node=2"]
-    assert words[:7] == ["srun", "--mpi=pmix", *tasks]
+    tasks = ["--export=ALL", "--kill-on-bad-exit=1", "--ntasks=4", "--cpus-per-task=4", "--cpu-bind=cores"]
+    assert words[:8] == ["srun", "--mpi=pmix", *tasks, "--ntasks-per-node=2"]
     assert settings["OMP_NUM_THREADS"] == "4"
 
 
 def test_gpus_of_the_node_give_the_ranks(slurm: Bench) -> None:
     _, words = dry_run(slurm, "--debug", SLURM_GPUS_ON_NODE="4", **JOB)
-    assert words[3] == "--ntasks=8"
-    assert words[6] == "--ntasks-per-node=4"
+    assert words[4] == "--ntasks=8"
+    assert words[7] == "--ntasks-per-node=4"
 
 
 def test_other_launchers_get_the_machines_of_the_job(slurm: Bench) -> None:
