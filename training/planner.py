@@ -165,8 +165,8 @@ def require_memory(
     if refuse and need / (1 + MARGIN) > smallest:
         ways = "; ".join(advice(model, batch, comm.local_size, multiple, here.total))
         raise AgreedError(
-            f"a step needs about {need:.1f} GiB per rank, there are {smallest:.1f}. On this machine fit: {ways or 'none'} "
-            "(train.py --plan). --no-memory_check starts it all the same"
+            f"a step needs about {need:.1f} GiB per rank, there are {smallest:.1f}. On this machine fit: "
+            f"{ways or 'none'} (train.py --plan). --no-memory_check starts it all the same"
         )
     return [
         f"memory      about {need:.1f} GiB per rank; {here.what} {here.total:.1f} GiB, {here.free:.1f} free, for "
