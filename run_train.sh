@@ -17,6 +17,7 @@
 # Choices, all optional:
 #   NP=N              ranks in all (default: SLURM's tasks; else one per GPU; else one per CPU socket)
 #   HOSTS=a:4,b:4     machines and their ranks;  HOSTFILE=FILE: the same from a file of the launcher's format
+#   IFACE=NAME        network interface between the machines, where a launcher picks a wrong one (ip -br address)
 #   LAUNCHER=NAME     mpirun, hydra, srun, horovodrun or none (default: srun inside a SLURM job; none for one rank;
 #                     else what belongs to the MPI that Horovod was built with)
 #   LAUNCHER_ARGS=... more arguments for the launcher, split at blanks
@@ -55,6 +56,8 @@ submitted_from() {
 root=$(find_root)
 # shellcheck source=setup_env.sh
 . "$root/setup_env.sh"
+# shellcheck source=run_hosts.sh
+. "$root/run_hosts.sh"
 
 # --- This machine -----------------------------------------------------------------------------------------------------
 
@@ -216,9 +219,13 @@ choose_launcher() {
 
 mpirun_command() {
     local name
+    local -a daemons
     command=(mpirun -np "$ranks")
     if [[ -n ${HOSTS:-} ]]; then command+=(--host "$HOSTS"); fi
     if [[ -n ${HOSTFILE:-} ]]; then command+=(--hostfile "$HOSTFILE"); fi
+    open_mpi_daemons
+    command+=(${daemons[@]+"${daemons[@]}"})
+    open_mpi_network
     if ((cores_per_rank >= 1)); then
         # PE: this many cores for each rank, next to each other; its threads stay on them.
         command+=(-map-by "ppr:$ranks_per_host:node:PE=$cores_per_rank" --bind-to core)
@@ -269,6 +276,13 @@ hydra_command() {
         fi
     fi
     if [[ -n ${HOSTFILE:-} ]]; then command+=(-f "$HOSTFILE"); fi
+    if watched_ssh -launcher HYDRA_LAUNCHER HYDRA_LAUNCHER_EXEC HYDRA_BOOTSTRAP I_MPI_HYDRA_BOOTSTRAP; then
+        command+=(-launcher ssh -launcher-exec "$root/run_remote.sh")
+    fi
+    if [[ -n ${IFACE:-} ]]; then
+        command+=(-iface "$IFACE")
+        settings+=(FI_TCP_IFACE="$IFACE")
+    fi
 }
 
 srun_command() {
@@ -280,7 +294,8 @@ srun_command() {
 }
 
 horovodrun_command() {
-    local name
+    local name words
+    local -a daemons=()
     # The module, not the script horovodrun: its first line names the interpreter by a path that may hold blanks.
     command=("$wf_python" -c 'from horovod.runner.launch import run_commandline; run_commandline()' -np "$ranks")
     if [[ -n ${HOSTS:-} ]]; then command+=(-H "$HOSTS"); fi
@@ -290,10 +305,17 @@ horovodrun_command() {
     for name in $(compgen -e | grep -iE 'token|secret|passw|credential|private|(^|_|api|access)key(_|$)' || true); do
         settings=(-u "$name" ${settings[@]+"${settings[@]}"})
     done
+    if [[ -n ${IFACE:-} ]]; then command+=(--network-interfaces "$IFACE"); fi
+    if [[ $wf_flavour == openmpi ]]; then open_mpi_daemons; fi
     if ((cores_per_rank >= 1)); then
         command+=(--binding-args "--bind-to core --map-by slot:PE=$cores_per_rank")
-    else
-        command+=(--mpi-args=--oversubscribe)
+    elif [[ $wf_flavour == openmpi ]]; then
+        daemons+=(--oversubscribe)
+    fi
+    # One word, which horovodrun gives to a shell.
+    if ((${#daemons[@]})); then
+        words=$(printf '%q ' "${daemons[@]}")
+        command+=("--mpi-args=${words% }")
     fi
 }
 
@@ -309,7 +331,8 @@ supervise() {
     trap 'hand_on INT' INT
     while :; do
         status=0
-        wait "$child" || status=$?
+        # bash's own word about a launcher that was killed (run_remote.sh) says less than what was said before.
+        wait "$child" 2>/dev/null || status=$?
         # More than 128 and still there: a signal interrupted the wait.
         if ((status <= 128)) || ! kill -0 "$child" 2>/dev/null; then break; fi
     done

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import psutil
 
 from training.comm import Comm, abort
+from training.lost_daemon import end_daemon_later
 
 Batch = TypeVar("Batch")
 
@@ -63,13 +64,18 @@ class Pulse:
         self._timeout_s = timeout_s
         self._beat_s = min(5.0, timeout_s / 5)
         self._looked = time.monotonic()
-        self._end = end or (lambda reason: abort(comm, reason))
+        self._end = end or self._leave
         self._since = time.monotonic()
         self._doing = "starting"
         self._closed = threading.Event()
         self._parent = os.getppid()
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
+
+    def _leave(self, reason: str) -> None:
+        # Ranks: on a host that was cut off, the launcher's daemon would outlive the job.
+        end_daemon_later()
+        abort(self._comm, reason)
 
     def start(self) -> None:
         """Connect the ranks; every rank must call it."""

@@ -70,6 +70,11 @@ def without_exports(words: list[str]) -> list[str]:
     return kept
 
 
+AGENT = ["-launcher", "ssh", "-launcher-exec", str(RUN_TRAIN.parent / "run_remote.sh")]
+KEEPALIVE = {"time": "10", "intvl": "5", "probes": "4"}
+WATCHED = [word for name, value in KEEPALIVE.items() for word in ("--mca", f"oob_tcp_keepalive_{name}", value)]
+WATCHED += ["--mca", "plm_rsh_agent", AGENT[-1]]
+NO_CONTAINERS = ["--mca", "btl_tcp_if_exclude", "127.0.0.0/8,docker0,podman0,cni0,lxcbr0,virbr0"]
 TRAIN = ["PY", "-u", str(RUN_TRAIN.parent / "train.py")]
 
 
@@ -153,18 +158,63 @@ def test_the_library_horovod_was_linked_with_decides(node: Bench, tmp_path: Path
 def test_several_machines(node: Bench) -> None:
     open_mpi(node)
     settings, words = dry_run(node, "--debug", HOSTS="a:2,b:2,c:2")
-    there = ["--host", "a:2,b:2,c:2", "-map-by", "ppr:2:node:PE=2", "--bind-to", "core"]
-    assert without_exports(words) == ["mpirun", "-np", "6", *there, *TRAIN, "--debug"]
+    there = [*WATCHED, *NO_CONTAINERS, "-map-by", "ppr:2:node:PE=2", "--bind-to", "core"]
+    assert without_exports(words) == ["mpirun", "-np", "6", "--host", "a:2,b:2,c:2", *there, *TRAIN, "--debug"]
     assert settings["OMP_NUM_THREADS"] == "4"
     intel(node)
     _, words = dry_run(node, "--debug", HOSTS="a:2,b:2,c:2", LAUNCHER="hydra")
-    assert words == ["mpiexec.hydra", "-np", "6", "-hosts", "a,b,c", "-ppn", "2", *TRAIN, "--debug"]
+    assert words == ["mpiexec.hydra", "-np", "6", "-hosts", "a,b,c", "-ppn", "2", *AGENT, *TRAIN, "--debug"]
     hostfile = node.folder / "machines"
     hostfile.write_text("# two of them\na\n\nb\n", encoding="utf-8")
     mpich(node)
     _, words = dry_run(node, "--debug", NP="4", HOSTFILE=str(hostfile))
     assert words[:9] == ["mpiexec.hydra", "-np", "4", "-ppn", "2", "-bind-to", "socket", "-map-by", "socket"]
-    assert words[9:11] == ["-f", str(hostfile)]
+    assert words[9:15] == ["-f", str(hostfile), *AGENT]
+
+
+def test_the_daemons_of_open_mpi_are_found_elsewhere(node: Bench) -> None:
+    open_mpi(node)
+    node.stub("orted", "exit 1")
+    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2")
+    assert words[5:7] == ["--prefix", str(node.folder)]
+    _, words = dry_run(node, "--debug", NP="2")
+    assert "--prefix" not in words
+    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER="horovodrun")
+    (given,) = [word for word in words if word.startswith("--mpi-args=")]
+    assert given == f"--mpi-args=--prefix {node.folder} {' '.join(WATCHED)}"
+
+
+def test_the_network_can_be_chosen(node: Bench) -> None:
+    chosen = {"HOSTS": "a:2,b:2", "IFACE": "ib0"}
+    open_mpi(node)
+    _, words = dry_run(node, "--debug", **chosen)
+    at = words.index("btl_tcp_if_include")
+    assert words[at - 1 : at + 5] == ["--mca", "btl_tcp_if_include", "ib0", "--mca", "oob_tcp_if_include", "ib0"]
+    assert "btl_tcp_if_exclude" not in words
+    _, words = dry_run(node, "--debug", LAUNCHER="horovodrun", **chosen)
+    assert words[words.index("--network-interfaces") + 1] == "ib0"
+    mpich(node)
+    settings, words = dry_run(node, "--debug", LAUNCHER="hydra", **chosen)
+    assert words[words.index("-iface") + 1] == "ib0"
+    assert settings["FI_TCP_IFACE"] == "ib0"
+
+
+def test_a_choice_made_elsewhere_is_left_alone(node: Bench) -> None:
+    open_mpi(node)
+    source = "mca:btl:tcp:param:btl_tcp_if_include:source:"
+    node.stub("ompi_info", f"echo {source}default")
+    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2")
+    assert words[words.index("btl_tcp_if_exclude") + 1] == NO_CONTAINERS[2]
+    node.stub("ompi_info", f"echo {source}file:/etc/openmpi-mca-params.conf")
+    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2")
+    assert "btl_tcp_if_exclude" not in words
+    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER_ARGS="--mca btl_tcp_if_exclude eth9")
+    assert words.count("btl_tcp_if_exclude") == 1
+    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER_ARGS="--mca plm_rsh_agent rsh")
+    assert words.count("plm_rsh_agent") == 1
+    mpich(node)
+    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER="hydra", HYDRA_LAUNCHER="rsh")
+    assert "-launcher" not in words
 
 
 def test_slurm_job_uses_srun_and_its_tasks(node: Bench) -> None:
