@@ -89,19 +89,20 @@ class Ranks:
         # Rank r sends r + 1: exact in fp16.
         tensors = [tf.fill(shape, float(self.comm.rank + 1)) for shape in shapes]
 
+        # As an argument: Horovod wants tensors of the graph.
         @tf.function
-        def average() -> Any:
+        def average(tensors: Any) -> Any:
             if grouped:
                 return self.comm.mean(tensors, fp16=wire == "fp16")
             return [self.comm.mean([tensor], fp16=wire == "fp16")[0] for tensor in tensors]
 
         expected = (self.comm.size + 1) / 2
-        wrong = [i for i, found in enumerate(average()) if not np.allclose(found, expected, rtol=2e-3)]
+        wrong = [i for i, found in enumerate(average(tensors)) if not np.allclose(found, expected, rtol=2e-3)]
         if wrong:
             raise RuntimeError(f"the mean of tensors {wrong[:5]} over ranks is not {expected}")
 
         def call() -> None:
-            average()[0].numpy()
+            average(tensors)[0].numpy()
 
         return call
 
@@ -207,8 +208,14 @@ def started(what: str, shapes: Path, processors: int, settings: dict[str, str], 
             capture_output=True, text=True, check=False, timeout=900,
         )  # fmt: skip
         if done.returncode or not output.exists():
-            raise RuntimeError(f"two ranks ended with code {done.returncode}: {(done.stderr + done.stdout)[-2000:]}")
+            raise RuntimeError(f"two ranks ended with code {done.returncode}: {_cause(done.stderr + done.stdout)}")
         return json.loads(output.read_text(encoding="utf-8"))
+
+
+def _cause(text: str) -> str:
+    """What a rank said last of errors; the launcher's own words come after it."""
+    errors = [line for line in text.splitlines() if "Error" in line]
+    return "; ".join(errors[-3:]) or text[-2000:]
 
 
 def counted(shapes: Path, processors: int) -> tuple[list[dict[str, Any]], str]:

@@ -82,7 +82,7 @@ class Worker:
         }
 
     def steps(self, wire: str, steps: int) -> Spans:
-        """Start and end of every step, by the clock that all processes of a machine share."""
+        """Start and end of every step, by the clock that all processes of a machine share (CLOCK_MONOTONIC)."""
         spans = []
         for _ in range(steps):
             start = time.monotonic()
@@ -200,6 +200,14 @@ class Pairs:
         for group in self._groups:
             group.end()
 
+    def warm_up(self) -> None:
+        """Compile everything, each kind of process by itself, and take some steps."""
+        for wire in WIRES:
+            self.joined(wire, 3)
+            self.allreduces(wire, 3)
+        self.alone(1)
+        self.independent(3)
+
     def _only(self, *running: Group) -> None:
         for group in self._groups:
             group.pause(group not in running)
@@ -286,8 +294,7 @@ def main() -> None:
     print("starting and compiling, some minutes ...", flush=True)
     pairs = Pairs(opts)
     try:
-        for _ in range(2):  # warm up
-            measure(pairs, 3, backwards=False)
+        pairs.warm_up()
         print("round   wire  alone s  independent s joined s  efficiency  exposed ms  total ms  overlapped", flush=True)
         rounds = []
         for number in range(opts.rounds):
