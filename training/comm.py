@@ -29,6 +29,9 @@ Array = TypeVar("Array", bound=NDArray[Any])
 _SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 _RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
+# Names of tensors: gradients, statistics, and with --sync_bn five for each layer; the largest network has some 5000.
+CACHED_TENSORS = 16384
+
 
 class Comm(Protocol):
     """What training needs of the other ranks. Ranks count from 0; `local_*` counts within a node."""
@@ -185,6 +188,9 @@ def connect(horovod: bool) -> Comm:
             f"{launched} processes were started, but Horovod cannot be imported ({error}). "
             "Run ./setup_env.sh, or load the cluster's Horovod module"
         ) from error
+    # Ranks: Horovod remembers this many tensors by name and negotiates the others anew in every step; its own 1024 are
+    # fewer than EfficientDet-D0's with --sync_bn.
+    os.environ.setdefault("HOROVOD_CACHE_CAPACITY", str(CACHED_TENSORS))
     hvd.init()
     # An elastic job may have changed since its launcher counted.
     if hvd.size() != launched and not is_elastic():

@@ -319,3 +319,11 @@ def test_non_finite_loss_stops_all_ranks_and_names_the_patch(comm):
     poisoned = type(result)(float(comm.mean([tf.constant(broken.sum())])[0]), broken, finite=False)
     with pytest.raises(AgreedError, match=r"step at image 40.*is no number: \[41\]"):
         require_finite(poisoned, indices_B, 40, comm)
+
+
+def test_tensors_of_a_large_network_are_remembered(comm, capfd):
+    # Beyond its capacity Horovod's cache forgets, warns, and negotiates every tensor anew in every step.
+    for _ in range(2):
+        found = comm.mean([tf.fill([1], float(comm.rank)) for _ in range(1500)])
+    assert float(found[-1][0]) == (comm.size - 1) / 2
+    assert "evicted" not in capfd.readouterr().err
