@@ -5,7 +5,8 @@ which the fault came. `{rank}` in an option becomes the rank, so that ranks can 
 
 Kinds: `step`, `allreduce`, `validation`, `checkpoint` (SIGKILL there), `stop` (SIGSTOP in the allreduce, while the
 others wait), `launcher` (SIGKILL to it), `full` (the disk of --log_dir), `readonly` (its folder of checkpoints),
-`slide` (this rank's slides are cut short).
+`slide` (this rank's slides are cut short). And two that are no faults: `usr1` (SIGUSR1 to this rank, as SLURM's steps get
+it), `term` (SIGTERM to run_train.sh).
 """
 
 import contextlib
@@ -22,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 # As train.py does before TensorFlow is imported, which here comes first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import psutil
+
 import models
 import train
 from tests.integration.small_train import small
@@ -30,7 +33,7 @@ from training.comm import Comm, launched_rank
 
 KIND, RANK, IMAGE = os.environ.get("FAULT", "none:0:0").split(":")
 PLACES = {"stop": "allreduce", "launcher": "allreduce", "full": "allreduce", "readonly": "allreduce"}
-PLACES |= {"slide": "allreduce"}
+PLACES |= {"slide": "allreduce", "usr1": "allreduce", "term": "allreduce"}
 
 
 class Fault:
@@ -66,6 +69,13 @@ class Fault:
             os.kill(os.getppid(), signal.SIGKILL)
         elif KIND == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif KIND == "usr1":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        elif KIND == "term":
+            # bash runs the script; launchers and their daemons stand between.
+            parents = psutil.Process().parents()
+            script = next(p for p in parents if any(word.endswith("run_train.sh") for word in p.cmdline()[:3]))
+            script.terminate()
         elif KIND == "full":
             fill(opts.log_dir / "filler")
         elif KIND == "readonly":

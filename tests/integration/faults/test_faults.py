@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.integration.bench import ROOT
 from tests.integration.faults.job import AT, IMAGES, INTERVAL, LIMIT_S, Job, Outcome, repair_disk, small_disk
 
+MPICH_VENV = Path(os.environ.get("WIDEFOV_TEST_MPICH_VENV", ROOT / ".venv-mpich"))
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 
 
@@ -77,6 +79,24 @@ def test_disk(kind: str, cause: str, tmp_path: Path, uninterrupted: dict[int, fl
         outcome = job.finish(job.start(f"{kind}:0:{AT}"))
         repair_disk(job.log_dir)
         check(job.gone_on(outcome), uninterrupted, rf"train\.py: .*{cause}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "launcher"), [("usr1", "mpirun"), ("term", "mpirun"), ("term", "hydra"), ("usr1", "hydra")]
+)
+def test_asked_to_leave(kind: str, launcher: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
+    """Not a fault: one rank, or the script, is asked to leave. No image is lost, and the exit code says so."""
+    env = {}
+    if launcher == "hydra":
+        if not (MPICH_VENV / ".widefov-stamp").exists():
+            pytest.skip("no MPICH here; to make it: WIDEFOV_MPI=mpich WIDEFOV_VENV=.venv-mpich ./setup_env.sh")
+        env = {"WIDEFOV_VENV": str(MPICH_VENV), "WIDEFOV_ENV": ""}
+    job = Job(tmp_path, launcher, **env)
+    outcome = job.finish(job.start(f"{kind}:1:{AT}"))
+    assert outcome.code == 75, outcome.text[-3000:]
+    # The signal comes in the step from AT on; all leave after that one or the next.
+    assert re.search(rf"left        SIGUSR1 at image ({AT + 2}|{AT + 4}) of {IMAGES}", outcome.text)
+    check(job.gone_on(outcome), uninterrupted, "left        SIGUSR1 at image", images_lost=0)
 
 
 def test_cut_short_checkpoint(tmp_path: Path, uninterrupted: dict[int, float]) -> None:
