@@ -5,7 +5,7 @@ which the fault came. `{rank}` in an option becomes the rank, so that ranks can 
 
 Kinds: `step`, `allreduce`, `validation`, `checkpoint` (SIGKILL there), `stop` (SIGSTOP in the allreduce, while the
 others wait), `launcher` (SIGKILL to it), `full` (the disk of --log_dir), `readonly` (its folder of checkpoints),
-`slide` (this rank's slides are cut short). And two that are no faults: `usr1` (SIGUSR1 to this rank, as SLURM's steps get
+`slide` (this rank's slides are cut short). Two are no faults: `usr1` (SIGUSR1 to this rank, as SLURM's steps get
 it), `term` (SIGTERM to run_train.sh).
 """
 
