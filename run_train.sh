@@ -56,8 +56,8 @@ submitted_from() {
 root=$(find_root)
 # shellcheck source=setup_env.sh
 . "$root/setup_env.sh"
-# shellcheck source=run_hosts.sh
-. "$root/run_hosts.sh"
+# shellcheck source=run_launchers.sh
+. "$root/run_launchers.sh"
 
 # --- This machine -----------------------------------------------------------------------------------------------------
 
@@ -215,109 +215,7 @@ choose_launcher() {
     fi
 }
 
-# --- The command ------------------------------------------------------------------------------------------------------
-
-mpirun_command() {
-    local name
-    local -a daemons
-    command=(mpirun -np "$ranks")
-    if [[ -n ${HOSTS:-} ]]; then command+=(--host "$HOSTS"); fi
-    if [[ -n ${HOSTFILE:-} ]]; then command+=(--hostfile "$HOSTFILE"); fi
-    open_mpi_daemons
-    command+=(${daemons[@]+"${daemons[@]}"})
-    open_mpi_network
-    if ((cores_per_rank >= 1)); then
-        # PE: this many cores for each rank, next to each other; its threads stay on them.
-        command+=(-map-by "ppr:$ranks_per_host:node:PE=$cores_per_rank" --bind-to core)
-    else
-        command+=(-map-by "ppr:$ranks_per_host:node" --bind-to none --oversubscribe)
-    fi
-    # Open MPI hands its own variables to other machines, not ours.
-    for name in PATH LD_LIBRARY_PATH PYTHONPATH CAMELYON_ROOT CUDA_VISIBLE_DEVICES OMP_NUM_THREADS \
-        TF_NUM_INTRAOP_THREADS TF_CPP_MIN_LOG_LEVEL $(compgen -e | grep -E '^(HOROVOD|NCCL)_' || true); do
-        if [[ -n ${!name:-} || " ${settings[*]}" == *" $name="* ]]; then command+=(-x "$name"); fi
-    done
-    if ((EUID == 0)); then settings+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1); fi
-}
-
-# hydra_domain: the part of the machine that is one rank's, where there are as many of such parts as ranks.
-hydra_domain() {
-    if ((ranks_per_host == 1)); then
-        printf none
-    elif ((ranks_per_host == $(count_cpus sockets))); then
-        printf socket
-    elif ((ranks_per_host == $(count_cpus numa))); then
-        printf numa
-    else
-        printf none
-    fi
-}
-
-hydra_command() {
-    local domain
-    domain=$(hydra_domain)
-    command=(mpiexec.hydra -np "$ranks")
-    if [[ $wf_flavour == intel ]]; then
-        if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$(printf %s "$HOSTS" | sed "s/:[0-9]*//g")"); fi
-        if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
-        # Intel MPI pins by itself: one share of the cores for each rank.
-        if [[ $domain == none ]]; then domain=auto; fi
-        settings+=(I_MPI_PIN_DOMAIN="${I_MPI_PIN_DOMAIN:-$domain}")
-    else
-        if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$HOSTS"); fi
-        if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
-        if [[ $domain != none ]]; then
-            # All hardware threads and the memory of a part; without -map-by all ranks could end up on the first.
-            command+=(-bind-to "$domain" -map-by "$domain")
-        elif ((cores_per_rank >= 1)); then
-            command+=(-bind-to "core:$cores_per_rank")
-        else
-            command+=(-bind-to none)
-        fi
-    fi
-    if [[ -n ${HOSTFILE:-} ]]; then command+=(-f "$HOSTFILE"); fi
-    if watched_ssh -launcher HYDRA_LAUNCHER HYDRA_LAUNCHER_EXEC HYDRA_BOOTSTRAP I_MPI_HYDRA_BOOTSTRAP; then
-        command+=(-launcher ssh -launcher-exec "$root/run_remote.sh")
-    fi
-    if [[ -n ${IFACE:-} ]]; then
-        command+=(-iface "$IFACE")
-        settings+=(FI_TCP_IFACE="$IFACE")
-    fi
-}
-
-srun_command() {
-    # ALL: sbatch --export=NONE would also keep HOROVOD_*, NCCL_* and PATH from the ranks.
-    command=(srun "--mpi=${WIDEFOV_SRUN_MPI:-pmix}" --export=ALL --kill-on-bad-exit=1 "--ntasks=$ranks"
-        "--cpus-per-task=${SLURM_CPUS_PER_TASK:-$threads}" --cpu-bind=cores)
-    if [[ -z ${SLURM_NTASKS:-} ]]; then command+=("--ntasks-per-node=$ranks_per_host"); fi
-    [[ -z ${HOSTS:-}${HOSTFILE:-} ]] || fail "inside a SLURM job the machines are SLURM's: leave HOSTS and HOSTFILE away."
-}
-
-horovodrun_command() {
-    local name words
-    local -a daemons=()
-    # The module, not the script horovodrun: its first line names the interpreter by a path that may hold blanks.
-    command=("$wf_python" -c 'from horovod.runner.launch import run_commandline; run_commandline()' -np "$ranks")
-    if [[ -n ${HOSTS:-} ]]; then command+=(-H "$HOSTS"); fi
-    if [[ -n ${HOSTFILE:-} ]]; then command+=(--hostfile "$HOSTFILE"); fi
-    # Over Gloo it writes all variables and their values on the ranks' command lines, which every user of a machine may
-    # read (ps). Training needs no secrets: they are kept from it.
-    for name in $(compgen -e | grep -iE 'token|secret|passw|credential|private|(^|_|api|access)key(_|$)' || true); do
-        settings=(-u "$name" ${settings[@]+"${settings[@]}"})
-    done
-    if [[ -n ${IFACE:-} ]]; then command+=(--network-interfaces "$IFACE"); fi
-    if [[ $wf_flavour == openmpi ]]; then open_mpi_daemons; fi
-    if ((cores_per_rank >= 1)); then
-        command+=(--binding-args "--bind-to core --map-by slot:PE=$cores_per_rank")
-    elif [[ $wf_flavour == openmpi ]]; then
-        daemons+=(--oversubscribe)
-    fi
-    # One word, which horovodrun gives to a shell.
-    if ((${#daemons[@]})); then
-        words=$(printf '%q ' "${daemons[@]}")
-        command+=("--mpi-args=${words% }")
-    fi
-}
+# --- Running it -------------------------------------------------------------------------------------------------------
 
 # supervise COMMAND...: runs it, hands requests to leave on, and ends with its exit code. Should this script be killed,
 # the launcher is sent SIGTERM.
