@@ -56,8 +56,8 @@ submitted_from() {
 root=$(find_root)
 # shellcheck source=setup_env.sh
 . "$root/setup_env.sh"
-# shellcheck source=launchers.sh
-. "$root/launchers.sh"
+# shellcheck source=run_launchers.sh
+. "$root/run_launchers.sh"
 
 # --- This machine -----------------------------------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ choose_launcher() {
     fi
 }
 
-# --- Running it --------------------------------------------------------------------------------------------------------
+# --- Running it -------------------------------------------------------------------------------------------------------
 
 # supervise COMMAND...: runs it, hands requests to leave on, and ends with its exit code. Should this script be killed,
 # the launcher is sent SIGTERM.

@@ -31,6 +31,13 @@ def fresh_hosts(_possible: None, tmp_path: Path) -> Iterator[Hosts]:
         yield hosts
 
 
+@pytest.fixture
+def three_hosts(_possible: None, tmp_path: Path) -> Iterator[Hosts]:
+    """Three hosts that come and go."""
+    with Hosts(tmp_path / "hosts", [Cable(), Cable(), Cable()]) as hosts:
+        yield hosts
+
+
 @pytest.fixture(scope="module")
 def slow_hosts(_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """Three hosts, two of them behind 20 ms and a loss of 1 %."""

@@ -1,6 +1,8 @@
 """run_train.sh started on a host of netns.py, as a user who is logged in there starts it."""
 
 import json
+import os
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -54,13 +56,18 @@ class Job:
             time.sleep(0.2)
         return True
 
-    def wait_for(self, words: str, timeout: float = 120) -> None:
-        """Until it has printed these words."""
+    def wait_for(self, words: str, timeout: float = 120, times: int = 1) -> None:
+        """Until it has printed these words, so many times."""
         begin = time.monotonic()
-        while words not in self.said():
+        while self.said().count(words) < times:
             assert self.process.poll() is None, self.said()[-4000:]
             assert time.monotonic() - begin < timeout, self.said()[-4000:]
             time.sleep(0.2)
+
+    def ask_to_leave(self) -> None:
+        """SIGTERM to the launcher: run_train.sh hands it on."""
+        (script,) = [pid for pid, line in self.hosts.jobs().items() if line.startswith(f"bash {RUN_TRAIN}")]
+        os.kill(script, signal.SIGTERM)
 
 
 def start(hosts: Hosts, output: Path, script: str, words: list[str], **given: str) -> Job:

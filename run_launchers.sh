@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The command of each launcher, and what it needs to work over several machines; run_train.sh sources it.
+# The launchers' commands: what is said to mpirun, mpiexec.hydra, srun and horovodrun; run_train.sh sources it.
 
-# Variables and functions of run_train.sh, which calls NAME_command by a name it puts together.
+# Variables of run_train.sh; functions that it calls by names that are put together.
 # shellcheck disable=SC2034,SC2154,SC2329
+
+# --- Several machines (HOSTS, HOSTFILE, IFACE) ------------------------------------------------------------------------
 
 # watched_ssh OPTION VARIABLE...: whether the launcher is to reach other machines by run_remote.sh; not where an OPTION in
 # LAUNCHER_ARGS or one of the VARIABLEs says how, and not where launchers would split its path.
@@ -41,6 +43,8 @@ open_mpi_network() {
         fi
     fi
 }
+
+# --- One function for each launcher ------------------------------------------------------------------------------------
 
 mpirun_command() {
     local name
