@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -202,7 +203,9 @@ def started(what: str, shapes: Path, processors: int, settings: dict[str, str], 
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "found.json")
         words = ["--worker", what, "--shapes", str(shapes), "--processors", str(processors), "--json", str(output)]
-        command = [*prefix, *launcher(2), *python("benchmarks.allreduce", *words)]
+        # The ranks must not outlive this process.
+        command = [sys.executable, str(ROOT / "die_with_parent.py"), *prefix, *launcher(2)]
+        command += python("benchmarks.allreduce", *words)
         done = subprocess.run(
             command, cwd=ROOT, env=environment(processors) | settings, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, check=False, timeout=900,
@@ -226,13 +229,13 @@ def counted(shapes: Path, processors: int) -> tuple[list[dict[str, Any]], str]:
         return [], f"no namespace with two ranks over TCP: {str(error)[-500:]}"
 
 
-def measured(processors: int) -> dict[str, Any]:
-    """Everything, with two ranks on this machine."""
+def measured(processors: int, settings_of_horovod: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """Everything, with two ranks on this machine; sizes and link with the first setting."""
     with tempfile.TemporaryDirectory() as folder:
         shapes = Path(folder, "shapes.json")
         shapes.write_text(json.dumps(gradient_shapes()), encoding="utf-8")
         found: dict[str, Any] = {"groups": []}
-        for fusion_mib, cycle_ms in SETTINGS:
+        for fusion_mib, cycle_ms in settings_of_horovod:
             settings = {"HOROVOD_FUSION_THRESHOLD": str(fusion_mib * 2**20), "HOROVOD_CYCLE_TIME": str(cycle_ms)}
             first = not found["groups"]
             part = started("all" if first else "groups", shapes, processors, settings)
@@ -283,6 +286,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     processors = max(1, len(os.sched_getaffinity(0)) // 2)
     parser.add_argument("--processors", type=int, default=processors, help="and threads of a rank that is started here")
+    parser.add_argument("--settings", type=int, default=len(SETTINGS), help="of Horovod, how many of those tried")
     parser.add_argument("--worker", choices=("all", "groups", "wire"), help=argparse.SUPPRESS)  # a rank started here
     parser.add_argument("--shapes", type=Path, help=argparse.SUPPRESS)
     opts = parser.parse_args()
@@ -291,7 +295,7 @@ def main() -> None:
         work(opts.worker, json.loads(opts.shapes.read_text(encoding="utf-8")), opts.json)
         return
     if launched_size() == 1:
-        found = measured(opts.processors)
+        found = measured(opts.processors, SETTINGS[: opts.settings])
     else:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "found.json")
