@@ -48,6 +48,14 @@ class Cable:
     loss: float = 0
 
 
+def clear_leftovers() -> None:
+    """Remove Open MPI's folders of hosts whose test process was killed; nothing else of them can be left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"ompi.wf*n*.{os.geteuid()}"):
+        pid = folder.name.removeprefix("ompi.wf").partition("n")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class Hosts:
     """Hosts joined by a switch, from `with` to its end.
 
@@ -64,6 +72,7 @@ class Hosts:
         self.addresses = [f"10.77.0.{number + 1}" for number in range(len(cables))]
 
     def __enter__(self) -> Hosts:
+        clear_leftovers()
         (self.folder / "bin").mkdir(parents=True)
         (self.folder / "bin" / "ssh").symlink_to(HERE / "ssh.sh")
         lines = ["127.0.0.1 localhost", *map(" ".join, zip(self.addresses, self.names, strict=True))]

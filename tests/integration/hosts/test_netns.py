@@ -2,12 +2,13 @@
 
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.integration.hosts.netns import Hosts
+from tests.integration.hosts.netns import Hosts, clear_leftovers
 
 
 def ssh(hosts: Hosts, *words: str) -> subprocess.CompletedProcess[str]:
@@ -84,3 +85,14 @@ def test_nothing_outlives_the_hosts(fresh_hosts: Hosts) -> None:
     assert process.wait(10) != 0
     assert fresh_hosts.jobs() == {}
     assert Path("/proc/net/dev").read_text(encoding="utf-8").count(":") == links
+
+
+def test_folders_of_a_killed_test_are_cleared_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    user = os.geteuid()
+    # no process has so high a number (pid_max is at most 2^22)
+    names = [f"ompi.wf9999999n1.{user}", f"ompi.wf{os.getpid()}n1.{user}", f"ompi.node7.{user}"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    clear_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
