@@ -279,8 +279,8 @@ def run_options(parser: Parser) -> None:
     run.add_argument(
         "--stall_timeout",
         type=not_negative,
-        default=300.0,
-        help="seconds after which a rank that gives no sign of life, or gets no patch, ends the job; 0: never",
+        default=60.0,
+        help="seconds of silence after which a rank, and the job, is given up; five times that without a patch; 0: never",
     )
     run.add_argument(
         "--elastic",

@@ -4,9 +4,9 @@
 #   ./run_tests.sh                          all parts
 #   ./run_tests.sh single -k reader         one part (single, parallel, integration), with arguments for pytest
 #
-#   NP=2            ranks of the parallel part
+#   NP=N            ranks of the parallel part (default: once with 2, once with 3)
 #   WIDEFOV_TEST_MPICH=0   leave out the launch by mpiexec.hydra, for which .venv-mpich is made (once, 5-10 minutes)
-#   PART_TIMEOUT=S  seconds after which a part that hangs is ended (default: 1800)
+#   PART_TIMEOUT=S  seconds after which a part that hangs is ended (default: 3600)
 
 set -uo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
@@ -21,14 +21,16 @@ case ${1:-} in
     single | parallel | integration) parts=("$1") && shift ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit 0 ;;
 esac
-limit=${PART_TIMEOUT:-1800}
+limit=${PART_TIMEOUT:-3600}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 
 with_limit() { timeout --kill-after=20 "$limit" "$@"; }
 
-# Every rank runs the same tests in the same order; all but the first write to a file, shown when one of them fails.
+# parallel_tests RANKS ARGUMENT...: every rank runs the same tests in the same order; all but the first write to a file,
+# shown when one of them fails.
 parallel_tests() {
-    local status=0 file
+    local status=0 file ranks=$1
+    shift
     local -a launcher
     logs=$(mktemp -d)
     if [[ $wf_flavour == openmpi ]]; then
@@ -38,7 +40,7 @@ parallel_tests() {
         launcher=(mpiexec.hydra)
     fi
     # shellcheck disable=SC2016  # the inner shell expands these
-    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} WIDEFOV_TEST_LOGS=$logs with_limit "${launcher[@]}" -np "${NP:-2}" \
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} WIDEFOV_TEST_LOGS=$logs with_limit "${launcher[@]}" -np "$ranks" \
         bash -c 'rank=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}
             if [[ $rank != 0 ]]; then exec >"$WIDEFOV_TEST_LOGS/rank$rank.txt" 2>&1; fi
             exec "$@"' rank "$wf_python" -m pytest tests/parallel -p no:cacheprovider "$@" || status=$?
@@ -70,7 +72,10 @@ for part in "${parts[@]}"; do
     begin=$SECONDS
     status=0
     if [[ $part == parallel ]]; then
-        parallel_tests "$@" || status=$?
+        for ranks in ${NP:-2 3}; do
+            printf -- '-- %s ranks\n' "$ranks"
+            parallel_tests "$ranks" "$@" || status=$?
+        done
     else
         with_limit "$wf_python" -m pytest "tests/$part" "$@" || status=$?
     fi

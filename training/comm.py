@@ -130,7 +130,7 @@ class HorovodComm:
         notification_manager.register_listener(listening)
 
     def reconnect(self) -> HorovodComm:
-        """Elastic jobs: join the ranks there are now; a process whose host is to go ends here, with exit code 0."""
+        """Elastic jobs: join the ranks there are now; a process whose host is to go is ended here by Horovod."""
         self._hvd.shutdown()
         self._hvd.init()
         return HorovodComm(self._hvd)

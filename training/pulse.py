@@ -32,6 +32,7 @@ CONNECT_S = 20.0
 # After the end of a process, or where another rank of this host speaks first: how long the launcher has to end us.
 GRACE_S = 5.0
 READING = "waiting for patches"
+READING_TIMES = 5  # the timeout: a busy file system may well be silent for a while
 LONGEST_LINE = 65536
 
 
@@ -115,7 +116,7 @@ class Pulse:
         self._doing, self._since = what, time.monotonic()
 
     def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; a rank that waits for one longer than the timeout ends the job."""
+        """The same batches; a rank that waits for one for `READING_TIMES` the timeout ends the job."""
         waiting = iter(batches)
         while True:
             self.doing = READING
@@ -238,7 +239,7 @@ class Pulse:
                 )
         waits = [Peer("this rank", now, self._doing, now - self._since), *peers] if self._comm.rank == 0 else []
         for peer in waits:
-            if peer.doing == READING and peer.doing_s > self._timeout_s:
+            if peer.doing == READING and peer.doing_s > READING_TIMES * self._timeout_s:
                 self._end(
                     f"{peer.name} has been {READING} for {peer.doing_s:.0f} s (--stall_timeout): slides unreachable?"
                 )

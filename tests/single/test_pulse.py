@@ -94,12 +94,12 @@ def test_an_end_with_goodbye_is_not(watched: Watched) -> None:
 
 def test_a_rank_without_patches_is_named(watched: Watched) -> None:
     for _ in range(3):
-        watched.say(doing=READING, doing_s=TIMEOUT_S / 2)
+        watched.say(doing=READING, doing_s=4 * TIMEOUT_S)
         time.sleep(TIMEOUT_S / 4)
     assert watched.reasons == []
-    watched.say(doing=READING, doing_s=2.5)
+    watched.say(doing=READING, doing_s=6.4)
     reason = watched.first_reason()
-    assert reason.startswith("rank 1 of 2 (b) has been waiting for patches for 2 s (--stall_timeout)")
+    assert reason.startswith("rank 1 of 2 (b) has been waiting for patches for 6 s (--stall_timeout)")
 
 
 def test_rank_0_itself_may_be_without_patches(watched: Watched) -> None:
@@ -113,10 +113,10 @@ def test_rank_0_itself_may_be_without_patches(watched: Watched) -> None:
     assert next(taken) == 1
     thread = threading.Thread(target=lambda: next(taken, None))
     thread.start()
-    reason = watched.first_reason()
+    reason = watched.first_reason(wait_s=8 * TIMEOUT_S)
     stuck.set()
     thread.join()
-    assert reason.startswith("this rank has been waiting for patches for 1 s")
+    assert reason.startswith("this rank has been waiting for patches for 5 s")
 
 
 @pytest.mark.parametrize(
