@@ -280,7 +280,7 @@ def run_options(parser: Parser) -> None:
         "--stall_timeout",
         type=not_negative,
         default=60.0,
-        help="seconds of silence after which a rank, and the job, is given up; five times that without a patch; 0: never",
+        help="seconds of silence after which a rank, and the job, is given up; without a patch 5 times that; 0: never",
     )
     run.add_argument(
         "--elastic",
