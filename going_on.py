@@ -42,7 +42,9 @@ def checkpoint_to_go_on_from(
         found = None
         if opts.resume:
             reader = Checkpoints(opts.log_dir / "checkpoints" if opts.log_dir else Path())
-            found = reader.resume(opts.resume, *network, {**stream, "optimizer": opts.optimizer})
+            # An elastic job that comes together anew goes on from itself, wherever it began.
+            wanted = "auto" if opts.elastic and reader.history() else opts.resume
+            found = reader.resume(wanted, *network, {**stream, "optimizer": opts.optimizer})
         if found:
             say(*(f"resume      {note}" for note in (*found[2], *changed(found[0], as_json(opts), comm.size))))
         if opts.log_dir is not None:
