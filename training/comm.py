@@ -191,6 +191,9 @@ def connect(horovod: bool) -> Comm:
     # Ranks: Horovod remembers this many tensors by name and negotiates the others anew in every step; its own 1024 are
     # fewer than EfficientDet-D0's with --sync_bn.
     os.environ.setdefault("HOROVOD_CACHE_CAPACITY", str(CACHED_TENSORS))
+    # Ranks: Horovod's thread asks the others every millisecond what is ready, and Open MPI waits for them by spinning.
+    # A rank pinned to as many cores as it has threads would lose a quarter of them; so whoever waits gives way.
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     hvd.init()
     # An elastic job may have changed since its launcher counted.
     if hvd.size() != launched and not is_elastic():

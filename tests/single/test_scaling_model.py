@@ -159,6 +159,7 @@ def test_costs_have_every_curve() -> None:
     # 2 networks, 2 fields, 2 speeds, 2 links, 2 algorithms, 2 types
     assert len(curves) == 64
     assert {c["setting"].overlap for c in curves if c["wire"] == "fp32"} == {0.25}
+    assert {c["setting"].overlap for c in settings(ALLREDUCE, SCALING, 2, False, overlap=0.5)} == {0.5}
     ring, tree = (next(c["setting"] for c in curves if c["algorithm"] == a) for a in ("ring", "tree"))
     # Few latencies: the tree is never slower, and the same for two.
     assert tree.step_s(1024) < ring.step_s(1024)
