@@ -192,7 +192,11 @@ def test_ranks_on_one_core_each() -> None:
     assert "PE=CORES" in finding.fix
 
 
-def test_what_one_rank_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_one_rank_reports(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorFlow's threads can only be chosen before its first use, which another test may have been.
+    monkeypatch.setattr("training.devices.use_devices", lambda _: "1 CPU thread per rank")
     (tmp_path / "slides").mkdir()
     (tmp_path / "code.py").write_text("x", encoding="utf-8")
     task = replace(TASK, inputs={"slide_path": tmp_path / "slides"}, log_dir=tmp_path / "runs" / "new")
