@@ -85,6 +85,11 @@ def test_hydra(slides: Path, tmp_path: Path) -> None:
     check_trained(*train(slides, tmp_path / "log", 1, **given), 2, 1)
 
 
+def heed_interrupts() -> None:
+    """In a new process: what a job in the background ignores, and bash then cannot trap, is as in a terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def ranks_of(log_dir: Path) -> list[int]:
     """Processes of this test's training; its log folder is in every rank's command line."""
     found = []
@@ -104,6 +109,7 @@ def test_a_signal_to_the_script_ends_every_rank(slides: Path, tmp_path: Path, nu
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509  # no threads here
     )
     try:
         begin = time.monotonic()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.bench import ROOT, Bench
+from tests.integration.test_launch import heed_interrupts
 from tests.integration.test_launcher import dry_run, open_mpi, without_exports
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_ON_NODE": "8"}
@@ -122,8 +123,9 @@ trap 'echo INT >> {marks}; exit 75' INT; echo ready >> {marks}; while :; do slee
     env = slurm.env | {"WIDEFOV_ENV": "active", "LAUNCHER": launcher, "REQUEUE": "0", "NP": "2"}
     env |= JOB if launcher == "srun" else {}
     process = subprocess.Popen(
-        [str(ROOT / "run_train.sh"), "--resume", "auto"], cwd=slurm.folder, env=env, stdin=subprocess.DEVNULL
-    )
+        [str(ROOT / "run_train.sh"), "--resume", "auto"],
+        cwd=slurm.folder, env=env, stdin=subprocess.DEVNULL, preexec_fn=heed_interrupts,  # noqa: PLW1509
+    )  # fmt: skip
     try:
         until = time.monotonic() + 30
         while not marks.exists():
