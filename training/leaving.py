@@ -47,10 +47,11 @@ class Leaving:
 
     def _request(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # of the signal module
         now = time.monotonic()
-        if self.asked and now - self._at > ECHO_S:
+        first = self.asked in ("", HOSTS_CHANGED)
+        if not first and now - self._at > ECHO_S:
             # Asked again: at once, by what the signal does of itself.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        if not self.asked:
+        if first:
             self.asked, self._at = signal.Signals(number).name, now
             self._say(f"{self.asked}: a checkpoint will be written after this step; once more ends at once")

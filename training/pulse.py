@@ -199,10 +199,11 @@ class Pulse:
                 words = json.loads(line)
                 answer(connection, peer, words)
                 peer.said_goodbye |= bool(words.get("goodbye"))
+            stranger = len(peer.rest) > LONGEST_LINE
         except (ValueError, KeyError, TypeError, AttributeError):
-            # Somebody else's bytes: not a word to such a peer, which has no name.
-            self._forget(connection)
-        if len(peer.rest) > LONGEST_LINE:
+            stranger = True
+        if stranger:
+            # Not a word to such a peer, which has no name.
             self._forget(connection)
 
     def _forget(self, connection: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from training import pulse as pulse_module
-from training.leaving import Leaving
+from training.leaving import HOSTS_CHANGED, Leaving
 from training.pulse import READING, Pulse
 
 TIMEOUT_S = 1.0
@@ -196,6 +196,15 @@ def test_a_signal_is_a_request(number: signal.Signals, handlers: None) -> None:
     assert leaving.asked == number.name
     assert len(said) == 1
     assert said[0].startswith(f"{number.name}: a checkpoint will be written after this step")
+
+
+def test_a_signal_after_a_change_of_hosts_is_the_first(handlers: None) -> None:
+    leaving = Leaving()
+    leaving.listen(lambda _: None)
+    leaving.hosts_changed()
+    assert leaving.asked == HOSTS_CHANGED
+    signal.raise_signal(signal.SIGTERM)
+    assert leaving.asked == "SIGTERM"
 
 
 def test_a_second_request_ends_at_once(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
