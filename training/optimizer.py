@@ -40,15 +40,44 @@ class Optimizer:
 
     def apply(self, grads: Sequence[Any], learning_rate: Any) -> None:
         """Update the variables; `learning_rate` is a float32 scalar tensor."""
-        self.steps.assign_add(1)
+        self._begin(tf.cast(self.steps.assign_add(1), tf.float32))
         for variable, grad, *moments in zip(self._trained, grads, *self._moments, strict=True):
             self._update(variable, grad, learning_rate, *moments)
+
+    def _begin(self, steps: Any) -> None:
+        """Before the variables' updates: what is the same for all of them; `steps` counts this update, from 1."""
 
     def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
         raise NotImplementedError
 
 
-class Adam(Optimizer):
+class TwoMoments(Optimizer):
+    """What Adam and LAMB share: decaying means of gradients and of their squares.
+
+    Args:
+        variables: see `Optimizer`.
+        weight_decay: of the kernels; None for none.
+        epsilon: added to the root of the second moment.
+        betas: decay of the first and of the second moment.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        weight_decay: float | None,
+        epsilon: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        super().__init__(variables, moments=2)
+        self._weight_decay = weight_decay
+        self._epsilon = epsilon
+        self._betas = betas
+
+    def _begin(self, steps: Any) -> None:
+        self._powers = [tf.pow(beta, steps) for beta in self._betas]
+
+
+class Adam(TwoMoments):
     """Adam (Kingma and Ba 2015, arXiv:1412.6980), and with decay AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
     The arithmetic of `keras.optimizers.Adam` and `AdamW`.
@@ -56,39 +85,23 @@ class Adam(Optimizer):
     Args:
         variables: see `Optimizer`.
         weight_decay: taken off the kernels, times the learning rate, apart from the gradient; None for Adam.
-        beta_1: decay of the first moment.
-        beta_2: decay of the second moment.
-        epsilon: added to the root of the second moment.
     """
 
-    def __init__(
-        self,
-        variables: Sequence[Any],
-        weight_decay: float | None = None,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
-    ) -> None:
-        super().__init__(variables, moments=2)
-        self._weight_decay = weight_decay
-        self._betas = (beta_1, beta_2)
-        self._epsilon = epsilon
+    def __init__(self, variables: Sequence[Any], weight_decay: float | None = None) -> None:
+        super().__init__(variables, weight_decay, epsilon=1e-7)
 
     def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
-        first, second = moments
         if self._weight_decay and is_kernel(variable):
             variable.assign_sub(learning_rate * self._weight_decay * variable)
-        steps = tf.cast(self.steps, tf.float32)
-        beta_1, beta_2 = self._betas
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=first.handle,
-            v=second.handle,
-            beta1_power=tf.pow(beta_1, steps),
-            beta2_power=tf.pow(beta_2, steps),
+            m=moments[0].handle,
+            v=moments[1].handle,
+            beta1_power=self._powers[0],
+            beta2_power=self._powers[1],
             lr=learning_rate,
-            beta1=tf.constant(beta_1),
-            beta2=tf.constant(beta_2),
+            beta1=tf.constant(self._betas[0]),
+            beta2=tf.constant(self._betas[1]),
             epsilon=tf.constant(self._epsilon),
             grad=grad,
         )
@@ -152,38 +165,24 @@ class Lars(Optimizer):
         variable.assign_sub(moment)
 
 
-class Lamb(Optimizer):
+class Lamb(TwoMoments):
     """LAMB (You et al. 2020, arXiv:1904.00962, algorithm 2): Adam whose update is scaled to the size of the kernel.
 
     Args:
         variables: see `Optimizer`.
         weight_decay: share of a kernel added to Adam's update, before it is scaled.
-        beta_1: decay of the first moment.
-        beta_2: decay of the second moment.
-        epsilon: added to the root of the second moment.
     """
 
-    def __init__(
-        self,
-        variables: Sequence[Any],
-        weight_decay: float = 0.01,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-6,
-    ) -> None:
-        super().__init__(variables, moments=2)
-        self._weight_decay = weight_decay
-        self._betas = (beta_1, beta_2)
-        self._epsilon = epsilon
+    def __init__(self, variables: Sequence[Any], weight_decay: float = 0.01) -> None:
+        super().__init__(variables, weight_decay, epsilon=1e-6)
 
     def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
         first, second = moments
         beta_1, beta_2 = self._betas
-        steps = tf.cast(self.steps, tf.float32)
         first.assign(beta_1 * first + (1 - beta_1) * grad)
         second.assign(beta_2 * second + (1 - beta_2) * tf.square(grad))
-        unbiased = first / (1 - tf.pow(beta_1, steps))
-        update = unbiased / (tf.sqrt(second / (1 - tf.pow(beta_2, steps))) + self._epsilon)
+        unbiased = first / (1 - self._powers[0])
+        update = unbiased / (tf.sqrt(second / (1 - self._powers[1])) + self._epsilon)
         if is_kernel(variable):
             update += self._weight_decay * variable
             learning_rate = learning_rate * _ratio(tf.norm(variable), tf.norm(update))
