@@ -220,20 +220,24 @@ choose_launcher() {
 # supervise COMMAND...: runs it, hands requests to leave on, and ends with its exit code. Should this script be killed,
 # the launcher is sent SIGTERM.
 supervise() {
-    local status child
+    local status child notice line=''
     asked=0
     "$wf_python" "$root/die_with_parent.py" "$@" &
     child=$!
     trap 'hand_on TERM' TERM
     trap 'hand_on USR1' USR1
     trap 'hand_on INT' INT
+    # A pipe: what bash says of a launcher that a signal ended. An exit code of 137 may as well be that of a rank.
+    exec {notice}<> <(:)
     while :; do
         status=0
-        # bash's own word about a launcher that was killed (run_remote.sh) says less than what was said before.
-        wait "$child" 2>/dev/null || status=$?
+        wait "$child" 2>&"$notice" || status=$?
         # More than 128 and still there: a signal interrupted the wait.
         if ((status <= 128)) || ! kill -0 "$child" 2>/dev/null; then break; fi
     done
+    if read -r -t 0.1 -u "$notice" line && [[ -n $line ]]; then
+        printf 'run_train.sh: %s was ended by SIG%s.\n' "${launcher/#none/the run}" "$(kill -l "$status")" >&2
+    fi
     if ((status == 75)); then requeue; fi
     exit "$status"
 }
