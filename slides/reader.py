@@ -6,7 +6,7 @@ Tensor legend: H rows, W columns, C = 3 channels (RGB, uint8).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -116,16 +116,24 @@ class Slide:
         When the spacing is that of a level to within 1e-4, the window is laid exactly on that level's px, so that
         reading copies pixels; the centre then moves by at most half a px of that level.
         """
+        step_xy_l0 = self.step_xy_l0(um_px)
+        window = window_centred(center_xy_l0, hw_out, step_xy_l0)
+        if not any(step_xy_l0 == level.downsample_xy for level in self.levels):
+            return window
+        # floor(v + 0.5), not round: halves must not alternate with round's "to even".
+        x, y = (
+            math.floor(corner / down + 0.5) * down for corner, down in zip(window.corner_xy_l0, step_xy_l0, strict=True)
+        )
+        return replace(window, corner_xy_l0=(x, y))
+
+    def step_xy_l0(self, um_px: float) -> Pair:
+        """Return level-0 px per output px along x and y at `um_px`; exactly those of a level that has it to 1e-4."""
         step_x, step_y = um_px / self.um_px_xy_l0[0], um_px / self.um_px_xy_l0[1]
         for level in self.levels:
             down_x, down_y = level.downsample_xy
             if abs(step_x / down_x - 1) < SNAP and abs(step_y / down_y - 1) < SNAP:
-                loose = window_centred(center_xy_l0, hw_out, level.downsample_xy)
-                x, y = loose.corner_xy_l0
-                # floor(v + 0.5), not round: halves must not alternate with round's "to even".
-                corner_xy_l0 = math.floor(x / down_x + 0.5) * down_x, math.floor(y / down_y + 0.5) * down_y
-                return Window(corner_xy_l0, hw_out, level.downsample_xy)
-        return window_centred(center_xy_l0, hw_out, (step_x, step_y))
+                return level.downsample_xy
+        return step_x, step_y
 
     def level_for(self, step_xy_l0: Pair) -> Level:
         """Return the nearest level at least as fine as `step_xy_l0` (level-0 px per output px); level 0 if none is."""

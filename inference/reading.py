@@ -1,0 +1,99 @@
+"""Windows read ahead of the network, in threads, in order; what cannot be decoded is filled and counted."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slides.geometry import Window, window_centred
+from slides.reader import Slide, SlideError
+
+FILL_PX = 64  # side of the squares of a damaged window that are tried one by one
+
+
+@dataclass(frozen=True)
+class Read:
+    """One window's pixels.
+
+    Attributes:
+        row, column: the window.
+        image_HWC: uint8, C is 3, with a context view 6.
+        fault: what could not be read, empty where all could.
+    """
+
+    row: int
+    column: int
+    image_HWC: NDArray[np.uint8]
+    fault: str = ""
+
+
+def read_window(slide: Slide, window: Window, context_um_px: float | None) -> tuple[NDArray[np.uint8], str]:
+    """Pixels of a window, and a word on what could not be decoded; that is white.
+
+    Args:
+        slide: the slide.
+        window: the window.
+        context_um_px: spacing of a second, coarser view around the same centre, the channels from 3 on; None: none.
+    """
+    image_HWC, fault = _read_or_fill(slide, window)
+    if context_um_px is None:
+        return image_HWC, fault
+    # As `samplers.patch.PatchReader` reads it: not laid on the px of a level, so that both views have one centre.
+    step_xy_l0 = (context_um_px / slide.um_px_xy_l0[0], context_um_px / slide.um_px_xy_l0[1])
+    around = window_centred(window.center_xy_l0, window.hw_out, step_xy_l0)
+    context_HWC, context_fault = _read_or_fill(slide, around)
+    return np.concatenate([image_HWC, context_HWC], axis=2), fault or context_fault
+
+
+def _read_or_fill(slide: Slide, window: Window) -> tuple[NDArray[np.uint8], str]:
+    try:
+        return slide.read(window), ""
+    except SlideError as error:
+        fault = str(error)
+    height, width = window.hw_out
+    (x, y), (step_x, step_y) = window.corner_xy_l0, window.step_xy_l0
+    image_HWC = np.full((height, width, 3), 255, np.uint8)
+    for top in range(0, height, FILL_PX):
+        for left in range(0, width, FILL_PX):
+            hw = min(FILL_PX, height - top), min(FILL_PX, width - left)
+            square = Window((x + left * step_x, y + top * step_y), hw, window.step_xy_l0)
+            try:
+                image_HWC[top : top + hw[0], left : left + hw[1]] = slide.read(square)
+            except SlideError:
+                continue
+    return image_HWC, fault
+
+
+def read_ahead(
+    windows: Iterable[tuple[int, int]], read: Callable[[int, int], Read], workers: int, ahead: int
+) -> Iterator[Read]:
+    """The windows in their order, read by `workers` threads up to `ahead` before they are asked for."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        waiting: deque[Future[Read]] = deque()
+        try:
+            for row, column in windows:
+                waiting.append(pool.submit(read, row, column))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def batches(reads: Iterable[Read], size: int) -> Iterator[list[Read]]:
+    """Groups of `size`, the last one perhaps smaller."""
+    batch: list[Read] = []
+    for one in reads:
+        batch.append(one)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,165 @@
+"""Overlapping windows over a slide, on the pixels of one prediction map.
+
+Frames: `xy_map` are px of the map, which is anchored at the outer corner of level-0 px (0, 0): map px [r, c] covers
+level-0 x from c * step to (c + 1) * step. Windows begin on whole map px, so that a window's output px are map px,
+whatever its size. The map is cut into square cells of one stride; a window covers `reach` x `reach` of them, the last
+ones perhaps in part.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slides.geometry import Pair, Window
+from slides.reader import Slide
+
+# Networks halve their input up to seven times; windows shifted by a multiple of that see the same px in the same phase,
+# which keeps a prediction from depending on where its window begins.
+PHASE = 128
+
+
+@dataclass(frozen=True)
+class MapGrid:
+    """The prediction map of one slide and the windows that cover it.
+
+    Attributes:
+        size_xy: width and height of the map, map px.
+        step_xy_l0: level-0 px per map px.
+        img_size: side of a window, map px.
+        stride: from one window to the next, and side of a cell, map px.
+    """
+
+    size_xy: tuple[int, int]
+    step_xy_l0: Pair
+    img_size: int
+    stride: int
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Rows and columns of windows."""
+        columns, rows = (max(0, math.ceil((size - self.img_size) / self.stride)) + 1 for size in self.size_xy)
+        return rows, columns
+
+    @property
+    def cells_hw(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        return math.ceil(self.size_xy[1] / self.stride), math.ceil(self.size_xy[0] / self.stride)
+
+    @property
+    def reach(self) -> int:
+        """How many cells a window covers along a side."""
+        return math.ceil(self.img_size / self.stride)
+
+    def window(self, row: int, column: int) -> Window:
+        """The window in this row and column; it may reach beyond the slide."""
+        corner_xy_l0 = (column * self.stride * self.step_xy_l0[0], row * self.stride * self.step_xy_l0[1])
+        return Window(corner_xy_l0, (self.img_size, self.img_size), self.step_xy_l0)
+
+    def cell_hw(self, row: int, column: int) -> tuple[int, int]:
+        """Rows and columns of px of a cell; those at the far borders of the map are cut."""
+        return (
+            min(self.stride, self.size_xy[1] - row * self.stride),
+            min(self.stride, self.size_xy[0] - column * self.stride),
+        )
+
+
+def map_grid(slide: Slide, img_size: int, um_px: float, overlap: float) -> MapGrid:
+    """The map and windows of a slide.
+
+    Args:
+        slide: the slide.
+        img_size: side of a window, map px.
+        um_px: spacing of the map.
+        overlap: share of a window's side that it has in common with its neighbour, at least 0 and below 1; rounded up
+            so that windows begin at multiples of `PHASE`.
+    """
+    step_xy_l0 = slide.step_xy_l0(um_px)
+    size_xy = (
+        math.ceil(slide.size_xy_l0[0] / step_xy_l0[0] - 1e-6),
+        math.ceil(slide.size_xy_l0[1] / step_xy_l0[1] - 1e-6),
+    )
+    stride = max(1, int(img_size * (1 - overlap)))
+    return MapGrid(size_xy, step_xy_l0, img_size, stride - stride % PHASE if stride >= PHASE else stride)
+
+
+@dataclass(frozen=True)
+class TissueCells:
+    """Where the tissue of a slide is.
+
+    Attributes:
+        tissue_HW: search cells with tissue.
+        cell_l0: side of a search cell, level-0 px.
+    """
+
+    tissue_HW: NDArray[np.bool_]
+    cell_l0: int
+
+
+def with_tissue(grid: MapGrid, tissue: TissueCells | None) -> list[tuple[int, int]]:
+    """Rows and columns of the windows that hold any tissue, in row-major order; of all windows without `tissue`."""
+    rows, columns = grid.hw
+    if tissue is None:
+        return [(row, column) for row in range(rows) for column in range(columns)]
+    total = np.pad(tissue.tissue_HW.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    (r0, r1), (c0, c1) = (_search_cells(grid, tissue, axis, count) for axis, count in ((1, rows), (0, columns)))
+    held = total[np.ix_(r1, c1)] - total[np.ix_(r0, c1)] - total[np.ix_(r1, c0)] + total[np.ix_(r0, c0)]
+    return [(int(row), int(column)) for row, column in zip(*np.nonzero(held), strict=True)]
+
+
+def _search_cells(
+    grid: MapGrid, tissue: TissueCells, axis: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and behind the last search cell that windows reach into, along x (0) or y (1)."""
+    first_l0 = np.arange(count) * grid.stride * grid.step_xy_l0[axis]
+    last_l0 = first_l0 + grid.img_size * grid.step_xy_l0[axis]
+    most = tissue.tissue_HW.shape[1 - axis]
+    ends = (np.floor(first_l0 / tissue.cell_l0), np.ceil(last_l0 / tissue.cell_l0 - 1e-9))
+    begin, end = (np.clip(end.astype(np.int64), 0, most) for end in ends)
+    return begin, end
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive windows of one slide that one rank computes.
+
+    Attributes:
+        slide: position of the slide.
+        first: position of the first window among the slide's windows.
+        last: behind the last one.
+    """
+
+    slide: int
+    first: int
+    last: int
+
+
+def share_out(counts: Sequence[int], ranks: int) -> list[list[Run]]:
+    """Share the windows of all slides among ranks: equal numbers to within one, in order, so that few slides are split.
+
+    Args:
+        counts: number of windows of each slide.
+        ranks: number of ranks.
+
+    Returns:
+        The runs of each rank. Every slide is in at least one run, those without windows in an empty one.
+    """
+    ends = [int(end) for end in np.cumsum([0, *counts])]
+    shares: list[list[Run]] = []
+    for rank in range(ranks):
+        begin, end = (ends[-1] * k // ranks for k in (rank, rank + 1))
+        mine = []
+        for slide, (start, stop) in enumerate(itertools.pairwise(ends)):
+            first, last = max(begin, start), min(end, stop)
+            if first < last:
+                mine.append(Run(slide, first - start, last - start))
+        shares.append(mine)
+    for slide, count in enumerate(counts):
+        if count == 0:
+            shares[slide % ranks].append(Run(slide, 0, 0))
+    return shares
