@@ -9,7 +9,7 @@ from inference.windows import MapGrid, Run, TissueCells, map_grid, share_out, wi
 from slides.reader import Slide, SlideError
 from slides.synthetic import position_coded, write_levels
 
-# --- windows ------------------------------------------------------------------------------------------------------------
+# --- windows ----------------------------------------------------------------------------------------------------------
 
 
 def slide_of(tmp_path, size_xy=(300, 200), um_px=0.5, **how):
@@ -63,7 +63,7 @@ def test_windows_are_shared_out_evenly_and_in_order():
     assert share_out([0], 2) == [[Run(0, 0, 0)], []]
 
 
-# --- blending -----------------------------------------------------------------------------------------------------------
+# --- blending ---------------------------------------------------------------------------------------------------------
 
 
 def test_hann_of_half_overlap_sums_to_one():
@@ -109,7 +109,7 @@ def test_maps_as_bytes():
     assert planes_of(np.full((1, 1, 1), 0.5, np.float32))["label"].tolist() == [[0]]
 
 
-# --- whole slides -------------------------------------------------------------------------------------------------------
+# --- whole slides -----------------------------------------------------------------------------------------------------
 
 
 def red(image_BHWC):
@@ -180,8 +180,10 @@ def test_the_number_of_ranks_changes_nothing_but_the_order_of_sums(ranks, tmp_pa
 
 @pytest.mark.parametrize(("img_size", "overlap"), [(64, 0.5), (100, 0.25)])
 def test_window_size_matters_only_within_the_weights_of_the_borders(img_size, overlap, tmp_path):
-    """Where a window sees all that the network looks at, its answer is that of a window of any size. So the blended
-    answer differs from that of one window over everything by at most the share of weights of the other windows."""
+    """Where a window sees all that the network looks at, its answer is that of a window of any size.
+
+    So the blended answer differs from that of one window over everything by at most the share of the others' weights.
+    """
     radius = 4
     slide = slide_of(tmp_path, (301, 199), smooth=True)
     grid = map_grid(slide, img_size, 0.5, overlap)
@@ -271,7 +273,7 @@ def test_a_context_view_has_the_same_centre(tmp_path):
     assert image_HWC[..., 0].mean() == pytest.approx(image_HWC[..., 3].mean(), abs=0.3)
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------------
+# --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
 def with_a_damaged_tile(tmp_path):
@@ -302,7 +304,7 @@ def test_a_damaged_tile_is_filled_and_counted(tmp_path):
 
 def test_a_damaged_tile_is_an_error_when_asked_for(tmp_path):
     slide = with_a_damaged_tile(tmp_path)
-    with pytest.raises(SlideError, match="slide.tif"):
+    with pytest.raises(SlideError, match=r"slide\.tif"):
         predicted(slide, tmp_path / "s", red, 128, 0.0, how=How(2, 2, strict=True))
     assert list((tmp_path / "s").iterdir()) == []
 
@@ -334,5 +336,5 @@ def test_a_run_that_is_cut_short_is_noticed(tmp_path):
     path = next((tmp_path / "s").iterdir())
     path.write_bytes(path.read_bytes()[:-30])
     grid = map_grid(slide, 64, 0.5, 0.25)
-    with pytest.raises(OSError, match="run-000000000.zip"):
+    with pytest.raises(OSError, match=r"run-000000000\.zip"):
         Cells(tmp_path / "s", [0], Weights(grid, with_tissue(grid, None)), 1)
