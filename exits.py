@@ -10,21 +10,33 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from option_groups import SIZE_STEP
-from training.comm import AgreedError, Comm, abort, broke
+from training.comm import AgreedError, Comm, abort, broke, connect, launched_rank, program
 from training.pulse import GRACE_S
 
 COME_TOGETHER = -1  # in place of an exit code: ranks of an elastic job have come or gone
 
 
-def guarded(action: Callable[[], int], opts: argparse.Namespace, comm: Comm) -> int:
+def connected(horovod: bool) -> Comm | None:
+    """The ranks of this job; None, after a line that says why, where they cannot work together."""
+    try:
+        return connect(horovod)
+    except ValueError as error:
+        # Ranks: nobody is connected yet, so the launcher's word on who is rank 0 must do.
+        if launched_rank() == 0:
+            print(f"{program()}: error: {error}", file=sys.stderr)  # noqa: T201  # on behalf of an entry script
+        return None
+
+
+def guarded(action: Callable[[], int], comm: Comm, out_of_memory: Callable[[], str], elastic: bool = False) -> int:
     """The exit code of `action`, which every rank takes part in; errors end in a line that says what to do.
 
     In an elastic job `COME_TOGETHER` where another rank has ended.
 
     Args:
         action: the run.
-        opts: its options.
         comm: the ranks.
+        out_of_memory: says what to do where there is too little of it.
+        elastic: whether ranks may come and go.
     """
     try:
         return action()
@@ -34,13 +46,13 @@ def guarded(action: Callable[[], int], opts: argparse.Namespace, comm: Comm) -> 
         if comm.size > 1 and not isinstance(error, AgreedError):
             abort(comm, f"error: {error}", 2)
         if comm.rank == 0:
-            tqdm.write(f"train.py: error: {error}", file=sys.stderr)
+            tqdm.write(f"{program()}: error: {error}", file=sys.stderr)
         return 2
     except Exception as error:
         if type(error).__name__ in ("ResourceExhaustedError", "MemoryError"):
-            abort(comm, f"out of memory: {str(error).splitlines()[0]}. {out_of_memory(opts, comm)}", 2)
-        if opts.elastic and broke(error):
-            tqdm.write(f"train.py: rank {comm.rank} of {comm.size}: another rank has ended", file=sys.stderr)
+            abort(comm, f"out of memory: {str(error).splitlines()[0]}. {out_of_memory()}", 2)
+        if elastic and broke(error):
+            tqdm.write(f"{program()}: rank {comm.rank} of {comm.size}: another rank has ended", file=sys.stderr)
             return COME_TOGETHER
         if comm.size == 1:
             raise
@@ -50,8 +62,8 @@ def guarded(action: Callable[[], int], opts: argparse.Namespace, comm: Comm) -> 
         abort(comm, f"{type(error).__name__}: {error}")
 
 
-def out_of_memory(opts: argparse.Namespace, comm: Comm) -> str:
-    """What to do about it."""
+def smaller_training(opts: argparse.Namespace, comm: Comm) -> str:
+    """What to do where a training step needs more memory than there is."""
     from training.planner import advice, memory
 
     ways = advice(opts.networks[0], opts.batch_size, comm.local_size, SIZE_STEP, memory().total)

@@ -9,7 +9,7 @@ import argparse
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from option_types import Parser, not_negative, pair, positive, share, share_below_1, whole
 
@@ -41,6 +41,45 @@ OPTIMIZERS = {
 }
 
 
+# Options that several scripts have.
+COMMON: dict[str, dict[str, Any]] = {
+    "--slide_format": {
+        "default": "tif",
+        "metavar": "SUFFIX",
+        "help": "tif, svs, ndpi, mrxs ...: anything OpenSlide reads",
+    },
+    "--mpp": {"type": positive, "help": "um per px of level 0, in place of what the slides say"},
+    "--tile_cache": {
+        "type": whole(0),
+        "default": 128,
+        "help": "MB of decoded tiles kept per rank, shared by its samplers",
+    },
+    "--bb_downsample": {
+        "type": whole(0),
+        "default": 7,
+        "help": "pyramid level of the tissue and contour search, clamped to what the slide has",
+    },
+    "--sample_processes": {"type": whole(1), "default": 1, "help": "parallel samplers per rank"},
+    "--no_cuda": {"action": "store_true", "help": "CPU even where GPUs are visible"},
+    "--horovod": {
+        "action": argparse.BooleanOptionalAction,
+        "default": True,
+        "help": "several ranks under a launcher; one process without a launcher simply runs",
+    },
+    "--stall_timeout": {
+        "type": not_negative,
+        "default": 60.0,
+        "help": "s of silence after which a rank, and the job, is given up; without a patch 5 times that; 0: never",
+    },
+}
+
+
+def common_options(group: argparse._ArgumentGroup, *names: str) -> None:
+    """Options of `COMMON`, by their names."""
+    for name in names:
+        group.add_argument(name, **COMMON[name])
+
+
 def data_options(parser: Parser) -> None:
     """Slides, labels, and how they are read."""
     data = parser.add_argument_group("slides and labels")
@@ -59,9 +98,8 @@ def data_options(parser: Parser) -> None:
     data.add_argument(
         "--val_split", type=float, default=0.15, help="share of slides (patients) held out for validation"
     )
-    suffix = {"metavar": "SUFFIX", "help": "tif, svs, ndpi, mrxs ...: anything OpenSlide reads"}
-    data.add_argument("--slide_format", default="tif", **suffix)
-    data.add_argument("--valid_slide_format", default=None, **suffix)
+    common_options(data, "--slide_format")
+    data.add_argument("--valid_slide_format", **COMMON["--slide_format"] | {"default": None})
     truth = {"default": None, "choices": ("tif", "xml"), "help": "tif (mask pyramids) or xml (ASAP)"}
     data.add_argument("--label_format", **truth)
     data.add_argument("--valid_label_format", **truth)
@@ -91,13 +129,7 @@ def data_options(parser: Parser) -> None:
     data.add_argument(
         "--stage_gb", type=positive, default=200.0, help="most GB to copy per node; the rest is read in place"
     )
-    data.add_argument(
-        "--tile_cache",
-        type=whole(0),
-        default=128,
-        help="MB of decoded tiles kept per rank, shared by its samplers",
-    )
-    data.add_argument("--mpp", type=positive, help="um per px of level 0, in place of what the slides say")
+    common_options(data, "--tile_cache", "--mpp")
 
 
 def sampling_options(parser: Parser) -> None:
@@ -106,18 +138,13 @@ def sampling_options(parser: Parser) -> None:
     sampling.add_argument("--img_size", type=int, default=1024, help="side of the square field of view, output px")
     sampling.add_argument("--resolution", type=positive, default=0.25, help="um per px of the patch")
     sampling.add_argument("--data_sampler", choices=SAMPLERS, default="radboud", help="where to look")
-    sampling.add_argument(
-        "--bb_downsample",
-        type=whole(0),
-        default=7,
-        help="pyramid level of the tissue and contour search, clamped to what the slide has",
-    )
+    common_options(sampling, "--bb_downsample")
     sampling.add_argument(
         "--batch_tumor_ratio",
         type=share,
         help="share of tumour patches in a batch, exact over time; default 1 for surf, balanced rounds for radboud",
     )
-    sampling.add_argument("--sample_processes", type=whole(1), default=1, help="parallel samplers per rank")
+    common_options(sampling, "--sample_processes")
     sampling.add_argument(
         "--hard_mining", action="store_true", help="draw part of each batch from places the network gets wrong"
     )
@@ -212,13 +239,7 @@ def training_options(parser: Parser) -> None:
     training.add_argument(
         "--seed", type=whole(0, 2**32 - 1), default=0, help="seed of weights, split and sample stream"
     )
-    training.add_argument("--no_cuda", action="store_true", help="CPU even where GPUs are visible")
-    training.add_argument(
-        "--horovod",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="distributed training; one process without a launcher simply runs",
-    )
+    common_options(training, "--no_cuda", "--horovod")
     training.add_argument("--fp16_allreduce", action="store_true", help="compress gradients to fp16 for the allreduce")
 
 
@@ -276,12 +297,7 @@ def run_options(parser: Parser) -> None:
         metavar="PATH|auto",
         help="go on from a checkpoint; auto: the newest in --log_dir, if any",
     )
-    run.add_argument(
-        "--stall_timeout",
-        type=not_negative,
-        default=60.0,
-        help="seconds of silence after which a rank, and the job, is given up; without a patch 5 times that; 0: never",
-    )
+    common_options(run, "--stall_timeout")
     run.add_argument(
         "--elastic",
         action="store_true",

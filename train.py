@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from exits import COME_TOGETHER, guarded
+from exits import COME_TOGETHER, connected, guarded, smaller_training
 from inputs import Inputs
 from options import SIZE_STEP, as_json, train_options
 from training import leaving
-from training.comm import connect, launched_rank, together
+from training.comm import together
 from training.pulse import Pulse
 
 
@@ -26,12 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code, the same on all ranks."""
     opts = train_options(argv)
     set_environment(opts)
-    try:
-        comm = connect(opts.horovod)
-    except ValueError as error:
-        # Ranks: nobody is connected yet, so the launcher's word on who is rank 0 must do.
-        if launched_rank() == 0:
-            print(f"train.py: error: {error}", file=sys.stderr)
+    comm = connected(opts.horovod)
+    if comm is None:
         return 2
     from training.devices import use_devices
 
@@ -40,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         # Ranks: an elastic job notices by itself who is missing, and goes on without.
         with Pulse(comm, 0 if opts.elastic else opts.stall_timeout) as pulse:
             run = Run(opts, comm, pulse, devices)
-            code = guarded(run.plan if opts.plan else run.go, opts, comm)
+            code = guarded(run.plan if opts.plan else run.go, comm, partial(smaller_training, opts, comm), opts.elastic)
         if code != COME_TOGETHER:
             return code
         comm = comm.reconnect()

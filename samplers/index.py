@@ -106,6 +106,23 @@ def cell_side_l0(slide: Slide, bb_downsample: int) -> tuple[int, str]:
     )
 
 
+def find_tissue(slide: Slide, bb_downsample: int) -> tuple[NDArray[np.bool_], int, str]:
+    """Where the tissue of a slide is.
+
+    Args:
+        slide: the slide.
+        bb_downsample: pyramid level of the search grid; clamped to the slide's last level.
+
+    Returns:
+        tissue_HW of the search grid; the side of its cells, level-0 px; a note where the level was clamped, or "".
+
+    Raises:
+        SlideError: the slide could not be read.
+    """
+    cell_l0, clamped = cell_side_l0(slide, bb_downsample)
+    return _tissue_cells(slide, cell_l0), cell_l0, clamped
+
+
 def _tissue_cells(slide: Slide, cell_l0: int) -> NDArray[np.bool_]:
     """Tissue on the search grid, bool (rows, columns)."""
     width, height = slide.size_xy_l0
@@ -130,8 +147,7 @@ def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) ->
     Raises:
         SlideError: a pixel or label could not be read.
     """
-    cell_l0, clamped = cell_side_l0(slide, bb_downsample)
-    tissue_HW = _tissue_cells(slide, cell_l0)
+    tissue_HW, cell_l0, clamped = find_tissue(slide, bb_downsample)
     places: dict[int, Places] = {}
     annotated_HW = np.zeros_like(tissue_HW)
     for cls in range(1, classes):

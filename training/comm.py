@@ -227,6 +227,11 @@ def together(comm: Comm, action: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
+def program() -> str:
+    """Name of the script that runs, for messages."""
+    return os.path.basename(sys.argv[0]) or "train.py"
+
+
 def abort(comm: Comm, message: str, code: int = 1) -> NoReturn:
     """End this process at once; the launcher then ends the other ranks.
 
@@ -237,5 +242,5 @@ def abort(comm: Comm, message: str, code: int = 1) -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         # on a line of its own: rank 0's progress bar may stand on the current one
-        print(f"\ntrain.py: rank {comm.rank} of {comm.size}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"\n{program()}: rank {comm.rank} of {comm.size}: {message}", file=sys.stderr, flush=True)  # noqa: T201
     os._exit(code)

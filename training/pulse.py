@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from training.comm import Comm, abort
+from training.comm import Comm, abort, program
 from training.lost_daemon import end_daemon_later
 
 Batch = TypeVar("Batch")
@@ -95,8 +95,8 @@ class Pulse:
             connection = _connected(["127.0.0.1"] if comm.local_size == comm.size else addresses, port)
             if connection is None:
                 print(  # noqa: T201
-                    f"train.py: rank {comm.rank} cannot reach rank 0 ({host}, port {port}): --stall_timeout will not "
-                    "notice it", file=sys.stderr, flush=True,
+                    f"{program()}: rank {comm.rank} cannot reach rank 0 ({host}, port {port}): --stall_timeout will "
+                    "not notice it", file=sys.stderr, flush=True,
                 )  # fmt: skip
                 return
             connection.setblocking(False)

@@ -25,13 +25,13 @@ def tiny(tmp_path: Path) -> TinySet:
 
 def message(done: subprocess.CompletedProcess[str], log_dir: Path | None) -> str:
     """The one error message, after all that holds for every bad input."""
-    errors = re.findall(r"^train\.py: error: .*$", done.stderr, re.MULTILINE)
+    errors = re.findall(r"^(?:small_)?train\.py: error: (.*)$", done.stderr, re.MULTILINE)
     assert len(errors) == 1, done.stdout[-1000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == 2, done.returncode
     if log_dir is not None:
         assert not log_dir.exists(), sorted(log_dir.rglob("*"))
-    return errors[0].removeprefix("train.py: error: ")
+    return errors[0]
 
 
 # ------------------------------------------------------------------------------------- what the folders hold
@@ -241,13 +241,13 @@ def test_resume_where_every_checkpoint_is_damaged(tiny: TinySet) -> None:
 
 def ranks_message(done: subprocess.CompletedProcess[str], log_dir: Path | None) -> str:
     """As `message`; the launcher chooses the code and says that ranks ended, but only train.py names the cause."""
-    errors = re.findall(r"^train\.py: (?:rank \d of 2: )?error: .*$", done.stderr, re.MULTILINE)
+    errors = re.findall(r"^(?:small_)?train\.py: ((?:rank \d of 2: )?error: .*)$", done.stderr, re.MULTILINE)
     assert len(errors) == 1, done.stdout[-1000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode != 0
     if log_dir is not None:
         assert not log_dir.exists(), sorted(log_dir.rglob("*"))
-    return errors[0].removeprefix("train.py: ")
+    return errors[0]
 
 
 def test_slide_that_only_one_rank_reads_is_damaged(tiny: TinySet) -> None:

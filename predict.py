@@ -1,0 +1,246 @@
+"""Predict whole slides with a trained network, on one or many ranks.
+
+The story: options, communicator, model, slides and their tissue, windows shared out, then predict and finish slide by
+slide. `predict.py --help` starts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from exits import connected, guarded
+from prediction_options import predict_options
+from training.comm import together
+from training.pulse import Pulse
+
+TOO_MANY_FAULTS = 0.5  # share of a slide's windows that cannot be read: what is left is no result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code, the same on all ranks."""
+    opts = predict_options(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors come as exceptions
+    os.environ.setdefault("VIPS_CONCURRENCY", "1")
+    # Ranks: they meet at the end only, and not at the same time; `Pulse` notices who is dead.
+    os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
+    if opts.no_cuda:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    comm = connected(opts.horovod)
+    if comm is None:
+        return 2
+    from training.devices import use_devices
+
+    devices = use_devices(comm)
+    with Pulse(comm, opts.stall_timeout) as pulse:
+        prediction = Prediction(opts, comm, pulse, devices)
+        return guarded(prediction.go, comm, lambda: "Try a smaller --img_size or --batch_size")
+
+
+class Prediction:
+    """One prediction; the methods stand in the order in which they are used.
+
+    Args:
+        opts: validated options; they go no further than this class.
+        comm: the ranks.
+        pulse: their signs of life.
+        devices: what this rank computes on, in words.
+    """
+
+    def __init__(self, opts, comm, pulse, devices) -> None:
+        self.opts = opts
+        self.comm = comm
+        self.pulse = pulse
+        self.devices = devices
+        self.failures: list[tuple[str, str]] = []
+        self.scratch: Path = opts.out / ".scratch"
+
+    def say(self, *lines: str) -> None:
+        """Print on rank 0, above the progress bar."""
+        if self.comm.rank == 0:
+            for line in lines:
+                tqdm.write(line)
+            sys.stdout.flush()
+
+    def go(self) -> int:
+        """The whole story; returns the exit code."""
+        start = time.perf_counter()
+        self.pulse.start()
+        self.open_model()
+        self.find_slides()
+        self.plan()
+        self.predict()
+        return self.conclude(time.perf_counter() - start)
+
+    def open_model(self) -> None:
+        """The network and what it was trained for."""
+        from trained import open_model
+
+        opts, comm = self.opts, self.comm
+        self.model = together(comm, lambda: open_model(opts.model, img_size=opts.img_size, um_px=opts.resolution))
+        model = self.model
+        self.said = {
+            "model": model.digest, "img_size": model.img_size, "um_px": model.um_px, "overlap": opts.overlap,
+            "tissue_only": opts.tissue_only, "eightfold": opts.eightfold, "mpp": opts.mpp,
+            "bb_downsample": opts.bb_downsample, "min_probability": opts.min_probability, "nms_um": opts.nms_um,
+            "simplify_um": opts.simplify_um, "min_area_um2": opts.min_area_um2,
+        }  # fmt: skip
+        self.say(
+            f"model       {model.source}, {model.classes} classes",
+            f"ranks       {comm.size}, {self.devices}",
+            f"view        {model.img_size} px at {model.um_px:g} um/px = {model.img_size * model.um_px:.0f} um",
+        )
+
+    def find_slides(self) -> None:
+        """Slides to predict: not those that are done already."""
+        from inference.slide_list import done_before, listed
+        from preprocessing.pairing import SLIDE_SUFFIXES, find_slides
+        from slides import tiled_tiff
+
+        opts, comm = self.opts, self.comm
+        tiled_tiff.tile_cache.resize(opts.tile_cache * 2**20)
+
+        def find(path: Path) -> list[tuple[str, Path]]:
+            suffix = path.suffix.lower().lstrip(".")
+            cases = find_slides(path, suffix if path.is_file() and suffix in SLIDE_SUFFIXES else opts.slide_format)
+            return [(case.slide_id, case.slide_path.resolve()) for case in cases]
+
+        found = together(comm, lambda: listed(opts.slide_path, find))
+
+        def left() -> list[tuple[str, Path]]:
+            self.prepare_folders()
+            return [one for one in found if not done_before(opts.out / one[0], self.said, opts.overwrite)]
+
+        # Ranks: one looks, so that all agree while files appear.
+        self.slides = comm.gather(together(comm, lambda: left() if comm.rank == 0 else None))[0]
+        before = len(found) - len(self.slides)
+        self.say(f"slides      {len(found)}" + (f", {before} of them done before" if before else ""))
+
+    def prepare_folders(self) -> None:
+        """Make the folder of results; remove what a killed run left. Rank 0 only."""
+        self.opts.out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        for left in self.opts.out.glob(".*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+        self.scratch.mkdir()
+
+    def plan(self) -> None:
+        """Tissue and windows of all slides, and which rank computes which."""
+        from inference.plan import plan_slide
+        from inference.windows import share_out
+        from slides.reader import SlideError
+
+        opts, comm, model = self.opts, self.comm, self.model
+
+        how = (opts.mpp, model.img_size, model.um_px, opts.overlap, opts.bb_downsample, opts.tissue_only)
+
+        def planned_or_why(slide_id: str, path: Path) -> Any:
+            try:
+                return plan_slide(path, *how)
+            except SlideError as error:
+                if opts.strict:
+                    raise
+                return slide_id, str(error)
+
+        def mine() -> list[Any]:
+            # Ranks: reading thumbnails takes a second or so per slide, so each rank does every size-th.
+            return [planned_or_why(*one) for one in self.slides[comm.rank :: comm.size]]
+
+        parts = comm.gather(together(comm, mine))
+        planned = [parts[i % comm.size][i // comm.size] for i in range(len(self.slides))]
+        self.failures = [one for one in planned if isinstance(one, tuple)]
+        self.planned = [one for one in planned if not isinstance(one, tuple)]
+        self.shares = share_out([len(one.windows) for one in self.planned], comm.size)
+        self.say(*(f"note        {note}" for one in self.planned for note in one.notes))
+        self.say(*(f"FAILED      {slide_id}: {why}" for slide_id, why in self.failures))
+        total, area = sum(len(one.windows) for one in self.planned), sum(one.tissue_mm2 for one in self.planned)
+        self.say(f"windows     {total} over {area:.1f} mm2 of tissue on {len(self.planned)} slides")
+
+    def predict(self) -> None:
+        """This rank's windows; slides are finished as soon as all of their windows are there."""
+        from inference.blending import Weights
+        from inference.predict import How, predict_run
+        from slides.reader import Slide
+
+        opts, comm, model = self.opts, self.comm, self.model
+        how = How(
+            opts.batch_size, model.classes, model.context_um_px, opts.sample_processes, opts.strict, opts.eightfold
+        )
+        mine = self.shares[comm.rank]
+        bar = tqdm(
+            total=sum(run.last - run.first for run in mine), unit="window", disable=comm.rank != 0, smoothing=0.1,
+            desc="rank 0" if comm.size > 1 else None, mininterval=1.0,
+        )  # fmt: skip
+        finishing: list[Future[None]] = []
+
+        def progress(count: int) -> None:
+            self.pulse.doing = "predicting"
+            bar.update(count)
+
+        # A slide is finished while the next is predicted.
+        with ThreadPoolExecutor(1, thread_name_prefix="finish") as pool:
+            for run in mine:
+                planned = self.planned[run.slide]
+                bar.set_postfix_str(planned.slide_id, refresh=False)
+                slide = Slide(planned.path, um_px=opts.mpp)
+                weights = Weights(planned.grid, planned.windows)
+                words = (slide, weights, planned.windows, run, model.probabilities, how)
+                predict_run(*words, self.scratch / planned.slide_id, progress)
+                # What went wrong with a slide before is known now, not at the end.
+                finishing = [future for future in finishing if not (future.done() and future.result() is None)]
+                finishing.append(pool.submit(self.finish_if_whole, run.slide))
+            self.pulse.doing = "writing results"
+            for future in finishing:
+                future.result()
+        bar.close()
+        # Ranks: the file system of another node may show a run late; now all are there.
+        comm.gather(None)
+        self.pulse.doing = "writing results"
+        for number in range(comm.rank, len(self.planned), comm.size):
+            self.finish_if_whole(number)
+
+    def finish_if_whole(self, number: int) -> None:
+        """Write a slide's results if the scratch files of all its runs are there and nobody else does it."""
+        from inference.finish import claim, finish_slide
+        from slides.reader import Slide, SlideError
+
+        opts, planned = self.opts, self.planned[number]
+        runs = sorted(run.first for share in self.shares for run in share if run.slide == number)
+        folder = self.scratch / planned.slide_id
+        if not claim(folder, runs):
+            return
+        facts = {"options": self.said, "class_names": self.model.class_names, "model": str(self.model.source)}
+        try:
+            slide = Slide(planned.path, um_px=opts.mpp)
+            note = finish_slide(
+                slide, planned, runs, folder, opts.out, self.model.classes, facts, TOO_MANY_FAULTS,
+                min_probability=opts.min_probability, nms_um=opts.nms_um, simplify_um=opts.simplify_um,
+                min_area_um2=opts.min_area_um2,
+            )  # fmt: skip
+        except SlideError as error:
+            self.failures.append((planned.slide_id, str(error)))
+            tqdm.write(f"FAILED      {planned.slide_id}: {error}")
+        else:
+            tqdm.write(f"done        {planned.slide_id}: {note}")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def conclude(self, seconds: float) -> int:
+        """The failures of all ranks, and the exit code."""
+        failures = sorted({failure for part in self.comm.gather(self.failures) for failure in part})
+        if self.comm.rank == 0:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        windows = sum(len(one.windows) for one in self.planned)
+        self.say(f"ended       {windows} windows in {seconds:.0f} s; results in {self.opts.out}")
+        self.say(*(f"FAILED      {slide_id}: {why}" for slide_id, why in failures))
+        return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
