@@ -7,6 +7,7 @@ describe a patch.
 from __future__ import annotations
 
 import argparse
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +76,10 @@ class Inputs:
             open_set(cases, how, comm.rank, comm.size, lambda action: comm.gather(together(comm, action)))
             for cases in (train_cases, val_cases)
         )
-        self.stream = stream_options(opts) | {"slides": [slide.id for slide in self.train_set.slides]}
+        self.stream = stream_options(opts) | {
+            "slides": [slide.id for slide in self.train_set.slides],
+            "mine_from": None,
+        }
         together(comm, lambda: check_field_of_view(self.train_set, opts.img_size, opts.resolution))
         self._say(f"classes     {describe(how.label_map, CLASS_NAMES)}")
         for what, opened in (("training", self.train_set), ("validation", self.val_set)):
@@ -133,15 +137,26 @@ class Inputs:
         self.sampler = together(self._comm, lambda: samplers.build(*plan))
         self.pool = None
         if opts.hard_mining:
+            start = together(self._comm, self._mined) if opts.mine_from else []
             self.sampler = self.pool = HardPool(
                 self.sampler, indexes, opts.seed, opts.hard_fraction, opts.hard_pool,
-                interval=max(opts.log_every, global_batch), patch_um=self.patch_um,
+                interval=max(opts.log_every, global_batch), patch_um=self.patch_um, start=start,
             )  # fmt: skip
         view = (opts.img_size, opts.resolution, opts.context_spacing)
         self.train_reader, self.val_reader = (part.reader(*view) for part in (self.train_set, self.val_set))
         grid_of = (self.val_set.indexes, opts.img_size, opts.resolution, opts.val_patches)
         self.grid = together(self._comm, lambda: requests(*grid_of))
         self._say(f"sampling    {opts.data_sampler}; validation on {len(self.grid)} patches of the grid over tissue")
+
+    def _mined(self) -> Any:
+        """Places that the hard pool begins with; they are part of the stream."""
+        from samplers.mined import read_mined
+
+        entries, others = read_mined(self._opts.mine_from, [slide.id for slide in self.train_set.slides])
+        self.stream["mine_from"] = f"{len(entries)} places, CRC {zlib.crc32(repr(entries).encode()):08x}"
+        left_out = f", {others} on other slides left out" if others else ""
+        self._say(f"mined       {len(entries)} places of {self._opts.mine_from}{left_out}")
+        return entries
 
     def start_records(self) -> None:
         """Open the sample log; rank 0 writes down which files the run reads, for `samplers.replay`."""

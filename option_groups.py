@@ -153,6 +153,9 @@ def sampling_options(parser: Parser) -> None:
     )
     sampling.add_argument("--hard_pool", type=whole(1), default=256, help="places in the hard pool")
     sampling.add_argument(
+        "--mine_from", type=Path, metavar="DIR", help="--out of evaluate.py: its false positives begin the hard pool"
+    )
+    sampling.add_argument(
         "--qc",
         action=argparse.BooleanOptionalAction,
         default=True,

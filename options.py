@@ -65,6 +65,8 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f"--context_spacing {opts.context_spacing:g}: the second view must be coarser than --resolution "
             f"{opts.resolution:g} um/px"
         )
+    if opts.mine_from:
+        _check_mining(parser, opts)
     if opts.elastic:
         _check_elastic(parser, opts)
     if opts.resume == "auto" and opts.log_dir is None:
@@ -80,6 +82,18 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     opts.lr_cycle = opts.lr_cycle or max(1, opts.num_steps // 10)
     opts.checkpoint_every = opts.checkpoint_every or opts.validate_every
     return opts
+
+
+def _check_mining(parser: Parser, opts: argparse.Namespace) -> None:
+    """Places without tumour are of use only where such places are drawn."""
+    if not opts.hard_mining:
+        parser.error("--mine_from is for --hard_mining: it says what its pool begins with")
+    ratio = (1 if opts.data_sampler == "surf" else 0) if opts.batch_tumor_ratio is None else opts.batch_tumor_ratio
+    if ratio == 1:
+        parser.error(
+            "--mine_from has places without tumour, of which --batch_tumor_ratio 1 (the default of surf) draws none: "
+            "give a smaller one"
+        )
 
 
 def _check_training(parser: Parser, opts: argparse.Namespace) -> None:

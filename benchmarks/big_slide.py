@@ -1,6 +1,6 @@
 """One large slide with truth for benchmarks: 512 px JPEG tiles, XML outlines of 100,000 and more vertices, a mask.
 
-python -m benchmarks.big_slide --out DIR [--side 16384] [--texture SLIDE.tif]
+python -m benchmarks.big_slide --out DIR [--side 16384] [--texture SLIDE.tif] [--slide_only]
 """
 
 from __future__ import annotations
@@ -32,25 +32,32 @@ def make(out: Path, side: int = 16384, texture: Path | None = None) -> tuple[Pat
     Returns:
         Slide, annotation and mask.
     """
-    slide, xml, mask = out / "big.tif", out / "big.xml", out / "big_Mask.tif"
-    if all(path.exists() for path in (slide, xml, mask)):
+    slide, xml, mask = make_slide(out, side, texture), out / "big.xml", out / "big_Mask.tif"
+    if xml.exists() and mask.exists():
         return slide, xml, mask
-    out.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    if texture is None:
-        everywhere = np.ones((PATTERN, PATTERN), np.bool_)
-        tissue_HWC = stained_tissue(rng, everywhere, ~everywhere, STAINS["standard"])
-        pattern = pyvips.Image.new_from_array(tissue_HWC)
-    else:
-        pattern = pyvips.Image.new_from_file(str(texture))
-    count_x, count_y = -(-side // pattern.width), -(-side // pattern.height)
-    _save(pattern.replicate(count_x, count_y).crop(0, 0, side, side), slide, compression="jpeg", Q=80)
-    rings = _rings(rng, side)
+    rings = _rings(np.random.default_rng(1), side)
     write_asap(xml, [("_0", ring) for ring in rings])
     edges = edges_of([shapely.Polygon(np.round(ring, 4)) for ring in rings])
     inside_HW = rasterise(edges, Window((0.0, 0.0), (side, side), (1.0, 1.0)))
     _save(pyvips.Image.new_from_array(inside_HW.astype(np.uint8)), mask, compression="deflate")
     return slide, xml, mask
+
+
+def make_slide(out: Path, side: int = 16384, texture: Path | None = None) -> Path:
+    """Write `big.tif` alone, unless it is there; see `make`."""
+    slide = out / "big.tif"
+    if slide.exists():
+        return slide
+    out.mkdir(parents=True, exist_ok=True)
+    if texture is None:
+        everywhere = np.ones((PATTERN, PATTERN), np.bool_)
+        tissue_HWC = stained_tissue(np.random.default_rng(0), everywhere, ~everywhere, STAINS["standard"])
+        pattern = pyvips.Image.new_from_array(tissue_HWC)
+    else:
+        pattern = pyvips.Image.new_from_file(str(texture))
+    count_x, count_y = -(-side // pattern.width), -(-side // pattern.height)
+    _save(pattern.replicate(count_x, count_y).crop(0, 0, side, side), slide, compression="jpeg", Q=80)
+    return slide
 
 
 def _rings(rng: np.random.Generator, side: int) -> list[np.ndarray]:
@@ -81,6 +88,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--side", type=int, default=16384, help="level-0 px (default: %(default)s)")
     parser.add_argument("--texture", type=Path, help="slide to lay side by side; default synthetic tissue")
+    parser.add_argument("--slide_only", action="store_true", help="no truth: a mask takes side^2 bytes of memory")
     arguments = parser.parse_args()
-    for written in make(arguments.out, arguments.side, arguments.texture):
+    place = (arguments.out, arguments.side, arguments.texture)
+    for written in [make_slide(*place)] if arguments.slide_only else make(*place):
         print(written)

@@ -50,6 +50,7 @@ class HardPool:
         capacity: entries kept: those with the highest loss.
         interval: images per interval, I; at least the global batch.
         patch_um: side of the patch, um.
+        start: entries to begin with, of indexes below 0, such as `samplers.mined` reads; they age like all others.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class HardPool:
         capacity: int,
         interval: int,
         patch_um: float,
+        start: Iterable[Entry] = (),
     ) -> None:
         self.max_redraws = source.max_redraws
         self.interval = interval
@@ -70,8 +72,9 @@ class HardPool:
         self._capacity = capacity
         self._jitter_l0 = [(patch_um / 4 / s.um_px_xy_l0[0], patch_um / 4 / s.um_px_xy_l0[1]) for s in indexes]
         self._sizes_l0 = [s.size_xy_l0 for s in indexes]
-        self._seen: list[Entry] = []
-        self._versions: dict[int, list[Entry]] = {0: []}
+        self._start = sorted(start)
+        self._seen = list(self._start)
+        self._versions = {0: self._hardest(self._start)}
         self._newest = 0
         self._lock = threading.Lock()  # the training loop publishes, input workers read
 
@@ -112,12 +115,15 @@ class HardPool:
                     for e in self._seen
                     if (version - MAX_AGE_INTERVALS) * self.interval <= e.index < version * self.interval
                 ]
-                self._versions[version] = sorted(known, key=lambda e: (-e.loss, e.index))[: self._capacity]
+                self._versions[version] = self._hardest(known)
                 self._newest = version
             # Requests trail the newest version by at most one, plus one for what is already in flight.
             self._versions = {v: e for v, e in self._versions.items() if v >= self._newest - 3}
         oldest = (self._newest - MAX_AGE_INTERVALS - 1) * self.interval  # the version before may be rebuilt on resume
         self._seen = [e for e in self._seen if e.index >= oldest]
+
+    def _hardest(self, entries: Iterable[Entry]) -> list[Entry]:
+        return sorted(entries, key=lambda e: (-e.loss, e.index))[: self._capacity]
 
     def _version(self, version: int) -> list[Entry]:
         with self._lock:
@@ -147,7 +153,7 @@ class HardPool:
             )
         entries = [Entry(int(r[0]), int(r[1]), int(r[2]), *map(float, r[3:])) for r in state[1:]]
         self._seen = []
-        self._versions, self._newest = {0: []}, 0
+        self._versions, self._newest = {0: self._hardest(self._start)}, 0
         for version in range(max(1, newest - 2), newest + 1):
             self._newest = version - 1
             self._seen = [e for e in entries if e.index < version * self.interval]

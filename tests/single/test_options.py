@@ -52,6 +52,16 @@ def test_debug_is_short():
     assert train_options([*DATA, "--debug", "--num_steps", "7"]).num_steps == 7
 
 
+def test_mined_places_need_draws_without_tumour(capsys):
+    mined = (*DATA, "--mine_from", "E")
+    assert train_options([*mined, "--hard_mining"]).mine_from == Path("E")
+    assert refused(capsys, *mined).startswith("--mine_from is for --hard_mining")
+    for words in (["--data_sampler", "surf"], ["--batch_tumor_ratio", "1"]):
+        assert "draws none" in refused(capsys, *mined, "--hard_mining", *words)
+    words = ["--data_sampler", "surf", "--batch_tumor_ratio", "0.5"]
+    assert train_options([*mined, "--hard_mining", *words]).mine_from == Path("E")
+
+
 def test_words_can_come_from_a_file(tmp_path: Path):
     file = tmp_path / "a b.args"
     file.write_text('--slide_path "with blank" --label_path L  # a comment\n\n--img_size 256\n', encoding="utf-8")

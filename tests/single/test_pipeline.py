@@ -174,6 +174,23 @@ def test_old_entries_leave_the_pool():
     assert hard.request(4 * 18 + 1).origin == STREAM  # version 17 holds indices 4 to 67
 
 
+def test_a_pool_can_begin_with_places():
+    start = [Entry(-2, 0, 1, 50.0, 40.0, 0.3), Entry(-1, 0, 1, 90.0, 40.0, 2.0)]
+    hard = HardPool(Plain(), [index_of(cells((1, 1)))], 3, Fraction(1, 2), 1, 4, patch_um=16.0, start=start)
+    assert [hard.request(i).origin for i in range(4)] == [STREAM, HARD, STREAM, HARD]
+    # the one of the higher loss; 8 px of jitter
+    assert abs(hard.request(1).center_xy_l0[0] - 90.0) <= 8
+    hard.feed([Entry(1, 0, 1, 20.0, 40.0, 5.0)], 4)
+    assert abs(hard.request(5).center_xy_l0[0] - 90.0) <= 8
+    assert abs(hard.request(9).center_xy_l0[0] - 20.0) <= 8
+    copy = HardPool(Plain(), [index_of(cells((1, 1)))], 3, Fraction(1, 2), 1, 4, patch_um=16.0)
+    copy.restore(hard.state())
+    assert [copy.request(i) for i in range(8, 12)] == [hard.request(i) for i in range(8, 12)]
+    for counter in range(8, 4 * 18, 4):
+        hard.feed([], counter)
+    assert hard.request(4 * 18 + 1).origin == STREAM  # 16 intervals on, what it began with is forgotten
+
+
 def test_pool_survives_a_checkpoint():
     hard = pool()
     hard.feed([entry(i, 1.0 + i % 3, x=10.0 * i) for i in range(10)], 10)

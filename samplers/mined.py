@@ -1,0 +1,61 @@
+"""Where an evaluation found false tumour: places for the hard pool to begin with.
+
+`evaluate.py` writes `false_positives.csv` with a line for each region that was predicted tumour and touches none.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from samplers.mining import Entry
+
+FILE = "false_positives.csv"
+COLUMNS = ("slide_id", "x", "y", "probability")
+# Of a probability of 1 the cross-entropy is infinite; in 8 bits this is the next below it.
+MOST = 254 / 255
+
+
+def read_mined(folder: Path, slide_ids: Sequence[str]) -> tuple[list[Entry], int]:
+    """Entries of class 0 for the regions of an evaluation, the best ones first in the file.
+
+    Their loss is what the network had there: the cross-entropy of class 0, -log(1 - p), so that they rank with the
+    losses of trained patches.
+
+    Args:
+        folder: where evaluate.py wrote `false_positives.csv`.
+        slide_ids: training slides, in the order that `Entry.slide` counts.
+
+    Returns:
+        Entries of indexes -n to -1, and the number of regions of other slides, which are left out.
+
+    Raises:
+        ValueError: no such file, a line that is none, or no region on any of the slides.
+    """
+    path = folder / FILE
+    numbers = {slide_id: number for number, slide_id in enumerate(slide_ids)}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"--mine_from {folder}: {path.name} cannot be read ({error}); give the --out of evaluate.py"
+        ) from None
+    found = []
+    for line, row in enumerate(rows, start=2):
+        try:
+            x_l0, y_l0, probability = (float(row[name]) for name in COLUMNS[1:])
+            slide_id = row["slide_id"]
+        except (KeyError, TypeError, ValueError):
+            wanted = ",".join(COLUMNS)
+            raise ValueError(f"{path}, line {line}: {row} is no place; the columns are {wanted}") from None
+        if not (math.isfinite(x_l0) and math.isfinite(y_l0) and 0 <= probability <= 1):
+            raise ValueError(f"{path}, line {line}: x {x_l0}, y {y_l0}, probability {probability} is no place")
+        found.append((slide_id, x_l0, y_l0, -math.log(1 - min(probability, MOST))))
+    ours = [(numbers[slide_id], x, y, loss) for slide_id, x, y, loss in found if slide_id in numbers]
+    if not ours:
+        raise ValueError(f"--mine_from {folder}: {len(found)} regions, none of them on a training slide")
+    entries = [Entry(i - len(ours), slide, 0, x, y, loss) for i, (slide, x, y, loss) in enumerate(ours)]
+    return entries, len(found) - len(ours)
