@@ -139,7 +139,8 @@ class Prediction:
 
         opts, comm, model = self.opts, self.comm, self.model
 
-        how = (opts.mpp, model.img_size, model.um_px, opts.overlap, opts.bb_downsample, opts.tissue_only)
+        view = (model.img_size, model.um_px, opts.overlap)
+        how = (opts.mpp, *view, opts.bb_downsample, opts.tissue_only, model.classes)
 
         def planned_or_why(slide_id: str, path: Path) -> Any:
             try:
@@ -157,7 +158,8 @@ class Prediction:
         planned = [parts[i % comm.size][i // comm.size] for i in range(len(self.slides))]
         self.failures = [one for one in planned if isinstance(one, tuple)]
         self.planned = [one for one in planned if not isinstance(one, tuple)]
-        self.shares = share_out([len(one.windows) for one in self.planned], comm.size)
+        counts = [len(one.windows) for one in self.planned]
+        self.shares = share_out([one.begins for one in self.planned], counts, comm.size)
         self.say(*(f"note        {note}" for one in self.planned for note in one.notes))
         self.say(*(f"FAILED      {slide_id}: {why}" for slide_id, why in self.failures))
         total, area = sum(len(one.windows) for one in self.planned), sum(one.tissue_mm2 for one in self.planned)

@@ -27,7 +27,7 @@ from inference.finish import write_maps
 from inference.plan import plan_slide
 from inference.predict import How, predict_run
 from inference.scratch import Cells
-from inference.windows import Run
+from inference.windows import Run, share_out
 from slides.reader import Slide
 
 OVERLAP = 0.25
@@ -35,13 +35,14 @@ OVERLAP = 0.25
 
 def rates(name: str, size: int, rounds: int, windows: int) -> dict[str, Any]:
     """Windows/s of the network alone and of a prediction, by rounds."""
-    import models
     from trained import probabilities_of
+
+    import models
 
     network = probabilities_of(models.build(name, size, 2))
     with tempfile.TemporaryDirectory() as folder:
         slide_path = make_slide(Path(folder), side=8192)
-        planned = plan_slide(slide_path, None, size, UM_PX, OVERLAP, 7, True)
+        planned = plan_slide(slide_path, None, size, UM_PX, OVERLAP, 7, True, 2)
         slide, weights = Slide(slide_path), Weights(planned.grid, planned.windows)
         batch = slide.read(planned.grid.window(1, 1))[None]
         network(batch)
@@ -77,13 +78,14 @@ def memory(side: int, size: int, folder: Path) -> dict[str, Any]:
     slide_path = make_slide(folder, side)
     before = peak_resident_bytes()
     start = time.perf_counter()
-    planned = plan_slide(slide_path, None, size, UM_PX, OVERLAP, 7, True)
+    planned = plan_slide(slide_path, None, size, UM_PX, OVERLAP, 7, True, 2)
     slide, weights = Slide(slide_path), Weights(planned.grid, planned.windows)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        run = Run(0, 0, len(planned.windows))
-        predict_run(slide, weights, planned.windows, run, network, How(1, 2), Path(scratch), lambda _: None)
+        runs = share_out([planned.begins], [len(planned.windows)], 1)[0]
+        for run in runs:
+            predict_run(slide, weights, planned.windows, run, network, How(1, 2), Path(scratch), lambda _: None)
         predicted = time.perf_counter()
-        cells = Cells(Path(scratch), [0], weights, 1)
+        cells = Cells(Path(scratch), [run.first for run in runs], weights, 1)
         write_maps(cells, planned, slide.um_px_xy_l0, 2, Path(scratch))
         finished = time.perf_counter()
         bytes_of = {path.name: path.stat().st_size for path in Path(scratch).iterdir()}

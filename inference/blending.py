@@ -47,7 +47,7 @@ class Weights:
 
     Args:
         grid: map and windows.
-        windows: rows and columns of the windows that are predicted, in row-major order.
+        windows: rows and columns of the windows that are predicted, in the order of prediction.
     """
 
     def __init__(self, grid: MapGrid, windows: Sequence[tuple[int, int]]) -> None:
@@ -95,7 +95,8 @@ class Weights:
 class Blend:
     """Adds up one run of windows, in order, and gives back the cells that it is done with.
 
-    It holds the cells that later windows of the run may still reach: as many rows as a window is high.
+    It holds the cells that later windows of the run may still reach: as many rows as a window is high. The windows of a
+    run are in row-major order.
 
     Args:
         weights: of the slide.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.windows import MapGrid, TissueCells, map_grid, with_tissue
+from inference.windows import MapGrid, TissueCells, in_stripes, map_grid, with_tissue
 from samplers.index import find_tissue
 from slides.reader import Slide
 
@@ -20,7 +20,8 @@ class PlannedSlide:
         slide_id: its id.
         path: its file.
         grid: map and windows.
-        windows: rows and columns of the windows to predict, in row-major order.
+        windows: rows and columns of the windows to predict, stripe by stripe, in row-major order in each.
+        begins: where the stripes begin among them.
         tissue_mm2: area of its tissue, by the search grid.
         notes: what a user should know.
     """
@@ -29,6 +30,7 @@ class PlannedSlide:
     path: Path
     grid: MapGrid
     windows: list[tuple[int, int]]
+    begins: list[int]
     tissue_mm2: float
     notes: tuple[str, ...]
 
@@ -41,6 +43,7 @@ def plan_slide(
     overlap: float,
     bb_downsample: int,
     tissue_only: bool,
+    classes: int,
 ) -> PlannedSlide:
     """Find the tissue of a slide and the windows to predict; a second or so.
 
@@ -52,6 +55,7 @@ def plan_slide(
         overlap: share of a window's side in common with the next.
         bb_downsample: pyramid level of the tissue search.
         tissue_only: leave out windows without tissue.
+        classes: K.
 
     Raises:
         SlideError: the slide cannot be opened or read.
@@ -61,10 +65,12 @@ def plan_slide(
     um_x, um_y = slide.um_px_xy_l0
     tissue_mm2 = float(cells_HW.sum()) * cell_l0**2 * um_x * um_y / 1e6
     grid = map_grid(slide, img_size, um_px, overlap)
-    windows = with_tissue(grid, TissueCells(cells_HW, cell_l0) if tissue_only else None)
+    windows, begins = in_stripes(
+        with_tissue(grid, TissueCells(cells_HW, cell_l0) if tissue_only else None), grid, classes - 1
+    )
     notes = [clamped] if clamped else []
     if not cells_HW.any():
         notes.append(f"{slide.id}: no tissue found" + ("; its maps are empty" if tissue_only else ""))
     if min(slide.um_px_xy_l0) > COARSE * um_px:
         notes.append(f"{slide.id}: scanned at {um_x:g} um/px, enlarged to {um_px:g} um/px: details are not there")
-    return PlannedSlide(slide.id, path, grid, windows, tissue_mm2, tuple(notes))
+    return PlannedSlide(slide.id, path, grid, windows, begins, tissue_mm2, tuple(notes))

@@ -22,6 +22,8 @@ from slides.reader import Slide
 # Networks halve their input up to seven times; windows shifted by a multiple of that see the same px in the same phase,
 # which keeps a prediction from depending on where its window begins.
 PHASE = 128
+# What is held of a map while it is blended; a slide that is wider is done in stripes.
+LIVE_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,32 @@ class Run:
     last: int
 
 
-def share_out(counts: Sequence[int], ranks: int) -> list[list[Run]]:
+def in_stripes(
+    windows: Sequence[tuple[int, int]], grid: MapGrid, planes: int
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Windows ordered by vertical stripes of the map, row by row in each.
+
+    What is blended at a time is as wide as a stripe and as high as a window; stripes bound it to `LIVE_BYTES`.
+
+    Args:
+        windows: rows and columns of windows, in row-major order.
+        grid: map and windows.
+        planes: float32 numbers that are kept for a px.
+
+    Returns:
+        The windows, and where each stripe begins among them.
+    """
+    width = max(1, LIVE_BYTES // (4 * planes * grid.img_size * grid.stride))
+    ordered = sorted(windows, key=lambda window: (window[1] // width, window))
+    stripe = [column // width for _, column in ordered]
+    return ordered, [i for i in range(len(ordered)) if i == 0 or stripe[i] != stripe[i - 1]]
+
+
+def share_out(begins: Sequence[Sequence[int]], counts: Sequence[int], ranks: int) -> list[list[Run]]:
     """Share the windows of all slides among ranks: equal numbers to within one, in order, so that few slides are split.
 
     Args:
+        begins: where the stripes of each slide begin; a run ends where its stripe does.
         counts: number of windows of each slide.
         ranks: number of ranks.
 
@@ -150,16 +174,15 @@ def share_out(counts: Sequence[int], ranks: int) -> list[list[Run]]:
         The runs of each rank. Every slide is in at least one run, those without windows in an empty one.
     """
     ends = [int(end) for end in np.cumsum([0, *counts])]
-    shares: list[list[Run]] = []
-    for rank in range(ranks):
-        begin, end = (ends[-1] * k // ranks for k in (rank, rank + 1))
-        mine = []
-        for slide, (start, stop) in enumerate(itertools.pairwise(ends)):
-            first, last = max(begin, start), min(end, stop)
-            if first < last:
-                mine.append(Run(slide, first - start, last - start))
-        shares.append(mine)
-    for slide, count in enumerate(counts):
-        if count == 0:
+    cuts = {ends[-1] * rank // ranks for rank in range(ranks)}
+    shares: list[list[Run]] = [[] for _ in range(ranks)]
+    for slide, (start, stop) in enumerate(itertools.pairwise(ends)):
+        if start == stop:
             shares[slide % ranks].append(Run(slide, 0, 0))
+            continue
+        inner = {start + begin for begin in begins[slide]} | {cut for cut in cuts if start < cut < stop}
+        for first, last in itertools.pairwise(sorted({start, stop, *inner})):
+            # The rank of a window is the largest whose share begins at or before it.
+            rank = max(rank for rank in range(ranks) if ends[-1] * rank // ranks <= first)
+            shares[rank].append(Run(slide, first - start, last - start))
     return shares

@@ -5,7 +5,7 @@ from inference.blending import Blend, Weights, hann
 from inference.predict import How, eightfold, predict_run
 from inference.reading import read_window
 from inference.scratch import Cells, RunWriter, plane_names, planes_of
-from inference.windows import MapGrid, Run, TissueCells, map_grid, share_out, with_tissue
+from inference.windows import MapGrid, Run, TissueCells, in_stripes, map_grid, share_out, with_tissue
 from slides.reader import Slide, SlideError
 from slides.synthetic import position_coded, write_levels
 
@@ -54,13 +54,23 @@ def test_windows_with_tissue_cover_every_cell_of_it():
 
 
 def test_windows_are_shared_out_evenly_and_in_order():
-    assert share_out([5, 0, 3, 4], 3) == [
+    assert share_out([[0], [], [0], [0]], [5, 0, 3, 4], 3) == [
         [Run(0, 0, 4)],
-        [Run(0, 4, 5), Run(2, 0, 3), Run(1, 0, 0)],
+        [Run(0, 4, 5), Run(1, 0, 0), Run(2, 0, 3)],
         [Run(3, 0, 4)],
     ]
-    assert share_out([2], 4) == [[], [Run(0, 0, 1)], [], [Run(0, 1, 2)]]
-    assert share_out([0], 2) == [[Run(0, 0, 0)], []]
+    assert share_out([[0]], [2], 4) == [[], [Run(0, 0, 1)], [], [Run(0, 1, 2)]]
+    assert share_out([[]], [0], 2) == [[Run(0, 0, 0)], []]
+    assert share_out([[0, 4]], [6], 2) == [[Run(0, 0, 3)], [Run(0, 3, 4), Run(0, 4, 6)]]
+
+
+def test_a_wide_map_is_done_in_stripes(monkeypatch):
+    grid = MapGrid((400, 100), (1.0, 1.0), 64, 48)
+    monkeypatch.setattr("inference.windows.LIVE_BYTES", 4 * 64 * 150)  # three strides of 48 px
+    windows, begins = in_stripes([(0, 0), (0, 2), (0, 3), (0, 7), (1, 1), (1, 3)], grid, 1)
+    assert windows == [(0, 0), (0, 2), (1, 1), (0, 3), (1, 3), (0, 7)]
+    assert begins == [0, 3, 5]
+    assert in_stripes([], grid, 1) == ([], [])
 
 
 # --- blending ---------------------------------------------------------------------------------------------------------
@@ -134,10 +144,10 @@ def blurred(radius):
 def predicted(slide, folder, network, img_size, overlap, ranks=1, how=None, tissue=None, um_px=None):
     """The maps of a slide, by name, predicted by so many ranks."""
     grid = map_grid(slide, img_size, um_px or slide.um_px_xy_l0[0], overlap)
-    windows = with_tissue(grid, tissue)
-    weights = Weights(grid, windows)
     how = how or How(batch_size=2, classes=2)
-    shares = share_out([len(windows)], ranks)
+    windows, begins = in_stripes(with_tissue(grid, tissue), grid, how.classes - 1)
+    weights = Weights(grid, windows)
+    shares = share_out([begins], [len(windows)], ranks)
     counted = []
     for run in [run for share in shares for run in share]:
         predict_run(slide, weights, windows, run, network, how, folder, counted.append)
@@ -165,6 +175,15 @@ def test_every_px_is_at_its_place(img_size, overlap, ranks, tmp_path):
     truth_HW = slide.read_level(0, (0, 0), (199, 301))[..., 0]
     np.testing.assert_array_equal(maps["probability"], truth_HW)
     np.testing.assert_array_equal(maps["label"], truth_HW > 127)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_stripes_change_nothing(ranks, tmp_path, monkeypatch):
+    slide = slide_of(tmp_path, (301, 199))
+    monkeypatch.setattr("inference.windows.LIVE_BYTES", 4 * 64 * 100)
+    maps, facts = predicted(slide, tmp_path / "s", red, 64, 0.25, ranks)
+    assert len(facts) >= 3
+    np.testing.assert_array_equal(maps["probability"], slide.read_level(0, (0, 0), (199, 301))[..., 0])
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 7])
