@@ -19,7 +19,7 @@ check() {
 
 shell_scripts() {
     local -a scripts
-    scripts=(*.sh .ci/run docs/clusters/*.sbatch tests/integration/hosts/*.sh)
+    scripts=(*.sh .ci/run experiments/*.sh docs/clusters/*.sbatch tests/integration/hosts/*.sh)
     # As a program, not as a module: the wheel has nothing but the binary.
     "$(dirname -- "$wf_python")/shellcheck" "${scripts[@]}"
 }
