@@ -21,8 +21,6 @@ from prediction_options import predict_options
 from training.comm import together
 from training.pulse import Pulse
 
-TOO_MANY_FAULTS = 0.5  # share of a slide's windows that cannot be read: what is left is no result
-
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code, the same on all ranks."""
@@ -81,19 +79,27 @@ class Prediction:
 
     def open_model(self) -> None:
         """The network and what it was trained for."""
+        from inference.outputs import DetectionOptions, OutputOptions
         from trained import open_model
 
+        from inference.finish import Job
+        from inference.slide_list import checksum
+
         opts, comm = self.opts, self.comm
-        self.model = together(comm, lambda: open_model(opts.model, img_size=opts.img_size, um_px=opts.resolution))
+        self.model = together(comm, lambda: open_model(opts.model, opts.given))
         model = self.model
         self.said = {
-            "model": model.digest, "img_size": model.img_size, "um_px": model.um_px, "overlap": opts.overlap,
+            "model": checksum(model.path), "img_size": model.img_size, "um_px": model.um_px, "overlap": opts.overlap,
             "tissue_only": opts.tissue_only, "eightfold": opts.eightfold, "mpp": opts.mpp,
             "bb_downsample": opts.bb_downsample, "min_probability": opts.min_probability, "nms_um": opts.nms_um,
             "simplify_um": opts.simplify_um, "min_area_um2": opts.min_area_um2,
         }  # fmt: skip
+        detections = DetectionOptions(min_probability=opts.min_probability, radius_um=opts.nms_um)
+        outputs = OutputOptions(opts.simplify_um, opts.min_area_um2, detections)
+        names = dict(enumerate(model.class_names))
+        self.job = Job(opts.out, names, str(model.path.resolve()), self.said, outputs)
         self.say(
-            f"model       {model.source}, {model.classes} classes",
+            f"model       {model.path}, {model.classes} classes",
             f"ranks       {comm.size}, {self.devices}",
             f"view        {model.img_size} px at {model.um_px:g} um/px = {model.img_size * model.um_px:.0f} um",
         )
@@ -213,24 +219,20 @@ class Prediction:
         from inference.finish import claim, finish_slide
         from slides.reader import Slide, SlideError
 
-        opts, planned = self.opts, self.planned[number]
+        planned, opts = self.planned[number], self.opts
         runs = sorted(run.first for share in self.shares for run in share if run.slide == number)
         folder = self.scratch / planned.slide_id
         if not claim(folder, runs):
             return
-        facts = {"options": self.said, "class_names": self.model.class_names, "model": str(self.model.source)}
         try:
-            slide = Slide(planned.path, um_px=opts.mpp)
-            note = finish_slide(
-                slide, planned, runs, folder, opts.out, self.model.classes, facts, TOO_MANY_FAULTS,
-                min_probability=opts.min_probability, nms_um=opts.nms_um, simplify_um=opts.simplify_um,
-                min_area_um2=opts.min_area_um2,
-            )  # fmt: skip
+            notes = finish_slide(Slide(planned.path, um_px=opts.mpp), planned, runs, folder, self.job)
         except SlideError as error:
             self.failures.append((planned.slide_id, str(error)))
             tqdm.write(f"FAILED      {planned.slide_id}: {error}")
         else:
-            tqdm.write(f"done        {planned.slide_id}: {note}")
+            tqdm.write(f"done        {planned.slide_id}, {len(planned.windows)} windows")
+            for note in notes:
+                tqdm.write(f"note        {planned.slide_id}: {note}")
         shutil.rmtree(folder, ignore_errors=True)
 
     def conclude(self, seconds: float) -> int:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from export_options import given, model_options
+
 from option_groups import common_options
 from option_types import Parser, not_negative, positive, share_below_1, whole
 
@@ -19,13 +21,8 @@ def _parser() -> Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    data = parser.add_argument_group("model and slides")
-    data.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        help="the --log_dir of a training (its best checkpoint), a checkpoint, a .keras file or a SavedModel folder",
-    )
+    model_options(parser)
+    data = parser.add_argument_group("slides")
     data.add_argument(
         "--slide_path",
         type=Path,
@@ -42,8 +39,6 @@ def _parser() -> Parser:
         "--strict", action="store_true", help="stop where a slide cannot be opened or a window not be read whole"
     )
     windows = parser.add_argument_group("windows")
-    windows.add_argument("--img_size", type=whole(1), help="side of a window, px; default: the model's")
-    windows.add_argument("--resolution", type=positive, help="um per px; default: the model's")
     windows.add_argument(
         "--overlap", type=share_below_1, default=0.25, help="share of a window's side in common with the next"
     )
@@ -60,7 +55,7 @@ def _parser() -> Parser:
     common_options(windows, "--bb_downsample")
     results = parser.add_argument_group("results")
     results.add_argument(
-        "--min_probability", type=share_below_1, default=0.5, help="detections below this are left out"
+        "--min_probability", type=share_below_1, default=0.1, help="detections below this are left out"
     )
     results.add_argument(
         "--nms_um", type=positive, default=75.0, help="um: of detections closer than this the best stays"
@@ -78,8 +73,7 @@ def predict_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and validate predict.py's command line; exits with code 2 and one clear line where it is wrong."""
     parser = _parser()
     opts = parser.parse_args(argv)
-    if not opts.model.exists():
-        parser.error(f"--model {opts.model}: no such file or folder")
+    opts.given = given(parser, opts)
     missing = [path for path in opts.slide_path if not path.exists()]
     if missing:
         parser.error(f"--slide_path {missing[0]}: no such file or folder")

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from inference.blending import Weights
+from inference.maps import Maps
+from inference.outputs import OutputOptions, write_outputs
 from inference.plan import PlannedSlide
 from inference.scratch import LABEL, Cells, plane_names, run_path
+from inference.summary import Predicted
 from slides.geometry import Pair
 from slides.pyramid import Shrink, write_mask_pyramid
+from slides.reader import Slide, SlideError
 
 TILE = 512
 CLAIM = "claimed"
+# Share of a slide's windows that cannot be read whole: with more, what is left is no result.
+MOST_FAULTS = 0.5
 
 
 def claim(folder: Path, firsts: Sequence[int]) -> bool:
@@ -49,3 +60,68 @@ def write_maps(cells: Cells, planned: PlannedSlide, um_px_xy_l0: Pair, classes: 
         tile_of = partial(cells.tile, side=TILE, plane=plane)
         shrink: Shrink = "max" if plane == LABEL else "mean"
         write_mask_pyramid(folder / f"{plane}.tif", planned.grid.size_xy, um_px_xy, tile_of, shrink=shrink, tile=TILE)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all slides of a prediction have in common.
+
+    Attributes:
+        out: folder of the results, one folder in it for each slide.
+        classes: name of every class, 0 to K - 1.
+        model: path of the model.
+        options: that decide the result, JSON types.
+        outputs: how outlines and detections are made.
+    """
+
+    out: Path
+    classes: Mapping[int, str]
+    model: str
+    options: Mapping[str, Any]
+    outputs: OutputOptions
+
+
+def finish_slide(slide: Slide, planned: PlannedSlide, firsts: Sequence[int], scratch: Path, job: Job) -> list[str]:
+    """Make a slide's results of its scratch files; `out/SLIDE_ID` appears when all of it is there.
+
+    Args:
+        slide: the slide.
+        planned: the same, planned.
+        firsts: positions of the first windows of its runs.
+        scratch: its scratch folder.
+        job: see `Job`.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        SlideError: too many of its windows could not be read.
+        OSError: the results cannot be written; nothing of them is left.
+    """
+    started = time.monotonic()
+    cells = Cells(scratch, list(firsts), Weights(planned.grid, planned.windows), len(job.classes) - 1)
+    faults = [fault for fact in cells.facts for fault in fact["faults"]]
+    started -= sum(fact["seconds"] for fact in cells.facts)
+    partial_folder = job.out / f".{planned.slide_id}.part"
+    try:
+        if len(faults) > MOST_FAULTS * len(planned.windows):
+            raise SlideError(f"{len(faults)} of {len(planned.windows)} windows cannot be read, first: {faults[0]}")
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        partial_folder.mkdir()
+        write_maps(cells, planned, slide.um_px_xy_l0, len(job.classes), partial_folder)
+        maps = Maps(partial_folder, slide.size_xy_l0, slide.um_px_xy_l0, planned.grid.step_xy_l0, job.classes)
+        um_px = planned.grid.step_xy_l0[0] * slide.um_px_xy_l0[0]
+        counts = (len(planned.windows), len(faults))
+        record = Predicted(job.model, *counts, planned.tissue_mm2, um_px, job.options)
+        notes = write_outputs(partial_folder, slide, maps, record, started, options=job.outputs)
+        final = job.out / planned.slide_id
+        if final.exists():
+            # With --overwrite. Two moves: a folder cannot take the place of one that is not empty.
+            shutil.rmtree(final)
+        os.replace(partial_folder, final)
+    finally:
+        cells.close()
+        shutil.rmtree(partial_folder, ignore_errors=True)
+    if faults:
+        notes.append(f"{len(faults)} windows could not be read whole, what is missing is white; first: {faults[0]}")
+    return notes

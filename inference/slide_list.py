@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,16 @@ def listed(paths: Sequence[Path], find: Callable[[Path], list[tuple[str, Path]]]
 def _lines(path: Path) -> list[Path]:
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return [path.parent / line for line in lines if line and not line.startswith("#")]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder and their names."""
+    total = hashlib.sha256()
+    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if part.is_file():
+            with part.open("rb") as file:
+                total.update(str(part.relative_to(path)).encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def done_before(folder: Path, said: Mapping[str, Any], overwrite: bool) -> bool:
