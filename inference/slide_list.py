@@ -44,8 +44,10 @@ def checksum(path: Path) -> str:
     total = hashlib.sha256()
     for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if part.is_file():
+            total.update(str(part.relative_to(path)).encode())
             with part.open("rb") as file:
-                total.update(str(part.relative_to(path)).encode() + hashlib.file_digest(file, "sha256").digest())
+                while block := file.read(2**20):
+                    total.update(block)
     return total.hexdigest()
 
 

@@ -15,7 +15,7 @@ from samplers import build
 from samplers.dataset import Reading, open_set
 from slides.annotation import DEFAULT_LABEL_MAP
 from slides.synthetic import write_levels, write_pyramid
-from tests.integration.tiny import TUMOUR_XY, UM_PX, TinySet, tissue, train, train_ranks, write_label
+from tests.integration.tiny import TUMOUR_XY, UM_PX, TinySet, run_train, tissue, train, write_label
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_slide_that_only_one_rank_reads_is_damaged(tiny: TinySet) -> None:
     fine = tissue((311, 263))
     write_levels(slide, [fine, fine[::2, ::2][:131, :155]], tile=64, um_px=UM_PX)
     damage_tile(slide, level=1, tile=5)
-    said = ranks_message(train_ranks(tiny.arguments()), tiny.log_dir)
+    said = ranks_message(run_train(*tiny.arguments(), NP="2"), tiny.log_dir)
     assert said.startswith(f"error: rank 1: slide {slide} cannot be read in Window(")
 
 
@@ -265,7 +265,7 @@ def test_only_rank_0_fails_with_more_ranks_than_slides(tmp_path: Path) -> None:
     # One slide for two ranks is legal: the only error is that of the log folder, which rank 0 alone makes.
     tiny = TinySet(tmp_path, train={"tumor_001": (311, 263)})
     tiny.log_dir.write_text("a file", encoding="utf-8")
-    done = train_ranks(tiny.arguments())
+    done = run_train(*tiny.arguments(), NP="2")
     said = ranks_message(done, None)
     assert said.startswith("error: rank 0: ")
     assert str(tiny.log_dir) in said
@@ -282,7 +282,7 @@ def test_slide_that_goes_bad_in_mid_run_ends_every_rank(tmp_path: Path) -> None:
     seed = next(seed for seed in range(100) if drawn_first(tiny, seed) == [("normal_001", 0), ("tumor_002", 1)])
     for tile in range(25):
         damage_tile(slide, level=0, tile=tile)
-    said = ranks_message(train_ranks(tiny.arguments("--seed", str(seed), keep=False), timeout=400), None)
+    said = ranks_message(run_train(*tiny.arguments("--seed", str(seed), keep=False), timeout=400, NP="2"), None)
     assert said.startswith(f"rank 1 of 2: error: slide {slide} cannot be read in Window(")
 
 

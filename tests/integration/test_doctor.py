@@ -11,21 +11,13 @@ import horovod
 import pytest
 
 from tests.integration.bench import ROOT
-from tests.integration.tiny import TinySet, environment
+from tests.integration.tiny import TinySet, run_train
 
 RUN_TRAIN = str(ROOT / "run_train.sh")
 
 
 def doctor(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [RUN_TRAIN, "--doctor", *map(str, words)],
-        env=environment(**env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_train("--doctor", *words, **env)
 
 
 def lines(done: subprocess.CompletedProcess[str], level: str) -> list[str]:

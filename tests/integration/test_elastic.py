@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.bench import ROOT
-from tests.integration.tiny import TinySet, environment, train
-
-SMALL = str(ROOT / "tests" / "integration" / "small_train.py")
+from tests.integration.tiny import SMALL, TinySet, environment, train
 
 
 def until(true: Callable[[], bool], what: str, limit_s: float = 150) -> None:

@@ -2,14 +2,12 @@
 
 import csv
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.integration.bench import ROOT
-from tests.integration.tiny import TinySet, environment
+from tests.integration.tiny import SMALL, TinySet, run_train
 
 JOINT, IMAGES = 6, 30
 
@@ -23,13 +21,7 @@ def run(tiny: TinySet, ranks: int, name: str, *more: str, images: int = IMAGES) 
         "--lr_scaling", "none", "--augment", "flips", "--seed", "7", "--val_patches", "5",
         **counts, batch_size=str(JOINT // ranks), log_dir=str(log_dir),
     )  # fmt: skip
-    done = subprocess.run(
-        [str(ROOT / "run_train.sh"), *words],
-        env=environment(
-            NP=str(ranks), OMP_NUM_THREADS="1", SCRIPT=str(ROOT / "tests" / "integration" / "small_train.py")
-        ),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = run_train(*words, NP=str(ranks), OMP_NUM_THREADS="1", SCRIPT=SMALL)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return log_dir
 

@@ -1,15 +1,13 @@
 """File names, arguments and settings that a shell would run, and secrets: nothing is run, nothing is written down."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.integration.bench import ROOT, Bench
 from tests.integration.test_launcher import RUN_TRAIN, dry_run, mpich, open_mpi
-from tests.integration.tiny import TinySet, environment
+from tests.integration.tiny import SMALL, TinySet, run_train
 
-SMALL = str(ROOT / "tests" / "integration" / "small_train.py")
 HOSTILE = """it's "q" $(touch hacked) `touch hacked` ; touch hacked & > hacked é\ttab\nline\\"""
 DUMP = """
 import os, sys
@@ -137,11 +135,8 @@ def test_arguments_reach_ranks_unharmed(tmp_path: Path, launcher: str) -> None:
     """For real: horovodrun builds a line for a shell out of them."""
     (tmp_path / "dump.py").write_text(DUMP, encoding="utf-8")
     given = ["--slide_path", HOSTILE, "", "--log_dir=-x", "*", "~", "a=b"]
-    env = environment(NP="1", LAUNCHER=launcher, SCRIPT=str(tmp_path / "dump.py"), DUMP_TO=str(tmp_path / "words"))
-    done = subprocess.run(
-        [str(RUN_TRAIN), *given], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+    env = {"LAUNCHER": launcher, "SCRIPT": str(tmp_path / "dump.py"), "DUMP_TO": str(tmp_path / "words")}
+    done = run_train(*given, cwd=tmp_path, timeout=120, NP="1", **env)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "words").read_text(encoding="utf-8").split("\0")[:-1] == given
     assert not (tmp_path / "hacked").exists()
@@ -152,14 +147,14 @@ def test_a_run_with_hostile_names_keeps_no_secret(tmp_path: Path) -> None:
     folder.mkdir()
     tiny = TinySet(folder)
     words = tiny.arguments("--hard_mining", "--checkpoint_every", "4", num_steps="8")
-    done = subprocess.run(
-        [str(RUN_TRAIN), *words], cwd=tmp_path, env=environment(NP="2", SCRIPT=SMALL, **SECRETS),
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = run_train(*words, cwd=tmp_path, NP="2", SCRIPT=SMALL, **SECRETS)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not list(tmp_path.rglob("hacked"))
     written = [path for path in tiny.log_dir.rglob("*") if path.is_file()]
     assert {"options.json", "metrics.jsonl", "final.keras", "final.npz"} <= {path.name for path in written}
-    kept = {str(path): path.read_bytes() for path in written} | {"stdout": done.stdout, "stderr": done.stderr}
+    kept = {str(path): path.read_bytes() for path in written} | {
+        "stdout": done.stdout.encode(),
+        "stderr": done.stderr.encode(),
+    }
     leaked = [(place, name) for place, data in kept.items() for name, text in SECRETS.items() if text.encode() in data]
     assert leaked == []

@@ -15,16 +15,9 @@ import psutil
 import pytest
 
 from tests.integration.bench import ROOT
+from tests.integration.tiny import SMALL, environment, run_train
 
 MPICH_VENV = ROOT / ".venv-mpich"
-SMALL = str(ROOT / "tests" / "integration" / "small_train.py")
-
-# What a rank inherits from pytest's own environment must not decide: the scripts choose.
-CHOSEN = ("NP", "HOSTS", "HOSTFILE", "LAUNCHER", "LAUNCHER_ARGS", "DRY_RUN", "OMP_NUM_THREADS", "OPAL_PREFIX")
-
-
-def environment(**given: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in CHOSEN} | given
 
 
 @pytest.fixture(scope="session")
@@ -45,15 +38,7 @@ def arguments(slides: Path, log_dir: Path, batch: int, images: int = 8) -> list[
 
 def train(slides: Path, log_dir: Path, batch: int, **given: str) -> tuple[str, list[dict[str, float]]]:
     """Runs the launcher; what it printed, and the lines of metrics.jsonl."""
-    done = subprocess.run(
-        [str(ROOT / "run_train.sh"), *arguments(slides, log_dir, batch)],
-        env=environment(**given),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = run_train(*arguments(slides, log_dir, batch), timeout=600, **given)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     lines = (log_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return done.stdout, [json.loads(line) for line in lines]

@@ -14,21 +14,11 @@ from samplers.patch import draw
 from samplers.replay import Replay
 from slides.annotation import read_annotations
 from tests.integration.bench import ROOT
-from tests.integration.tiny import UM_PX, TinySet, environment
+from tests.integration.tiny import SMALL, UM_PX, TinySet, run_train
 
 
 def small_train(words: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    small = str(ROOT / "tests/integration/small_train.py")
-    return subprocess.run(
-        [str(ROOT / "run_train.sh"), *words],
-        cwd=ROOT,
-        env=environment(NP=str(ranks), SCRIPT=small),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_train(*words, NP=str(ranks), SCRIPT=SMALL)
 
 
 def rows_of(log_dir: Path) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ UM_PX = 2.0
 TUMOUR_XY = np.array([(60, 70), (180, 70), (180, 200), (60, 200)], float)
 
 # What a launcher, or pytest under one, left in the environment must not decide.
+SMALL = str(ROOT / "tests" / "integration" / "small_train.py")
 CHOSEN = ("NP", "HOSTS", "HOSTFILE", "LAUNCHER", "LAUNCHER_ARGS", "DRY_RUN", "OMP_NUM_THREADS", "OPAL_PREFIX")
 
 
@@ -125,12 +126,21 @@ def train(words: list[str], timeout: float = 240, cwd: Path = ROOT) -> subproces
     )
 
 
-def train_ranks(words: list[str], ranks: int = 2, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run train.py with these words on several ranks, by the launcher."""
+def run_train(
+    *words: str | Path, cwd: Path = ROOT, timeout: float = 300, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ./run_train.sh with these words.
+
+    Args:
+        words: of the command line.
+        cwd: folder that it is called from.
+        timeout: s.
+        env: for its environment: NP, LAUNCHER, SCRIPT ...
+    """
     return subprocess.run(
-        [str(ROOT / "run_train.sh"), *words],
-        cwd=ROOT,
-        env=environment(NP=str(ranks)),
+        [str(ROOT / "run_train.sh"), *map(str, words)],
+        cwd=cwd,
+        env=environment(**env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

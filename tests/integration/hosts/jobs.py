@@ -15,7 +15,6 @@ from tests.integration.hosts.netns import Hosts
 from tests.integration.tiny import environment
 
 RUN_TRAIN = str(ROOT / "run_train.sh")
-SMALL = str(ROOT / "tests" / "integration" / "small_train.py")
 ALLREDUCE = str(ROOT / "tests" / "integration" / "hosts" / "allreduce.py")
 
 
