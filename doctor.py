@@ -85,13 +85,13 @@ class Doctor:
     def examine_run(self, opts: argparse.Namespace, start: Launch, limit: float) -> list[dict]:
         """Everything that a parsed command line allows; returns what the ranks reported."""
         report, task = self.report, task_of(opts)
-        trial = None
+        trials: list[launch.Trial] = []
         if not start.program or shutil.which(start.program):
-            report.run("ranks", lambda: setattr(self, "trial", launch.Trial(start, limit)) or ())
-            trial = getattr(self, "trial", None)
+            # A finding where it cannot be started; it goes on while slides are looked at.
+            report.run("ranks", lambda: trials.append(launch.Trial(start, limit)) or ())
         cases = self.examine_data(opts, task) if has_data(opts) else []
         got: list[dict] = []
-        if trial is not None:
+        for trial in trials:
             outcome = trial.wait()
             report.run("ranks", launch.judge, start, outcome, limit)
             got = outcome.ranks
