@@ -1,0 +1,164 @@
+"""predict.py as a user starts it: on one and three ranks, again, stopped, on bad slides and a full disk."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from slides.reader import Slide
+from tests.integration.bench import ROOT
+from tests.integration.faults.job import small_disk
+from tests.integration.tiny import SMALL, TinySet, environment, run_train, write_slide
+
+SCRIPT = str(ROOT / "tests" / "integration" / "small_predict.py")
+WHOLE = {
+    "probability.tif", "label.tif", "polygons.geojson", "polygons.xml", "detections.csv", "overlay.png", "summary.json",
+}  # fmt: skip
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySet:
+    """Slides, and a small network trained until it tells tumour from tissue."""
+    tiny = TinySet(tmp_path_factory.mktemp("predict"))
+    words = tiny.arguments(num_steps="160", batch_size="4", base_lr="0.02", lr_schedule="cosine", log_every="80")
+    done = run_train(*words, NP="1", SCRIPT=SMALL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tiny
+
+
+def predict(tiny: TinySet, out: Path, *more: str | Path, ranks: int = 1, slides: Path | None = None):
+    words = ("--model", tiny.log_dir, "--slide_path", slides or tiny.folder / "train" / "images", "--out", out)
+    return run_train(*words, "--no_cuda", *more, NP=str(ranks), SCRIPT=SCRIPT, OMP_NUM_THREADS="1")
+
+
+def maps(out: Path, name: str = "probability.tif") -> dict[str, np.ndarray]:
+    return {path.parent.name: tifffile.imread(path, level=0) for path in sorted(out.glob(f"*/{name}"))}
+
+
+@pytest.fixture(scope="module")
+def once(tiny: TinySet) -> Path:
+    """The results of one rank."""
+    out = tiny.folder / "once"
+    done = predict(tiny, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def test_every_slide_has_all_its_results(tiny: TinySet, once: Path) -> None:
+    folders = sorted(path.name for path in once.iterdir())
+    assert folders == ["normal_001", "tumor_001", "tumor_002"]
+    assert [{path.name for path in (once / name).iterdir()} for name in folders] == [WHOLE] * 3
+    summary = json.loads((once / "tumor_001" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["size_xy_l0"] == [311, 263]
+    assert summary["windows_unreadable"] == 0
+    assert summary["tumour_probability"] > 0.5
+    # The tumour's rectangle, 120 x 130 px of 4 um2, by a network that sees 5 px.
+    assert summary["area_mm2"]["1"] == pytest.approx(120 * 130 * 4e-6, rel=0.15)
+    spacing = Slide(once / "tumor_001" / "probability.tif").um_px_xy_l0
+    assert spacing == pytest.approx((2.0, 2.0), rel=1e-6)
+
+
+def test_ranks_share_the_windows(tiny: TinySet, once: Path) -> None:
+    out = tiny.folder / "three"
+    done = predict(tiny, out, ranks=3)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, shared = maps(once), maps(out)
+    assert list(shared) == list(alone) != []
+    for name, map_HW in alone.items():
+        assert np.abs(shared[name].astype(int) - map_HW).max() <= 1
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    # Every rank took part: three slides of some 12 windows are cut at thirds.
+    assert len(re.findall(r"^done ", done.stdout, re.MULTILINE)) == 3
+
+
+def test_what_is_done_stays_and_other_options_are_refused(tiny: TinySet, once: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in once.rglob("*")}
+    again = predict(tiny, once)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "3, 3 of them done before" in again.stdout
+    other = predict(tiny, once, "--overlap", "0.5")
+    assert other.returncode == 2
+    assert re.search(r"error: .*normal_001 was predicted with other options \(overlap\)", other.stderr)
+    assert {path: path.stat().st_mtime_ns for path in once.rglob("*")} == before
+
+
+def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
+    """SIGKILL when the first slide is done: the second job keeps it, and its results are those of one job."""
+    out = tiny.folder / "killed"
+    words = ["--model", tiny.log_dir, "--slide_path", tiny.folder / "train" / "images", "--out", out, "--no_cuda"]
+    process = subprocess.Popen(
+        [str(ROOT / "run_train.sh"), *map(str, words)],
+        env=environment(NP="1", SCRIPT=SCRIPT, OMP_NUM_THREADS="1", SLOWLY="0.3"),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 200
+        while not (out / "normal_001").exists():
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = (out / "normal_001" / "summary.json").stat().st_mtime_ns
+    done = predict(tiny, out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (out / "normal_001" / "summary.json").stat().st_mtime_ns == kept
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    for name in ("probability.tif", "label.tif", "polygons.geojson", "detections.csv"):
+        for path in sorted(once.glob(f"*/{name}")):
+            assert (out / path.parent.name / name).read_bytes() == path.read_bytes(), path
+
+
+def test_one_bad_slide_does_not_lose_the_others(tiny: TinySet, tmp_path: Path) -> None:
+    folder = tmp_path / "slides"
+    write_slide(folder / "a good one.tif", (300, 260))
+    write_slide(folder / "cut.tif", (300, 260))
+    cut = folder / "cut.tif"
+    cut.write_bytes(cut.read_bytes()[:1000])
+    (folder / "none.tif").write_bytes(b"no slide at all")
+    done = predict(tiny, tmp_path / "out", slides=folder)
+    assert done.returncode == 1, done.stderr[-2000:]
+    failed = re.findall(r"^FAILED +(\w+):", done.stdout.split("ended ")[1], re.MULTILINE)
+    assert failed == ["cut", "none"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a good one"]
+    strict = predict(tiny, tmp_path / "strict", "--strict", slides=folder)
+    assert strict.returncode == 2
+    assert len(re.findall(r"error: .*cut\.tif", strict.stderr)) == 1
+    assert "Traceback" not in strict.stderr + done.stderr
+
+
+@ROOT_ONLY
+def test_a_full_disk_leaves_nothing_half_written(tiny: TinySet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with small_disk(out, "48k"):
+        done = predict(tiny, out)
+        left = [path for path in out.rglob("*") if path.is_file()]
+        whole = [path.parent for path in out.glob("*/summary.json")]
+    assert done.returncode == 2, done.stdout[-2000:]
+    assert len(re.findall("error: .*No space left on device", done.stderr)) == 1
+    assert "Traceback" not in done.stderr
+    assert [path for path in left if path.parent not in whole and ".scratch" not in path.parts] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--model", "/nowhere"], "no such file or folder"),
+        (["--img_size", "100"], "100"),
+        (["--overlap", "1"], "below 1"),
+    ],
+)
+def test_what_cannot_be_done_is_said_at_once(tiny: TinySet, words: list[str], why: str, tmp_path: Path) -> None:
+    done = predict(tiny, tmp_path / "out", *words)
+    assert done.returncode == 2
+    assert len(re.findall(rf"predict\.py: error: .*{why}", done.stderr)) == 1, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
