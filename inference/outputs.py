@@ -1,0 +1,75 @@
+"""Everything that is made of the maps of one slide: outlines, detections, a picture, and the summary."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inference.annotations import write_asap, write_geojson
+from inference.detections import DetectionOptions, detections, write_csv
+from inference.maps import Maps
+from inference.overlay import overlay, write_overlay
+from inference.polygons import regions
+from inference.summary import Run, summary, write_summary
+from slides.reader import Slide
+from slides.truth import Truth
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How the outputs are made.
+
+    Attributes:
+        simplify_um: Farthest that an outline may lie from the exact one; None for two px of the label map.
+        min_area_um2: Smaller regions have no outline.
+        detections: See `DetectionOptions`.
+    """
+
+    simplify_um: float | None = None
+    min_area_um2: float = 0.0
+    detections: DetectionOptions = field(default_factory=DetectionOptions)
+
+
+def write_outputs(
+    folder: Path,
+    slide: Slide,
+    maps: Maps,
+    run: Run,
+    started: float,
+    truth: Truth | None = None,
+    options: OutputOptions | None = None,
+) -> list[str]:
+    """Write polygons, detections, the overlay and, last, the summary beside the maps of a slide.
+
+    `probability*.tif` and `label.tif` must be whole in the folder. Every file is written whole or not at all.
+
+    Args:
+        folder: Where to write; exists.
+        slide: The slide.
+        maps: Its maps.
+        run: What the summary says of the prediction.
+        started: `time.monotonic()` when work on the slide began.
+        truth: Drawn on the overlay where given.
+        options: See `OutputOptions`.
+
+    Returns:
+        Notes for the user: what was left out.
+
+    Raises:
+        ValueError: A map cannot be read.
+        OSError: A file cannot be written, e.g. on a full disk; no part of that file stays, and there is no summary.
+    """
+    options = OutputOptions() if options is None else options
+    found, small = regions(maps, options.simplify_um, options.min_area_um2)
+    write_geojson(folder / "polygons.geojson", found, maps.class_names)
+    write_asap(folder / "polygons.xml", found, maps.class_names)
+    best = detections(maps.probability, slide.size_xy_l0, options.detections)
+    write_csv(folder / "detections.csv", best)
+    true_regions = None if truth is None else {cls: truth.regions(cls) for cls in sorted(truth.classes - {0})}
+    write_overlay(folder / "overlay.png", overlay(slide, maps, found, true_regions))
+    write_summary(folder / "summary.json", summary(slide, maps, best, run, time.monotonic() - started))
+    notes = []
+    if small:
+        notes.append(f"slide {slide.id}: {small} regions below {options.min_area_um2:g} um2 have no outline")
+    return notes

@@ -1,0 +1,214 @@
+"""A picture of one prediction: the slide, tumour probability over it, outlines, a legend and a scale bar.
+
+Tensor legend: H rows, W columns, C = 3 channels (RGB, uint8).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from inference.annotations import colour_of, rgb_of
+from inference.maps import Maps
+from inference.polygons import Region
+from slides.files import written_whole
+from slides.geometry import Window, lv_from_l0, pixel_centres_l0
+from slides.reader import Slide, SlideError
+
+Picture = NDArray[np.uint8]
+SIDE_PX = 2048
+# Dark blue over green to yellow: lightness rises all the way, and nearly everybody can tell its ends apart.
+COLOUR_MAP = cv2.COLORMAP_VIRIDIS
+# Tissue stays visible through the colours; below the first probability there is none, from the second on the most.
+MOST_OPAQUE, CLEAR_BELOW, OPAQUE_FROM = 0.55, 0.05, 0.5
+TRUTH_COLOUR = "#000000"
+LINE_PX, HALO_PX = 2, 5
+# Sub-px places of OpenCV's lines: 1 / 16 px.
+SHIFT = 4
+FONT_PX, MARGIN_PX, BAR_PX = 22, 24, 26
+SCALE_BARS_MM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+
+
+def overlay(
+    slide: Slide,
+    maps: Maps,
+    found: Sequence[Region],
+    truth: Mapping[int, Sequence[shapely.Polygon]] | None = None,
+    side_px: int = SIDE_PX,
+) -> Picture:
+    """Draw the slide with its prediction.
+
+    Args:
+        slide: The slide.
+        maps: Its maps.
+        found: Predicted regions, outlined in the colour of their class.
+        truth: Class to true regions (level-0 px), outlined in black over white; None where the truth is unknown.
+        side_px: Longer side of the thumbnail; smaller slides are not enlarged.
+
+    Returns:
+        image_HWC: the thumbnail above its legend. White where the slide cannot be read, which the legend says.
+    """
+    width, height = slide.size_xy_l0
+    step = max(1.0, max(width, height) / side_px)
+    window = Window((0.0, 0.0), (max(1, round(height / step)), max(1, round(width / step))), (step, step))
+    notes = []
+    try:
+        image_HWC = slide.read(window).copy()
+    except SlideError:
+        # The prediction is worth seeing without its background.
+        image_HWC = np.full((*window.hw_out, 3), 255, np.uint8)
+        notes.append("slide unreadable here")
+    probability_HW = _sampled(maps, window)
+    _blend(image_HWC, probability_HW)
+    for polygons in (truth or {}).values():
+        _outline(image_HWC, polygons, window, TRUTH_COLOUR)
+    for cls in range(1, maps.classes):
+        _outline(image_HWC, [region.polygon for region in found if region.cls == cls], window, colour_of(cls))
+    lines = [(colour_of(cls), f"predicted {maps.class_names[cls]}") for cls in range(1, maps.classes)]
+    if truth is not None:
+        lines.append((TRUTH_COLOUR, "truth"))
+    legend_HWC = _legend(image_HWC.shape[1], lines, notes, step * slide.um_px_xy_l0[0] / 1000)
+    wide = max(image_HWC.shape[1], legend_HWC.shape[1])
+    return np.concatenate([_widened(image_HWC, wide), _widened(legend_HWC, wide)])
+
+
+def write_overlay(path: Path, image_HWC: Picture) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "PNG")
+    with written_whole(path) as part:
+        part.write_bytes(buffer.getvalue())
+
+
+def _sampled(maps: Maps, window: Window) -> NDArray[np.uint8]:
+    """Map px under the centres of a window that covers the slide, from the nearest level at least as fine."""
+    fine = [level for level in maps.probability.levels if max(level.step_xy_l0) <= max(window.step_xy_l0)]
+    # A map coarser than the picture, or one without levels: what fits in memory.
+    level = max(fine[-1:] or maps.probability.levels[:1], key=lambda level: level.index)
+    level = max(level, maps.probability.finest(), key=lambda level: level.index)
+    x_l0, y_l0 = pixel_centres_l0(window)
+    columns, rows = (
+        np.minimum((along / step).astype(np.int64), size - 1)
+        for along, step, size in zip((x_l0, y_l0), level.step_xy_l0, level.size_xy, strict=True)
+    )
+    sampled_HW: NDArray[np.uint8] = maps.probability.whole(level)[rows][:, columns]
+    return sampled_HW
+
+
+def _blend(image_HWC: Picture, probability_HW: NDArray[np.uint8]) -> None:
+    """Lay colours over an image, in place, the more opaque the more probable."""
+    share = (np.arange(256) / 255 - CLEAR_BELOW) / (OPAQUE_FROM - CLEAR_BELOW)
+    opacity = (MOST_OPAQUE * np.clip(share, 0, 1)).astype(np.float32)
+    colours = _colours(np.arange(256)).astype(np.float32)
+    rows = 256
+    for top in range(0, image_HWC.shape[0], rows):
+        part, value = image_HWC[top : top + rows], probability_HW[top : top + rows]
+        weight = opacity[value][..., None]
+        part[:] = np.rint(part * (1 - weight) + colours[value] * weight).astype(np.uint8)
+
+
+def _colours(values: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """RGB of probabilities 0 to 255, shape (..., 3)."""
+    table = np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], COLOUR_MAP), np.uint8)[:, 0, ::-1]
+    colours: NDArray[np.uint8] = table[values]
+    return colours
+
+
+def _outline(image_HWC: Picture, polygons: Sequence[shapely.Polygon], window: Window, colour: str) -> None:
+    """Draw outlines with a white border, in place, so that they stand out on any colour."""
+    rings = []
+    for polygon in polygons:
+        for ring in (polygon.exterior, *polygon.interiors):
+            # OpenCV's integer coordinates are centres of px, ours are their corners.
+            xy_out = lv_from_l0(shapely.get_coordinates(ring), window.step_xy_l0) - 0.5
+            rings.append(np.rint(xy_out * 2**SHIFT).astype(np.int32))
+    for rgb, thickness in (((255, 255, 255), HALO_PX), (rgb_of(colour), LINE_PX)):
+        cv2.polylines(
+            image_HWC, rings, isClosed=True, color=rgb, thickness=thickness, lineType=cv2.LINE_AA, shift=SHIFT
+        )
+
+
+def _legend(width: int, lines: Sequence[tuple[str, str]], notes: Sequence[str], mm_px: float) -> Picture:
+    """Draw the legend in as many rows as the width needs.
+
+    Args:
+        width: Of the picture, px.
+        lines: Colour and meaning of each kind of outline.
+        notes: What else to say.
+        mm_px: Millimetres per px of the picture.
+    """
+    font = ImageFont.load_default(FONT_PX)
+    bar_mm = max((mm for mm in SCALE_BARS_MM if mm / mm_px <= max(width, 300) / 5), default=SCALE_BARS_MM[0])
+    cells = [_scale_bar(bar_mm, mm_px, font), _colour_bar(font)]
+    cells += [_line_sample(colour, text, font) for colour, text in lines]
+    cells += [_text(note, font) for note in notes]
+    rows: list[list[Image.Image]] = [[]]
+    for cell in cells:
+        if rows[-1] and sum(c.width + MARGIN_PX for c in rows[-1]) + cell.width + MARGIN_PX > width:
+            rows.append([])
+        rows[-1].append(cell)
+    wide = max([width, *(MARGIN_PX + sum(c.width + MARGIN_PX for c in row) for row in rows)])
+    row_px = FONT_PX * 2
+    panel = Image.new("RGB", (wide, row_px * len(rows) + MARGIN_PX), "white")
+    for number, row in enumerate(rows):
+        left = MARGIN_PX
+        for cell in row:
+            panel.paste(cell, (left, MARGIN_PX // 2 + number * row_px + (row_px - cell.height) // 2))
+            left += cell.width + MARGIN_PX
+    return np.asarray(panel)
+
+
+def _scale_bar(mm: float, mm_px: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+    length = max(1, round(mm / mm_px))
+    text = _text(f"{mm:g} mm", font)
+    cell = Image.new("RGB", (length + 10 + text.width, BAR_PX), "white")
+    middle = BAR_PX // 2
+    draw = ImageDraw.Draw(cell)
+    draw.rectangle((0, middle - 2, length - 1, middle + 2), fill="black")
+    for x in (0, max(0, length - 3)):
+        draw.rectangle((x, middle - 8, x + 2, middle + 8), fill="black")
+    cell.paste(text, (length + 10, (BAR_PX - text.height) // 2))
+    return cell
+
+
+def _colour_bar(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+    before, low, high = (_text(text, font) for text in ("tumour probability", "0", "1"))
+    cell = Image.new("RGB", (before.width + low.width + 256 + high.width + 24, BAR_PX), "white")
+    left = 0
+    for part in (before, low, None, high):
+        if part is None:
+            ramp = np.broadcast_to(_colours(np.arange(256)), (BAR_PX - 6, 256, 3))
+            cell.paste(Image.fromarray(np.ascontiguousarray(ramp)), (left, 3))
+            left += 256 + 8
+        else:
+            cell.paste(part, (left, (BAR_PX - part.height) // 2))
+            left += part.width + 8
+    return cell
+
+
+def _line_sample(colour: str, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+    words = _text(text, font)
+    cell = Image.new("RGB", (50 + words.width, BAR_PX), "white")
+    ImageDraw.Draw(cell).rectangle((0, BAR_PX // 2 - 2, 40, BAR_PX // 2 + 1), fill=colour)
+    cell.paste(words, (50, (BAR_PX - words.height) // 2))
+    return cell
+
+
+def _text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+    right = int(np.ceil(font.getlength(text)))
+    words = Image.new("RGB", (max(1, right), BAR_PX + 2), "white")
+    ImageDraw.Draw(words).text((0, 1), text, fill="black", font=font)
+    return words
+
+
+def _widened(image_HWC: Picture, width: int) -> Picture:
+    """White on the right up to a width."""
+    widened: Picture = np.pad(image_HWC, ((0, 0), (0, width - image_HWC.shape[1]), (0, 0)), constant_values=255)
+    return widened

@@ -1,0 +1,82 @@
+"""`summary.json`: what was predicted on one slide, with what, and how much of it is tumour."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inference.detections import Detection
+from inference.lesions import areas_mm2, lesions
+from inference.maps import Maps
+from slides.files import written_whole
+from slides.reader import Slide
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of the prediction besides its maps.
+
+    Attributes:
+        model: Path of the model or checkpoint.
+        windows: Windows predicted.
+        windows_unreadable: Windows that could not be read and count as without tissue.
+        tissue_mm2: Area of the tissue that was predicted.
+        um_px: Spacing of the prediction, um per map px.
+        options: Options of the command, JSON types.
+    """
+
+    model: str
+    windows: int
+    windows_unreadable: int
+    tissue_mm2: float
+    um_px: float
+    options: Mapping[str, Any]
+
+
+def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Run, seconds: float) -> dict[str, Any]:
+    """Return the record of one slide.
+
+    Args:
+        slide: The slide.
+        maps: Its maps.
+        found: Its detections, best first.
+        run: See `Run`.
+        seconds: Wall time of the slide so far.
+    """
+    sizes = lesions(maps)
+    return {
+        "slide_id": slide.id,
+        "slide_path": str(slide.path.absolute()),
+        "size_xy_l0": list(slide.size_xy_l0),
+        "um_px_xy_l0": list(slide.um_px_xy_l0),
+        "um_px": run.um_px,
+        "step_xy_l0": list(maps.step_xy_l0),
+        "size_xy": list(maps.label.levels[0].size_xy),
+        "classes": maps.classes,
+        "class_names": {str(cls): name for cls, name in sorted(maps.class_names.items())},
+        "model": run.model,
+        "windows": run.windows,
+        "windows_unreadable": run.windows_unreadable,
+        "tissue_mm2": round(run.tissue_mm2, 6),
+        "area_mm2": {str(cls): round(area, 6) for cls, area in areas_mm2(maps).items()},
+        "tumour_probability": round(found[0].probability, 6) if found else 0.0,
+        "longest_diameter_mm": round(sizes.longest_diameter_mm, 6),
+        "lesions": sizes.count,
+        "seconds": round(seconds, 3),
+        "options": dict(run.options),
+    }
+
+
+def write_summary(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, whole or not at all.
+
+    Args:
+        path: File to write.
+        record: JSON types; names of files may hold bytes that are no text, which are escaped.
+    """
+    text = json.dumps(record, indent=1, allow_nan=False)
+    with written_whole(path) as part:
+        part.write_text(text + "\n", encoding="ascii")
