@@ -43,7 +43,7 @@ class Froc:
         threshold_T: probabilities from low to high; the last is infinite: nothing detected.
         false_per_slide_T: false positives at or above the threshold, averaged over all slides.
         sensitivity_T: share of lesions found.
-        at: sensitivity at each of `FALSE_PER_SLIDE`.
+        at: sensitivity at each number of false positives per slide.
         score: their mean; NaN without any lesion.
         lesions: number of lesions.
     """
@@ -99,7 +99,9 @@ def slide_hits(
     )
 
 
-def froc(slides: Sequence[Hits], every_threshold: bool = False) -> Froc:
+def froc(
+    slides: Sequence[Hits], every_threshold: bool = False, false_per_slide: Sequence[float] = FALSE_PER_SLIDE
+) -> Froc:
     """The FROC curve of a set of slides.
 
     The organisers' program runs over the sorted distinct probabilities from the second one on. The first is as a rule
@@ -111,11 +113,12 @@ def froc(slides: Sequence[Hits], every_threshold: bool = False) -> Froc:
         slides: hits of every slide, with those that have neither detections nor lesions: false positives are averaged
             over all.
         every_threshold: keep the lowest probability when it is above 0.
+        false_per_slide: where the sensitivity is read off.
 
     Raises:
         ValueError: no slides.
     """
-    return Scorer(slides, every_threshold).curve(np.ones(len(slides), np.int64))
+    return Scorer(slides, every_threshold, false_per_slide).curve(np.ones(len(slides), np.int64))
 
 
 class Scorer:
@@ -124,15 +127,19 @@ class Scorer:
     Args:
         slides: as in `froc`.
         every_threshold: as in `froc`.
+        false_per_slide: as in `froc`.
 
     Raises:
         ValueError: no slides.
     """
 
-    def __init__(self, slides: Sequence[Hits], every_threshold: bool = False) -> None:
+    def __init__(
+        self, slides: Sequence[Hits], every_threshold: bool = False, false_per_slide: Sequence[float] = FALSE_PER_SLIDE
+    ) -> None:
         if not slides:
             raise ValueError("no slides: a FROC curve needs at least one")
         self._every = every_threshold
+        self._false_per_slide = tuple(false_per_slide)
         self._false, self._false_slide = _flat([hits.false for hits in slides])
         self._lesion, self._lesion_slide = _flat([hits.lesion_L for hits in slides])
         self._itc_S = np.array([hits.itc > 0 for hits in slides])
@@ -154,7 +161,7 @@ class Scorer:
         found_T = np.append(_at_or_above(lesion_T)[kept], 0)
         sensitivity_T = found_T / lesions if lesions else np.full(found_T.shape, np.nan)
         # From high thresholds to low: both grow. Where several points share an abscissa the best one counts.
-        at = np.interp(FALSE_PER_SLIDE, false_per_slide_T[::-1], sensitivity_T[::-1])
+        at = np.interp(self._false_per_slide, false_per_slide_T[::-1], sensitivity_T[::-1])
         threshold_T = np.append(self._value_T[kept], np.inf)
         return Froc(threshold_T, false_per_slide_T, sensitivity_T, at, float(at.mean()), lesions)
 

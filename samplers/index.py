@@ -106,8 +106,8 @@ def cell_side_l0(slide: Slide, bb_downsample: int) -> tuple[int, str]:
     )
 
 
-def _tissue_cells(slide: Slide, cell_l0: int) -> NDArray[np.bool_]:
-    """Tissue on the search grid, bool (rows, columns)."""
+def tissue_cells(slide: Slide, cell_l0: int) -> NDArray[np.bool_]:
+    """Tissue on the search grid, bool (rows, columns); cell [r, c] starts at (c * cell_l0, r * cell_l0) level-0 px."""
     width, height = slide.size_xy_l0
     rows, columns = -(-height // cell_l0), -(-width // cell_l0)
     thumb_HWC = np.empty((rows, columns, 3), np.uint8)
@@ -131,7 +131,7 @@ def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) ->
         SlideError: a pixel or label could not be read.
     """
     cell_l0, clamped = cell_side_l0(slide, bb_downsample)
-    tissue_HW = _tissue_cells(slide, cell_l0)
+    tissue_HW = tissue_cells(slide, cell_l0)
     places: dict[int, Places] = {}
     annotated_HW = np.zeros_like(tissue_HW)
     for cls in range(1, classes):

@@ -57,6 +57,7 @@ def test_the_curve_on_paper() -> None:
     # at 1/4 half way from 0.25 to 0.5; at 2 half way from 0.5 to 0.75; beyond the last point its sensitivity
     assert found.at.tolist() == [0.375, 0.5, 0.5, 0.625, 0.75, 0.75]
     assert found.score == pytest.approx(3.5 / 6)
+    assert froc([hits([0.3, 0.5, 0.5], [0.9, 0.7, 0.0])], false_per_slide=(3.0,)).at.tolist() == [pytest.approx(2 / 3)]
 
 
 def test_false_positives_are_averaged_over_all_slides_also_those_without_anything() -> None:
