@@ -103,26 +103,7 @@ def data_options(parser: Parser) -> None:
     truth = {"default": None, "choices": ("tif", "xml"), "help": "tif (mask pyramids) or xml (ASAP)"}
     data.add_argument("--label_format", **truth)
     data.add_argument("--valid_label_format", **truth)
-    data.add_argument(
-        "--label_map",
-        type=pair,
-        nargs="+",
-        metavar="GROUP:CLASS",
-        help="annotation group to class, painted in this order; default: CAMELYON's",
-    )
-    data.add_argument(
-        "--ignore_groups", nargs="+", metavar="GROUP", help="annotation groups to skip; without it those called None"
-    )
-    data.add_argument(
-        "--mask_values",
-        type=pair,
-        nargs="+",
-        metavar="VALUE:CLASS",
-        help="mask value to class (255: ignore); default: non-zero is 1",
-    )
-    data.add_argument(
-        "--classes", type=whole(2, 255), help="number of classes; default: as many as the labels' map has"
-    )
+    class_options(data)
     data.add_argument(
         "--stage_dir", type=Path, help="disk of the node, e.g. $TMPDIR: slides and masks are copied there once per node"
     )
@@ -130,6 +111,30 @@ def data_options(parser: Parser) -> None:
         "--stage_gb", type=positive, default=200.0, help="most GB to copy per node; the rest is read in place"
     )
     common_options(data, "--tile_cache", "--mpp")
+
+
+def class_options(group: argparse._ArgumentGroup) -> None:
+    """What of a label is which class."""
+    group.add_argument(
+        "--label_map",
+        type=pair,
+        nargs="+",
+        metavar="GROUP:CLASS",
+        help="annotation group to class, painted in this order; default: CAMELYON's",
+    )
+    group.add_argument(
+        "--ignore_groups", nargs="+", metavar="GROUP", help="annotation groups to skip; without it those called None"
+    )
+    group.add_argument(
+        "--mask_values",
+        type=pair,
+        nargs="+",
+        metavar="VALUE:CLASS",
+        help="mask value to class (255: ignore); default: non-zero is 1",
+    )
+    group.add_argument(
+        "--classes", type=whole(2, 255), help="number of classes; default: as many as the labels' map has"
+    )
 
 
 def sampling_options(parser: Parser) -> None:

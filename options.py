@@ -143,6 +143,11 @@ def _check_data(parser: Parser, opts: argparse.Namespace) -> None:
     opts.label_format = opts.label_format or ("xml" if opts.dataset else "tif")
     opts.valid_label_format = opts.valid_label_format or opts.label_format
     opts.valid_slide_format = opts.valid_slide_format or opts.slide_format
+    check_classes(parser, opts)
+
+
+def check_classes(parser: Parser, opts: argparse.Namespace) -> None:
+    """Options of `class_options` as what they mean: a map, a table, groups in small letters."""
     opts.label_map = _label_map(parser, opts.label_map, opts.ignore_groups)
     opts.mask_values = _mask_values(parser, opts.mask_values)
     opts.ignore_groups = tuple(group.lower() for group in opts.ignore_groups or ("None",))

@@ -1,1 +1,1 @@
-"""Scores from predictions and truth. NumPy only; imports nothing else of ours."""
+"""Scores from predictions and truth. NumPy and SciPy only; imports nothing else of ours."""

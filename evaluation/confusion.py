@@ -162,6 +162,26 @@ def histogram_from_probabilities(
     return np.bincount(row_P * bins + bin_P, minlength=2 * bins).reshape(2, bins)
 
 
+def histogram_from_bytes(truth: NDArray[np.integer[Any]], value: NDArray[np.uint8]) -> Counts:
+    """Count pixels by tumour probability stored as a byte, round(255 p), apart for tumour and the rest.
+
+    Args:
+        truth: as for `histogram_from_probabilities`.
+        value: 0 .. 255, the shape of `truth`.
+
+    Returns:
+        histogram_2N, int64, N = 256: one bin for each value, so nothing is lost by binning.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if truth.shape != value.shape:
+        raise ValueError(f"truth of shape {truth.shape} and probabilities of shape {value.shape} must have one shape")
+    counted = truth != IGNORE
+    row_P = (truth[counted] != 0).astype(np.int64)
+    return np.bincount(row_P * 256 + value[counted], minlength=2 * 256).reshape(2, 256)
+
+
 def _marginals(confusion_KK: Counts) -> tuple[Counts, Counts, Counts]:
     """Pixels per class: predicted right, in truth, predicted."""
     assert confusion_KK.shape == (len(confusion_KK),) * 2, confusion_KK.shape

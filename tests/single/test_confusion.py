@@ -12,6 +12,7 @@ from evaluation.confusion import (
     auc,
     confusion_from_labels,
     dice_K,
+    histogram_from_bytes,
     histogram_from_probabilities,
     iou_K,
     miou,
@@ -63,6 +64,16 @@ def test_histogram_bins() -> None:
     truth_HW = np.array([[0, 0, 1, 2], [1, 1, IGNORE, 0]], np.uint8)
     p_HW = np.array([[0.0, 0.24, 0.25, 0.5], [1.0, 0.99, math.nan, 0.75]])
     assert histogram_from_probabilities(truth_HW, p_HW, 4).tolist() == [[2, 0, 0, 1], [0, 1, 1, 2]]
+
+
+def test_bytes_have_a_bin_each() -> None:
+    truth_HW = np.array([[0, 0, 1], [2, IGNORE, 1]], np.uint8)
+    histogram_2N = histogram_from_bytes(truth_HW, np.array([[0, 255, 255], [7, 9, 255]], np.uint8))
+    assert histogram_2N.shape == (2, 256)
+    assert np.argwhere(histogram_2N).tolist() == [[0, 0], [0, 255], [1, 7], [1, 255]]
+    assert histogram_2N[1, 255] == 2
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) .* shape \(3,\)"):
+        histogram_from_bytes(truth_HW, np.zeros(3, np.uint8))
 
 
 @pytest.mark.parametrize("p", [-0.01, 1.01, math.nan, math.inf])

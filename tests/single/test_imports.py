@@ -25,7 +25,17 @@ FREE = {"tests", "benchmarks"}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}
 USES_TENSORFLOW = {"models", "training"}
 USES_TENSORFLOW_TOO = {"samplers/pipeline.py", "samplers/augment.py"}
-SHARED = {"exits", "going_on", "options", "option_groups", "option_types", "inputs"}  # by entry scripts
+SHARED = {
+    "exits",
+    "going_on",
+    "options",
+    "option_groups",
+    "option_types",
+    "inputs",
+    "evaluation_options",
+    "evaluation_inputs",
+    "evaluation_slide",
+}  # by entry scripts
 USES_HOROVOD = {"training/comm.py"}
 
 

@@ -1,0 +1,201 @@
+"""The report: one file, nothing from outside, every name escaped, and readable numbers."""
+
+import base64
+import io
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+from evaluation.charts import Axis, chart, matrix, short, thinned
+from evaluation.froc import Hits
+from evaluation.report import html
+from evaluation.summary import SlideScores, Summary, plain, summarise
+
+PICTURE = "data:image/jpeg;base64,AAAA"
+
+
+class Page(HTMLParser):
+    """Elements, attributes and words of a page; fails where tags do not match."""
+
+    VOID = ("meta", "img", "br")
+    DRAWN = ("line", "polyline", "circle")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        assert tag in self.DRAWN
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words += f" {data}"
+
+
+def scores(slide_id: str, found: float = 0.9, **changed) -> SlideScores:
+    histogram_2N = np.zeros((2, 256), np.int64)
+    histogram_2N[0, 20], histogram_2N[1, 230] = 90, 10
+    values = {
+        "slide_id": slide_id,
+        "confusion_KK": np.array([[85, 5], [2, 8]]),
+        "histogram_2N": histogram_2N,
+        "hits": Hits(np.array([0.3]), np.array([found])),
+        "tumour_probability": 0.9,
+        "has_tumour": True,
+        "truth_mm": 2.5,
+        "predicted_mm": 1.5,
+        "px_mm2": 0.01,
+    }
+    return SlideScores(**(values | changed))
+
+
+def normal(slide_id: str) -> SlideScores:
+    histogram_2N = np.zeros((2, 256), np.int64)
+    histogram_2N[0, 20] = 100
+    nothing = {"hits": Hits(np.array([]), np.array([])), "has_tumour": False, "tumour_probability": 0.1}
+    counts = {"confusion_KK": np.array([[100, 0], [0, 0]]), "histogram_2N": histogram_2N}
+    return scores(slide_id, truth_mm=0.0, predicted_mm=0.0, **nothing, **counts)
+
+
+def report(slides: list[SlideScores], names=("normal", "tumour"), pictures=None, **more) -> str:
+    summary: Summary = summarise(slides, names, count=20)
+    metrics = plain(summary.metrics | {"options": {"pixels": "tissue", "predictions": "p"}} | more)
+    rows = [plain(row) for row in summary.rows]
+    return html(metrics, rows, summary.froc, summary.roc, pictures or {})
+
+
+def test_numbers_and_order() -> None:
+    slides = [normal("a"), scores("b"), scores("c", found=0.0), scores("d", predicted_mm=0.0)]
+    page = Page(report(slides, pictures={"b": PICTURE}))
+    # the missed lesion, then the node that is three classes off, then one class, then the right one
+    assert re.findall(r"<h3>(.)</h3>", report(slides)) == ["c", "d", "b", "a"]
+    # 2 of 3 lesions; false positives below them
+    assert "Lesion FROC 0.667" in page.words
+    assert "2 of 3 lesions hit" in page.words
+    assert "Dice, tumour 0.696" in page.words  # 2 * 24 / (2 * 24 + 15 + 6)
+    assert "Patient kappa" not in page.words
+    assert [attrs["src"] for tag, attrs in page.elements if tag == "img"] == [PICTURE]
+    assert page.words.count("no picture") == 3
+
+
+def test_patients_have_a_matrix_and_a_table() -> None:
+    page = Page(report([scores("patient_003_node_0"), normal("patient_004_node_1")]))
+    assert "Patient kappa" in page.words
+    assert "patient_003" in page.words
+    assert [attrs for tag, attrs in page.elements if tag == "td" and attrs.get("class") == "bad"] != []
+
+
+def test_nothing_is_loaded_or_run() -> None:
+    text = report([scores("b"), normal("a")], pictures={"b": PICTURE})
+    page = Page(text)
+    assert {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "form", "base"} == set()
+    sources = [value for _, attrs in page.elements for name, value in attrs.items() if name in ("src", "href")]
+    assert sources == [PICTURE]
+    assert not re.search(r"https?:|url\(|@import|javascript:", text)
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+    policy = [attrs["content"] for tag, attrs in page.elements if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+HOSTILE = "\"><script>alert('é')</script>&amp;.ünï"
+
+
+def test_names_are_only_words() -> None:
+    slides = [scores(HOSTILE, notes=(HOSTILE,)), normal("a")]
+    text = report(
+        slides, ("normal", HOSTILE), {HOSTILE: PICTURE}, left_out={HOSTILE: HOSTILE}, notes=[HOSTILE],
+        options={"predictions": HOSTILE, "pixels": "all"},
+    )  # fmt: skip
+    page = Page(text)
+    assert "script" not in {tag for tag, _ in page.elements}
+    # heading, class twice in tables and once on a card, left out twice, note, options twice
+    assert page.words.count("<script>alert('é')</script>&amp;.ünï") >= 8
+    assert [attrs["alt"] for tag, attrs in page.elements if tag == "img"] == [f"prediction over {HOSTILE}"]
+    with pytest.raises(ValueError, match="not a data URI of an image"):
+        report(slides, pictures={HOSTILE: "https://example.org/a.png"})
+
+
+def test_what_does_not_exist_is_said_in_words() -> None:
+    page = Page(report([normal("a")]))
+    assert "Lesion FROC not defined" in page.words
+    assert "no lesion in the truth" in page.words
+    assert "Slides of one kind only: not defined." in page.words
+    assert "One slide: there are no intervals below two." in page.words
+    assert "nan" not in page.words.lower()
+
+
+def test_everything_found_is_explained() -> None:
+    words = Page(report([scores("b", hits=Hits(np.array([]), np.array([0.9]))), normal("a")])).words
+    assert "which gives a FROC score of 0.000; with it the score is" in words
+
+
+def test_left_out_slides_and_notes_are_on_top() -> None:
+    text = report([scores("b"), normal("a")], left_out={"x": "no prediction"}, notes=["n1", "n2"])
+    assert text.index("1 slide not evaluated") < text.index("Lesion FROC")
+    assert text.index("2 notes on slides and labels") < text.index("Lesion FROC")
+
+
+def test_many_slides_stay_readable() -> None:
+    text = report([normal(f"s{index:03d}") for index in range(403)])
+    assert text.count('<article class="slide">') == 400
+    assert "The first 400 of 403; all are in slides.csv." in text
+
+
+def test_axes() -> None:
+    log = Axis("x", 0.125, 8, (1,), log=True)
+    assert [log.share(value) for value in (0.0, 0.125, 1, 8, 9)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert Axis("y", 0, 2, ()).share(0.5) == 0.25
+
+
+def test_a_curve_goes_through_its_points() -> None:
+    drawn = chart([(0, 0), (0.5, math.nan), (1, 1)], Axis("x", 0, 1, (0, 1)), Axis("y", 0, 1, (0,)), "c", [(0.5, 0.5)])
+    assert 'class="curve" points="46.0,228.0 348.0,12.0"' in drawn
+    assert 'cx="197.0" cy="120.0"' in drawn
+    assert "polyline" not in chart([], Axis("x", 0, 1, ()), Axis("y", 0, 1, ()), "c")
+
+
+def test_long_curves_are_thinned_between_their_ends() -> None:
+    points = [(index, index) for index in range(1001)]
+    kept = thinned(points, 100)
+    assert (kept[0], kept[1], kept[-1]) == ((0, 0), (11, 11), (1000, 1000))
+    assert len(kept) == 92
+    assert thinned(points[:5], 100) == points[:5]
+    assert thinned([]) == []
+
+
+def test_counts_fit_into_cells() -> None:
+    assert [short(n) for n in (0, 9999, 10_000, 1_234_567, 2 * 10**9)] == ["0", "9999", "10k", "1.23M", "2G"]
+    text = matrix([[3, 1], [0, 0]], ["a", "b"], "m", "px")
+    assert re.findall(r"<small>([\d.%-]+)</small>", text) == ["75.0%", "25.0%"]
+
+
+def test_pictures_are_small(tmp_path: Path) -> None:
+    noise_HWC = np.random.default_rng(0).integers(0, 256, (900, 1600, 3), np.uint8)
+    Image.fromarray(noise_HWC).save(tmp_path / "overlay.png")
+    uri = evaluate.picture(tmp_path / "overlay.png")
+    assert uri.startswith("data:image/jpeg;base64,")
+    stored = base64.b64decode(uri.split(",")[1])
+    assert len(stored) <= evaluate.PICTURE_BYTES
+    assert Image.open(io.BytesIO(stored)).size == (480, 270)
+    assert evaluate.picture(tmp_path / "none.png") == ""
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG no")
+    assert evaluate.picture(tmp_path / "bad.png") == ""
