@@ -11,7 +11,7 @@ from inference.detections import DetectionOptions, detections, write_csv
 from inference.maps import Maps
 from inference.overlay import overlay, write_overlay
 from inference.polygons import regions
-from inference.summary import Run, summary, write_summary
+from inference.summary import Predicted, summary, write_summary
 from slides.reader import Slide
 from slides.truth import Truth
 
@@ -35,7 +35,7 @@ def write_outputs(
     folder: Path,
     slide: Slide,
     maps: Maps,
-    run: Run,
+    run: Predicted,
     started: float,
     truth: Truth | None = None,
     options: OutputOptions | None = None,

@@ -16,7 +16,7 @@ from slides.reader import Slide
 
 
 @dataclass(frozen=True)
-class Run:
+class Predicted:
     """What is known of the prediction besides its maps.
 
     Attributes:
@@ -36,14 +36,14 @@ class Run:
     options: Mapping[str, Any]
 
 
-def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Run, seconds: float) -> dict[str, Any]:
+def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Predicted, seconds: float) -> dict[str, Any]:
     """Return the record of one slide.
 
     Args:
         slide: The slide.
         maps: Its maps.
         found: Its detections, best first.
-        run: See `Run`.
+        run: See `Predicted`.
         seconds: Wall time of the slide so far.
     """
     sizes = lesions(maps)

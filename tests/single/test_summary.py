@@ -14,12 +14,12 @@ from inference.detections import Detection
 from inference.lesions import Lesions, areas_mm2, lesions
 from inference.maps import MapPyramid, Maps
 from inference.outputs import OutputOptions, write_outputs
-from inference.summary import Run, summary, write_summary
+from inference.summary import Predicted, summary, write_summary
 from slides.reader import Slide
 from slides.synthetic import position_coded
 from slides.truth import MaskTruth
 
-RUN = Run("runs/a/final.keras", windows=12, windows_unreadable=1, tissue_mm2=0.5, um_px=2.0, options={"batch": 4})
+RUN = Predicted("runs/a/final.keras", windows=12, windows_unreadable=1, tissue_mm2=0.5, um_px=2.0, options={"batch": 4})
 
 
 def drawn(text):
