@@ -63,7 +63,7 @@ def _parser() -> Parser:
     results.add_argument(
         "--simplify_um", type=not_negative, help="um by which outlines may be moved; default 2 px of the map"
     )
-    results.add_argument("--min_area_um2", type=not_negative, default=0.0, help="um2: smaller outlines are left out")
+    results.add_argument("--min_area_um2", type=not_negative, default=100.0, help="um2: smaller outlines are left out")
     run = parser.add_argument_group("run")
     common_options(run, "--sample_processes", "--no_cuda", "--horovod", "--stall_timeout")
     return parser

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from slides.geometry import Pair, Window
 from slides.reader import Slide
 
-# Networks halve their input up to seven times; windows shifted by a multiple of that see the same px in the same phase,
+# The backbones halve their input five times: windows shifted by a multiple of 32 px see the same px in the same phase,
 # which keeps a prediction from depending on where its window begins.
-PHASE = 128
+PHASE = 32
 # What is held of a map while it is blended; a slide that is wider is done in stripes.
 LIVE_BYTES = 512 * 2**20
 
