@@ -38,6 +38,7 @@ def prediction(
     tumours: tuple[Box, ...] = (),
     detections: tuple[tuple[float, float, float], ...] = (),
     probability: float = 0.9,
+    step: int = STEP,
     **changed: object,
 ) -> Path:
     """Write a prediction: tumour at `probability` in the boxes, 0.1 elsewhere; returns its folder.
@@ -48,18 +49,19 @@ def prediction(
         tumours: predicted, level-0 px.
         detections: probability, x, y, best first.
         probability: of the boxes.
+        step: level-0 px per px of the maps.
         **changed: entries of summary.json in place of the right ones.
     """
     out = folder / slide_path.stem
     out.mkdir(parents=True, exist_ok=True)
-    size_xy = [math.ceil(side / STEP) for side in SIZE_XY]
+    size_xy = [math.ceil(side / step) for side in SIZE_XY]
     label_HW = np.zeros(size_xy[::-1], np.uint8)
     for box in tumours:
-        x0, y0, x1, y1 = (side // STEP for side in box)
+        x0, y0, x1, y1 = (side // step for side in box)
         label_HW[y0:y1, x0:x1] = 1
     probability_HW = np.where(label_HW > 0, round(255 * probability), round(255 * 0.1)).astype(np.uint8)
-    write_pyramid(out / "label.tif", label_HW, UM_PX * STEP, lossless=True)
-    write_pyramid(out / "probability.tif", probability_HW, UM_PX * STEP, lossless=True)
+    write_pyramid(out / "label.tif", label_HW, UM_PX * step, lossless=True)
+    write_pyramid(out / "probability.tif", probability_HW, UM_PX * step, lossless=True)
     rows = "".join(f"{p:.6f},{x:.1f},{y:.1f}\n" for p, x, y in detections)
     (out / "detections.csv").write_text(f"probability,x,y\n{rows}")
     Image.fromarray(np.repeat(label_HW[..., None] * np.uint8(200), 3, axis=2)).save(out / "overlay.png")
@@ -68,8 +70,8 @@ def prediction(
         "slide_path": str(slide_path.resolve()),
         "size_xy_l0": list(SIZE_XY),
         "um_px_xy_l0": [UM_PX, UM_PX],
-        "um_px": UM_PX * STEP,
-        "step_xy_l0": [float(STEP), float(STEP)],
+        "um_px": UM_PX * step,
+        "step_xy_l0": [float(step), float(step)],
         "size_xy": size_xy,
         "classes": 2,
         "class_names": {"0": "normal", "1": "tumour"},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from predictions import SIZE_XY, TUMOUR, UM_PX, prediction, slide
+from predictions import TUMOUR, UM_PX, prediction, slide
 
 import evaluate
 from slides.synthetic import write_pyramid
@@ -127,6 +127,19 @@ def test_intervals_need_two_slides_and_follow_the_seed(data: Path) -> None:
     assert (other["value"], other != one) == (one["value"], True)
     none = run(data, "--bootstrap", 0)["pixels"]["miou"]
     assert (none["value"], none["low"], none["high"]) == (one["value"], None, None)
+
+
+def test_a_prediction_coarser_than_the_cells_of_lesions(data: Path) -> None:
+    # maps of 50 x 38 px of 15.6 um; a false region of 5 x 3 of them is one region
+    tumours = ((40, 40, 136, 120), (280, 200, 320, 224))
+    prediction(data / "p", data / "images" / "tumor_001.tif", tumours, ((0.9, 90.0, 80.0),), step=8)
+    metrics = run(data, "--pixels", "all")
+    # the other slide's maps have 200 x 150 px
+    assert metrics["pixels"]["confusion"] == [[30000 + 50 * 38 - 50 - 150 - 15, 15], [30, 120]]
+    regions = read_csv(data / "out" / "false_positives.csv")
+    assert [float(row["area_um2"]) for row in regions] == pytest.approx([15 * (8 * UM_PX) ** 2], abs=0.06)
+    rows = read_csv(data / "out" / "slides.csv")
+    assert float(rows[0]["predicted_mm"]) == pytest.approx(np.hypot(96, 80) * UM_PX / 1000, rel=1e-5)
 
 
 def test_froc_is_read_where_asked(data: Path) -> None:
@@ -343,4 +356,3 @@ def test_blocks_and_one_read_give_the_same(data: Path, monkeypatch: pytest.Monke
         del metrics["seconds"]
     assert parts == whole
     assert (data / "out" / "false_positives.csv").read_text() == regions
-    assert SIZE_XY == (400, 300)
