@@ -58,6 +58,22 @@ class Truth(Protocol):
         """
 
 
+class Extent(Protocol):
+    """What XML truth needs to know of a slide; `reader.Slide` has it."""
+
+    @property
+    def id(self) -> str:
+        """Id of the slide."""
+
+    @property
+    def path(self) -> Path:
+        """The slide, for messages."""
+
+    @property
+    def size_xy_l0(self) -> tuple[int, int]:
+        """Width and height, level-0 px."""
+
+
 class XmlTruth:
     """Truth from ASAP XML (see `annotation.paint` for how groups paint over each other).
 
@@ -74,7 +90,7 @@ class XmlTruth:
     def __init__(
         self,
         path: str | Path,
-        slide: Slide,
+        slide: Extent,
         label_map: Mapping[str, int] = DEFAULT_LABEL_MAP,
         ignore_groups: Collection[str] = DEFAULT_IGNORE_GROUPS,
     ) -> None:
@@ -104,6 +120,10 @@ class XmlTruth:
 
     def label(self, window: Window) -> NDArray[np.uint8]:
         """See `Truth.label`."""
+        return ignore_outside(self._classes_at(window), window, self._size_xy_l0)
+
+    def _classes_at(self, window: Window) -> NDArray[np.uint8]:
+        """Class under the centre of each px, class 0 outside the slide."""
         label_HW: NDArray[np.uint8] | None = None
         for cls, edges in self._edges.items():
             if cls == 0:
@@ -113,9 +133,7 @@ class XmlTruth:
                 label_HW = np.multiply(inside_HW, np.uint8(cls))  # ten times faster than writing through a mask
             else:
                 label_HW[inside_HW] = cls
-        if label_HW is None:
-            label_HW = np.zeros(window.hw_out, np.uint8)
-        return ignore_outside(label_HW, window, self._size_xy_l0)
+        return np.zeros(window.hw_out, np.uint8) if label_HW is None else label_HW
 
     def label_max(self, cell_l0: int, cls: int) -> NDArray[np.bool_]:
         """See `Truth.label_max`.
@@ -131,6 +149,28 @@ class XmlTruth:
         cells = Window((0.0, 0.0), hw, (cell_l0, cell_l0))
         occurs_HW: NDArray[np.bool_] = touched_cells(edges, cell_l0, hw) | rasterise(edges, cells)
         return occurs_HW
+
+    def one_class(self, cell_l0: int) -> NDArray[np.int64]:
+        """Tell which cells are one class throughout, without looking at their px.
+
+        Args:
+            cell_l0: Side of a cell, level-0 px, as for `Truth.label_max`.
+
+        Returns:
+            class_HW: The class of each cell that no edge passes through; -1 for the others. Cells at the right and
+            lower border stand for their part on the slide.
+        """
+        width, height = self._size_xy_l0
+        hw = -(-height // cell_l0), -(-width // cell_l0)
+        # Every px of such a cell is what any of them is: the first, which is on the slide in border cells too.
+        class_HW = np.full(hw, -1, np.int64)
+        touched_HW = np.zeros(hw, np.bool_)
+        for edges in self._edges.values():
+            touched_HW |= touched_cells(edges, cell_l0, hw)
+        first = Window((0.5 - cell_l0 / 2, 0.5 - cell_l0 / 2), hw, (cell_l0, cell_l0))
+        inside_HW = self._classes_at(first)
+        class_HW[~touched_HW] = inside_HW[~touched_HW]
+        return class_HW
 
     def regions(self, cls: int) -> list[shapely.Polygon]:
         """See `Truth.regions`."""
