@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import model_facts
 from training.comm import AgreedError, Comm, together
 
-CLASS_NAMES = {0: "normal", 1: "tumour"}
+CLASS_NAMES = model_facts.DEFAULT_NAMES
 
 
 def _classes(opts: argparse.Namespace, mapped: int) -> int:
@@ -94,13 +95,22 @@ class Inputs:
         """How slides and labels are to be read."""
         from samplers.dataset import Reading
         from slides.annotation import DEFAULT_LABEL_MAP
-        from slides.label import IGNORE
 
         opts = self._opts
         label_map = opts.label_map or DEFAULT_LABEL_MAP
-        values = [c for c in (*label_map.values(), *(opts.mask_values or {}).values()) if c != IGNORE]
-        classes = _classes(opts, max(2, *(value + 1 for value in values)))
+        classes = _classes(opts, model_facts.class_count(label_map, opts.mask_values))
         return Reading(label_map, opts.ignore_groups, opts.mask_values, opts.mpp, opts.bb_downsample, classes)
+
+    def facts(self, network: str, images: int) -> dict[str, Any]:
+        """What must be known of the model besides its network, JSON types.
+
+        Args:
+            network: its name.
+            images: images trained so far.
+        """
+        from options import as_json
+
+        return model_facts.of_run(as_json(self._opts), network, images).as_json()
 
     def find(self) -> Any:
         """Training cases, validation cases and notes: files paired and split, nothing opened."""

@@ -326,7 +326,7 @@ class Run:
             if self.comm.rank == 0 and opts.log_dir is not None:
                 rows = read_samples(opts.log_dir)
                 write_maps(opts.log_dir / "sampling", self.inputs.train_set, rows, self.inputs.patch_um)
-                export(models.in_float32(self.model), opts.log_dir)
+                export(models.in_float32(self.model), opts.log_dir, self.inputs.facts(self.model.name, self.images))
 
         together(self.comm, write)
         self.log.close()

@@ -29,16 +29,20 @@ BACKBONE_PREFIXES = {
 
 SEGMENTS = {"effdetd0": efficientdet.SEGMENTS, "effdetd4": efficientdet.SEGMENTS, "deeplab": deeplab.SEGMENTS}
 
+# Networks whose every layer takes images of any size; DeepLab's resizing layers are made for one.
+ANY_SIZE = ("effdetd0", "effdetd4")
+
 # The coarsest BiFPN level has stride 128; a multiple of it gives every level of every network a whole number of cells.
 SIZE_MULTIPLE = 128
 
 
-def build(name: str, img_size: int, classes: int, channels: int = 3, precision: str = "float32") -> keras.Model:
+def build(name: str, img_size: int | None, classes: int, channels: int = 3, precision: str = "float32") -> keras.Model:
     """Builds an untrained network.
 
     Args:
         name: One of `NAMES`: "effdetd0" or "effdetd4" (EfficientDet segmentation), "deeplab" (DeepLabV3+, Xception-65).
-        img_size: Side of the square field of view in output pixels, a positive multiple of 128.
+        img_size: Side of the square field of view in output pixels, a positive multiple of 128; None for a network of
+            `ANY_SIZE` that takes images of any sides that are. No weight depends on it.
         classes: Number of classes K, at least 2.
         channels: Channels C of the image, 3 for each view.
         precision: One of `PRECISIONS`, of what is computed and kept between layers; weights, statistics and logits are
@@ -49,18 +53,15 @@ def build(name: str, img_size: int, classes: int, channels: int = 3, precision: 
         img_size, classes), float32.
 
     Raises:
-        ValueError: Unknown name, a size that is not a positive multiple of 128, channels that are not, of 3, or fewer
-            than 2 classes.
+        ValueError: Unknown name, no size for a network that needs one, a size that is not a positive multiple of 128,
+            channels that are not, of 3, or fewer than 2 classes.
     """
     if name not in NAMES:
         raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(NAMES)}")
-    if img_size < SIZE_MULTIPLE or img_size % SIZE_MULTIPLE:
-        below = img_size // SIZE_MULTIPLE * SIZE_MULTIPLE
-        near = [size for size in (below, below + SIZE_MULTIPLE) if size > 0] or [SIZE_MULTIPLE]
-        raise ValueError(
-            f"img_size {img_size} is not a positive multiple of {SIZE_MULTIPLE}; "
-            f"the nearest allowed: {', '.join(str(size) for size in near)}"
-        )
+    if img_size is None and name not in ANY_SIZE:
+        raise ValueError(f"{name} needs an img_size; {', '.join(ANY_SIZE)} can be built without")
+    if img_size is not None and (img_size < SIZE_MULTIPLE or img_size % SIZE_MULTIPLE):
+        _refuse_size(img_size)
     if classes < 2:
         raise ValueError(f"classes is {classes}; a segmentation needs at least 2 (background and one more)")
     if channels < 3 or channels % 3:
@@ -71,6 +72,15 @@ def build(name: str, img_size: int, classes: int, channels: int = 3, precision: 
         if name == "deeplab":
             return deeplab.build(img_size, classes, channels)
         return efficientdet.build(name, img_size, classes, channels)
+
+
+def _refuse_size(img_size: int) -> None:
+    below = img_size // SIZE_MULTIPLE * SIZE_MULTIPLE
+    near = [size for size in (below, below + SIZE_MULTIPLE) if size > 0] or [SIZE_MULTIPLE]
+    raise ValueError(
+        f"img_size {img_size} is not a positive multiple of {SIZE_MULTIPLE}; "
+        f"the nearest allowed: {', '.join(str(size) for size in near)}"
+    )
 
 
 def in_float32(model: keras.Model) -> keras.Model:

@@ -56,7 +56,7 @@ class Variant:
 VARIANTS = {"effdetd0": Variant("b0", 64), "effdetd4": Variant("b4", 224)}
 
 
-def build(name: str, img_size: int, classes: int, channels: int = 3) -> keras.Model:
+def build(name: str, img_size: int | None, classes: int, channels: int = 3) -> keras.Model:
     """Builds EfficientDet-D0 or -D4 segmentation; see `models.build` for the arguments."""
     variant = VARIANTS[name]
     image = keras.Input((img_size, img_size, channels), dtype="float32", name="image")

@@ -106,19 +106,29 @@ def remove_partials(folder: Path) -> list[str]:
     return [path.name for path in found]
 
 
-def export(model, folder: Path) -> None:
+def export(model, folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the trained model for use elsewhere: `final.keras` and the SavedModel folder `final_savedmodel`.
 
     `final.keras` loads with `keras.models.load_model` after `import models`; the SavedModel needs none of our code.
-    Both take float32 images (B, H, W, C) in [-1, 1] and give logits.
+    Both take float32 images (B, H, W, C) in [-1, 1] and give logits. What else must be known of them is in
+    `final.json`, and in the SavedModel's `assets.extra`, which the format leaves to its users.
+
+    Args:
+        model: in float32.
+        folder: the run's log folder.
+        facts: what must be known of the model, JSON types.
     """
+    text = (json.dumps(facts, indent=1) + "\n").encode()
     partial = folder / f".final.{os.getpid()}.keras"
     model.save(partial)
     os.replace(partial, folder / "final.keras")
     partial = folder / f".final_savedmodel.{os.getpid()}"
     model.export(partial, verbose=False)
+    (partial / "assets.extra").mkdir()
+    (partial / "assets.extra" / "model.json").write_bytes(text)
     shutil.rmtree(folder / "final_savedmodel", ignore_errors=True)
     os.replace(partial, folder / "final_savedmodel")
+    write_atomically(folder / "final.json", lambda file: file.write(text))
 
 
 class Checkpoints:
@@ -266,7 +276,7 @@ def restore(path: Path, arrays: Mapping[str, np.ndarray], model, optimizer) -> S
     for key, variable in named.items():
         variable.assign(stored[key])
     extra = {key.removeprefix("extra/"): value for key, value in arrays.items() if key.startswith("extra/")}
-    return State(**_head(arrays), arrays=extra)
+    return State(**head(arrays), arrays=extra)
 
 
 def changed(state: State, options: Mapping[str, Any], ranks: int) -> list[str]:
@@ -298,7 +308,7 @@ def check_stream(path: Path, arrays: Mapping[str, np.ndarray], stream: Mapping[s
     Raises:
         CheckpointError: an option that decides which patch an index is has changed.
     """
-    was = _head(arrays)["options"]
+    was = head(arrays)["options"]
     changed = [f"--{name} {was.get(name)}" for name, value in stream.items() if was.get(name) != value]
     if changed:
         raise CheckpointError(
@@ -306,6 +316,7 @@ def check_stream(path: Path, arrays: Mapping[str, np.ndarray], stream: Mapping[s
         )
 
 
-def _head(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    head: dict[str, Any] = json.loads(arrays["state"].tobytes())
-    return head
+def head(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What a checkpoint holds besides arrays, by the names of `State`."""
+    found: dict[str, Any] = json.loads(arrays["state"].tobytes())
+    return found

@@ -25,17 +25,11 @@ FREE = {"tests", "benchmarks"}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}
 USES_TENSORFLOW = {"models", "training"}
 USES_TENSORFLOW_TOO = {"samplers/pipeline.py", "samplers/augment.py"}
+# by entry scripts
 SHARED = {
-    "exits",
-    "going_on",
-    "options",
-    "option_groups",
-    "option_types",
-    "inputs",
-    "evaluation_options",
-    "evaluation_inputs",
-    "evaluation_slide",
-}  # by entry scripts
+    "evaluation_inputs", "evaluation_options", "evaluation_slide", "exits", "export_options", "exporting", "going_on",
+    "inputs", "model_facts", "option_groups", "option_types", "options", "prediction_options", "saved_models", "trained",
+}  # fmt: skip
 USES_HOROVOD = {"training/comm.py"}
 
 

@@ -1,0 +1,97 @@
+"""Write a trained model for use elsewhere: SavedModel, ONNX, Keras, with uint8 RGB in and class probabilities out.
+
+The story: options, open the model, write into a folder beside --out, open what was written and compare, put it in
+place. `export.py --help` starts; docs/model_files.md says how the files are used.
+
+Shapes: B images, H rows, W columns, C channels (3, or 6 with a context view), K classes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from export_options import export_options
+
+MAX_DIFFERENCE = 1e-4  # of probabilities
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: 0 where every file agrees with the model, 1 where one does not, 2 for bad input."""
+    opts = export_options(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors come as exceptions
+    # A file for all machines: GPUs round otherwise.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    import tensorflow as tf
+
+    try:
+        return export(opts)
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        print(f"export.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+def export(opts) -> int:
+    """Open, write, compare, put in place; returns the exit code."""
+    require_new(opts.out)
+
+    # ------------------------------------------------------------------------------------------------------ the model
+    from exporting import compare, write
+    from trained import any_size, open_model
+
+    trained = open_model(opts.model, opts.given)
+    free = any_size(trained)
+    context = "" if trained.context_um_px is None else f", second view at {trained.context_um_px:g} um/px"
+    size = f"{trained.img_size} px only" if free.size_multiple is None else f"any multiple of {free.size_multiple} px"
+    for note in trained.notes:
+        print(f"note        {note}")
+    print(f"model       {trained.network or 'of others'} from {trained.path}")
+    print(f"view        {trained.img_size} px at {trained.um_px:g} um/px{context}")
+    print(f"classes     {', '.join(f'{i} {name}' for i, name in enumerate(trained.class_names))}")
+    print(f"input       uint8 (B, H, W, {trained.channels}), B any, H and W {size}", flush=True)
+
+    # ------------------------------------------------------------------------------------------------- write, compare
+    opts.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = opts.out.with_name(f".{opts.out.name}.{os.getpid()}.part")
+    try:
+        partial.mkdir()
+        written = [write(name, free, partial, opts.opset) for name in opts.formats]
+        differences = []
+        for name in written:
+            difference, seen = compare(partial / name, trained, free)
+            size_mb = sum(f.stat().st_size for f in [partial / name, *(partial / name).rglob("*")] if f.is_file()) / 1e6
+            print(
+                f"{name:<11} {size_mb:.1f} MB, differs from the model by at most {difference:.1e} ({seen})", flush=True
+            )
+            differences.append(difference)
+        wrong = [difference for difference in differences if not difference <= MAX_DIFFERENCE]  # also no number
+        if wrong:
+            print(
+                f"export.py: error: the files differ from the model by {wrong[0]:.1e}, allowed are {MAX_DIFFERENCE:g}; "
+                "nothing was kept",
+                file=sys.stderr,
+            )
+            return 1
+        os.replace(partial, opts.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"written     {opts.out}")
+    return 0
+
+
+def require_new(out: Path) -> None:
+    """Nothing is overwritten.
+
+    Raises:
+        ValueError: --out is a file, or a folder that is not empty.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise ValueError(f"--out {out}: is no folder; name a new or an empty one")
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"--out {out}: is not empty; name a new or an empty folder")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
