@@ -121,8 +121,10 @@ class Prediction:
         found = together(comm, lambda: listed(opts.slide_path, find))
 
         def left() -> list[tuple[str, Path]]:
-            self.prepare_folders()
-            return [one for one in found if not done_before(opts.out / one[0], self.said, opts.overwrite)]
+            ours = [one for one in found if not done_before(opts.out / one[0], self.said, opts.overwrite)]
+            if ours:
+                self.prepare_folders()
+            return ours
 
         # Ranks: one looks, so that all agree while files appear.
         self.slides = comm.gather(together(comm, lambda: left() if comm.rank == 0 else None))[0]

@@ -28,7 +28,8 @@ USES_TENSORFLOW_TOO = {"samplers/pipeline.py", "samplers/augment.py"}
 # by entry scripts
 SHARED = {
     "evaluation_inputs", "evaluation_options", "evaluation_slide", "exits", "export_options", "exporting", "going_on",
-    "inputs", "model_facts", "option_groups", "option_types", "options", "prediction_options", "saved_models", "trained",
+    "inputs", "model_facts", "option_groups", "option_types", "options", "prediction_options", "saved_models",
+    "trained",
 }  # fmt: skip
 USES_HOROVOD = {"training/comm.py"}
 
