@@ -79,11 +79,10 @@ class Prediction:
 
     def open_model(self) -> None:
         """The network and what it was trained for."""
-        from inference.outputs import DetectionOptions, OutputOptions
-        from trained import open_model
-
         from inference.finish import Job
+        from inference.outputs import DetectionOptions, OutputOptions
         from inference.slide_list import checksum
+        from trained import open_model
 
         opts, comm = self.opts, self.comm
         self.model = together(comm, lambda: open_model(opts.model, opts.given))
