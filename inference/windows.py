@@ -79,7 +79,7 @@ def map_grid(slide: Slide, img_size: int, um_px: float, overlap: float) -> MapGr
         img_size: side of a window, map px.
         um_px: spacing of the map.
         overlap: share of a window's side that it has in common with its neighbour, at least 0 and below 1; rounded up
-            so that windows begin at multiples of `PHASE`.
+            so that windows begin at multiples of `PHASE`, where that changes it by less than a third.
     """
     step_xy_l0 = slide.step_xy_l0(um_px)
     size_xy = (
@@ -87,7 +87,7 @@ def map_grid(slide: Slide, img_size: int, um_px: float, overlap: float) -> MapGr
         math.ceil(slide.size_xy_l0[1] / step_xy_l0[1] - 1e-6),
     )
     stride = max(1, int(img_size * (1 - overlap)))
-    return MapGrid(size_xy, step_xy_l0, img_size, stride - stride % PHASE if stride >= PHASE else stride)
+    return MapGrid(size_xy, step_xy_l0, img_size, stride - stride % PHASE if stride >= 3 * PHASE else stride)
 
 
 @dataclass(frozen=True)
