@@ -39,12 +39,14 @@ class Given:
         um_px: um per px of the image.
         context_um_px: um per px of the coarser second view.
         input_range: what 0 and 255 become before the model takes them.
+        resample: the caller knows that `um_px` may be another than that of the training, which stays a fact.
     """
 
     img_size: int | None = None
     um_px: float | None = None
     context_um_px: float | None = None
     input_range: tuple[float, float] | None = None
+    resample: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +156,7 @@ def completed(found: Facts | None, given: Given, path: Path, taken: Mapping[str,
     """
     if found is not None:
         said = {
-            "--resolution": (given.um_px, found.um_px),
+            "--resolution": (None if given.resample else given.um_px, found.um_px),
             "--context_spacing": (given.context_um_px, found.context_um_px),
         }
         for option, (mine, its) in said.items():

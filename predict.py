@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ class Prediction:
         from trained import open_model
 
         opts, comm = self.opts, self.comm
-        self.model = together(comm, lambda: open_model(opts.model, opts.given))
-        model = self.model
+        trained = together(comm, lambda: open_model(opts.model, replace(opts.given, resample=True)))
+        self.model = model = replace(trained, um_px=opts.resolution or trained.um_px)
         self.said = {
             "model": checksum(model.path), "img_size": model.img_size, "um_px": model.um_px, "overlap": opts.overlap,
             "tissue_only": opts.tissue_only, "eightfold": opts.eightfold, "mpp": opts.mpp,
@@ -102,6 +103,8 @@ class Prediction:
             f"ranks       {comm.size}, {self.devices}",
             f"view        {model.img_size} px at {model.um_px:g} um/px = {model.img_size * model.um_px:.0f} um",
         )
+        if model.um_px != trained.um_px:
+            self.say(f"WARNING     the model was trained at {trained.um_px:g} um/px, not at {model.um_px:g}")
 
     def find_slides(self) -> None:
         """Slides to predict: not those that are done already."""

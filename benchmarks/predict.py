@@ -35,9 +35,8 @@ OVERLAP = 0.25
 
 def rates(name: str, size: int, rounds: int, windows: int) -> dict[str, Any]:
     """Windows/s of the network alone and of a prediction, by rounds."""
-    from trained import probabilities_of
-
     import models
+    from trained import probabilities_of
 
     network = probabilities_of(models.build(name, size, 2))
     with tempfile.TemporaryDirectory() as folder:

@@ -79,6 +79,15 @@ def test_ranks_share_the_windows(tiny: TinySet, once: Path) -> None:
     assert len(re.findall(r"^done ", done.stdout, re.MULTILINE)) == 3
 
 
+def test_another_spacing_is_warned_of(tiny: TinySet) -> None:
+    out = tiny.folder / "coarse"
+    done = predict(tiny, out, "--resolution", "4", slides=tiny.slide("tumor_001"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "WARNING     the model was trained at 2 um/px, not at 4" in done.stdout
+    # 311 x 263 px of 2 um
+    assert maps(out)["tumor_001"].shape == (132, 156)
+
+
 def test_what_is_done_stays_and_other_options_are_refused(tiny: TinySet, once: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in once.rglob("*")}
     again = predict(tiny, once)
@@ -153,7 +162,8 @@ def test_a_full_disk_leaves_nothing_half_written(tiny: TinySet, tmp_path: Path) 
     ("words", "why"),
     [
         (["--model", "/nowhere"], "no such file or folder"),
-        (["--img_size", "100"], "100"),
+        (["--resolution", "0"], "above 0"),
+        (["--context_spacing", "8"], "without a context view"),
         (["--overlap", "1"], "below 1"),
     ],
 )
