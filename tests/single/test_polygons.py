@@ -10,9 +10,11 @@ import shapely
 from maps_on_disk import write_maps
 
 from inference import annotations
-from inference.annotations import asap_label_map, write_asap, write_geojson
-from inference.polygons import Region, filled_holes, regions
+from inference.annotations import write_asap, write_geojson
+from inference.polygons import Region, regions
 from slides.annotation import DEFAULT_LABEL_MAP
+from slides.asap_areas import asap_label_map
+from slides.asap_areas import filled_holes as holes_of
 from slides.geometry import Window
 from slides.raster import edges_of, rasterise
 from slides.reader import Slide
@@ -20,6 +22,10 @@ from slides.synthetic import position_coded
 from slides.truth import XmlTruth
 
 NAMES = {0: "normal", 1: "tumour", 2: "benign", 3: "necrosis"}
+
+
+def filled_holes(found):
+    return holes_of([region.polygon for region in found])
 
 
 def drawn(text):
@@ -325,7 +331,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
 
     square = Region(1, shapely.box(0, 0, 4, 4), 1.0, 1.0)
     monkeypatch.setattr(annotations, "_feature", full)
-    monkeypatch.setattr(annotations, "filled_holes", full)
+    monkeypatch.setattr(annotations, "outlines_of", full)
     for write, name in ((write_geojson, "a.geojson"), (write_asap, "a.xml")):
         with pytest.raises(OSError, match="No space left"):
             write(tmp_path / name, [square], NAMES)
