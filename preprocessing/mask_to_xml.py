@@ -27,8 +27,8 @@ from slides.outline import outlines
 from slides.raster import polygons_of
 from slides.reader import Slide
 
-# Side of the blocks that are outlined one at a time, px.
-BLOCK = 4096
+# Side of the blocks that are outlined one at a time, px; larger ones leave the core's cache.
+BLOCK = 2048
 
 
 def mask_to_xml(mask: Path, out: Path, mask_values: Mapping[int, int] | None = None, block: int = BLOCK) -> int:
@@ -71,10 +71,14 @@ def _polygons(truth: MaskTruth, size_xy: tuple[int, int], block: int) -> dict[in
         for left in range(0, width, block):
             hw = min(block, height - top), min(block, width - left)
             label_HW = truth.label(Window((float(left), float(top)), hw, (1.0, 1.0)))
-            if not label_HW.any():
-                continue
             box = shapely.box(left, top, left + hw[1], top + hw[0])
-            for cls in np.unique(label_HW[(label_HW > 0) & (label_HW < IGNORE)]).tolist():
+            low, high = int(label_HW.min()), int(label_HW.max())
+            if low == high:
+                if 0 < low < IGNORE:
+                    cut.setdefault(low, []).append(box)
+                continue
+            present = np.flatnonzero(np.bincount(label_HW.ravel(), minlength=256)[1:IGNORE]) + 1
+            for cls in present.tolist():
                 for outline in outlines(label_HW == cls, 1.0):
                     polygon = shapely.transform(outline, lambda xy, at=(left, top): xy + at)
                     # What reaches the edge of its block goes on in the next.
