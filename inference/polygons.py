@@ -5,7 +5,6 @@ Tensor legend: H rows, W columns of one level of the label map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -136,17 +135,3 @@ def _means(
         px += np.bincount(part.ravel(), minlength=count)
     means: NDArray[np.float64] = sums / np.maximum(px, 1) / 255
     return means
-
-
-def filled_holes(found: Sequence[Region]) -> list[list[bool]]:
-    """Tell for each hole of each region whether another region lies in it."""
-    polygons = np.array([region.polygon for region in found], object)
-    # Regions are connected and disjoint: one point inside decides for all of a region.
-    tree = shapely.STRtree(shapely.point_on_surface(polygons))
-    answers = []
-    for polygon in polygons:
-        holes = np.array([shapely.Polygon(ring) for ring in polygon.interiors], object)
-        filled = np.zeros(len(holes), np.bool_)
-        filled[tree.query(holes, predicate="contains")[0]] = True
-        answers.append(filled.tolist())
-    return answers
