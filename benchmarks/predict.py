@@ -36,9 +36,13 @@ OVERLAP = 0.25
 def rates(name: str, size: int, rounds: int, windows: int) -> dict[str, Any]:
     """Windows/s of the network alone and of a prediction, by rounds."""
     import models
-    from trained import probabilities_of
+    from trained import Trained
 
-    network = probabilities_of(models.build(name, size, 2))
+    model = models.build(name, size, 2)
+    network = Trained(
+        img_size=size, um_px=UM_PX, classes=2, class_names=("normal", "tumour"), output="logits", path=Path(name),
+        call=lambda image_BHWC: model(image_BHWC, training=False), source=model,
+    ).probabilities  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         slide_path = make_slide(Path(folder), side=8192)
         planned = plan_slide(slide_path, None, size, UM_PX, OVERLAP, 7, True, 2)
