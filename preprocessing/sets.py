@@ -17,15 +17,30 @@ class Source:
 
     Attributes:
         slide_path: folder or file.
-        label_path: folder or file.
+        label_path: folder or file; None when all slides are normal.
         slide_format: suffix of the slides.
         label_format: `tif` or `xml`.
     """
 
     slide_path: Path
-    label_path: Path
+    label_path: Path | None
     slide_format: str
     label_format: str
+
+
+@dataclass(frozen=True)
+class Slides:
+    """All slides of a data set, to be prepared.
+
+    Attributes:
+        cases: sorted by id, each id once.
+        val_ids: ids of those that are for validation; None where nothing says so.
+        notes: for the user.
+    """
+
+    cases: list[Case]
+    val_ids: frozenset[str] | None
+    notes: list[str]
 
 
 Centers = tuple[Sequence[int], Sequence[int]]
@@ -63,6 +78,38 @@ def from_camelyon(
     """
     sets = camelyon(which, root, centers[0], centers[1], label_format=formats[1], slide_format=formats[0])
     return _split_if_needed((sets.train, sets.val, sets.notes), val_share, seed)
+
+
+def all_in_folders(train: Source, val: Source | None, centers: Sequence[int]) -> Slides:
+    """All slides of folders.
+
+    Args:
+        train: training data.
+        val: validation data, where it has folders of its own.
+        centers: CAMELYON17 centres to take; -1 is all.
+
+    Raises:
+        ValueError: files do not pair, a centre has no slides, or an id occurs in both.
+    """
+    first, second = _pairs(train), _pairs(val) if val is not None else []
+    twice = {case.slide_id for case in first} & {case.slide_id for case in second}
+    if twice:
+        raise ValueError(
+            f"{len(twice)} slides are in training and in validation, first {sorted(twice)[0]}: outputs go by slide id, "
+            "so take them out of one"
+        )
+    cases = filter_centers(sorted([*first, *second], key=lambda case: case.slide_id), centers)
+    val_ids = frozenset(case.slide_id for case in second) if val is not None else None
+    return Slides(cases, val_ids, known_problems(cases))
+
+
+def all_of_camelyon(which: str, root: Path, formats: tuple[str, str], centers: Sequence[int]) -> Slides:
+    """All training slides of CAMELYON16 or 17 in a standard layout; see `all_in_folders` and `datasets.camelyon`.
+
+    `formats` are those of slides and labels.
+    """
+    sets = camelyon(which, root, centers, label_format=formats[1], slide_format=formats[0])
+    return Slides(sets.train, None, [*sets.notes, *known_problems(sets.train)])
 
 
 def _pairs(source: Source) -> list[Case]:
