@@ -112,18 +112,31 @@ def _check_elastic(parser: Parser, opts: argparse.Namespace) -> None:
     opts.resume = opts.resume or "auto"
 
 
-def _check_data(parser: Parser, opts: argparse.Namespace) -> None:
+def _check_source(parser: Parser, opts: argparse.Namespace) -> None:
     """Exactly one way to name the data; no half of a pair."""
     folders = (opts.slide_path, opts.label_path, opts.valid_slide_path, opts.valid_label_path)
-    if opts.dataset:
+    if opts.slide_root is not None and opts.manifest is None:
+        parser.error("--slide_root says where the files of a --manifest are: give that, too")
+    if opts.manifest:
+        if any(folders) or opts.dataset:
+            parser.error("--manifest takes the place of the four path options and of --dataset: give one or the other")
+    elif opts.dataset:
         if any(folders):
             parser.error("--dataset takes the place of the four path options: give one or the other")
         if opts.data_root is None:
             parser.error(f"--dataset {opts.dataset} needs --data_root (or $CAMELYON_ROOT)")
     elif opts.slide_path is None or opts.label_path is None:
-        parser.error("no training data: give --slide_path and --label_path, or --dataset 16 or 17 with --data_root")
+        parser.error(
+            "no training data: give --slide_path and --label_path, or --dataset 16 or 17 with --data_root, or a "
+            "--manifest"
+        )
     elif (opts.valid_slide_path is None) != (opts.valid_label_path is None):
         parser.error("--valid_slide_path and --valid_label_path go together")
+
+
+def _check_data(parser: Parser, opts: argparse.Namespace) -> None:
+    """What is read, and how."""
+    _check_source(parser, opts)
     if not 0 < opts.val_split < 1:
         parser.error(f"--val_split {opts.val_split:g}: a share between 0 and 1 (both excluded) is needed")
     # CAMELYON comes with XML truth; validation data looks like training data unless said otherwise

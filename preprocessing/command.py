@@ -7,7 +7,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,13 +18,14 @@ from tqdm import tqdm
 from preprocessing import arguments
 from preprocessing.arguments import Parser, pair, positive, whole
 from preprocessing.executors import Executor, is_first_rank, on_all_ranks
+from preprocessing.pairing import Case
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step, failures, run_step, summary
 from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon
 from preprocessing.store import Held, marked
 
 # In the order of a full run.
-STEPS = ("tissue",)
+STEPS = ("tissue", "manifest")
 
 
 class StepModule(Protocol):
@@ -35,7 +36,7 @@ class StepModule(Protocol):
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of the step."""
 
-    def step(self, opts: argparse.Namespace, reading: Reading) -> Step:
+    def step(self, opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
         """The step with its options; ValueError where they do not fit each other."""
 
 
@@ -61,8 +62,11 @@ def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int
     before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         reading = _check(parser, opts)
-        steps = [module.step(opts, reading) for module in modules]
-        return on_all_ranks(lambda executor: _story(parser.prog, opts, steps, executor), opts.num_processes)
+
+        def story(executor: Executor) -> int:
+            return _story(parser.prog, opts, lambda slides: [m.step(opts, reading, slides) for m in modules], executor)
+
+        return on_all_ranks(story, opts.num_processes)
     except ValueError as error:
         if is_first_rank():
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -74,15 +78,18 @@ def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int
             signal.signal(number, handler)
 
 
-def _story(prog: str, opts: argparse.Namespace, steps: Sequence[Step], executor: Executor) -> int:
+def _story(
+    prog: str, opts: argparse.Namespace, steps_of: Callable[[Slides], Sequence[Step]], executor: Executor
+) -> int:
     """The whole run, on one rank."""
     try:
+        slides = find(opts)
+        steps = steps_of(slides)
         with Held(opts.out) as held:
-            chosen = find(opts)
-            _say(f"{len(chosen.cases)} slides, on {executor.words}, into {opts.out}")
-            for note in [*chosen.notes, *held.notes]:
+            _say(f"{len(slides.cases)} slides, on {executor.words}, into {opts.out}")
+            for note in [*slides.notes, *held.notes]:
                 _say(f"note    {note}")
-            return _run(opts.out, chosen, steps, executor)
+            return _run(opts.out, slides.cases, steps, executor)
     except (ValueError, OSError) as error:
         _say(f"{prog}: error: {error}", error=True)
         return 2
@@ -92,8 +99,8 @@ def _story(prog: str, opts: argparse.Namespace, steps: Sequence[Step], executor:
         return 128 + asked.signal
 
 
-def _run(out: Path, chosen: Slides, steps: Sequence[Step], executor: Executor) -> int:
-    cases, failed = list(chosen.cases), list[tuple[str, Result]]()
+def _run(out: Path, slides: Sequence[Case], steps: Sequence[Step], executor: Executor) -> int:
+    cases, failed = list(slides), list[tuple[str, Result]]()
     for step in steps:
         results = run_step(step, cases, out, executor, _say)
         for line in step.finish(out, cases, results):

@@ -22,6 +22,7 @@ from preprocessing.arguments import positive
 from preprocessing.pairing import Case
 from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, thumbnail, write_cells, write_png
 from preprocessing.runner import FAILED, Result, Step
+from preprocessing.sets import Slides
 from preprocessing.store import Made
 from preprocessing.tables import csv_text
 from slides.tissue import METHODS, pen_marks, tissue_mask
@@ -58,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep_pen", action="store_true", help="do not take pen marks out of the tissue")
 
 
-def step(opts: argparse.Namespace, reading: Reading) -> Step:
+def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
     options = Options(reading, opts.tissue_um_px, opts.tissue_method, opts.keep_pen)
     return Step(NAME, 1, make, options, finish=finish)
