@@ -220,8 +220,12 @@ def _check(parser: Parser, opts: argparse.Namespace) -> Reading:
 
 
 def _say(line: str, error: bool = False) -> None:
-    """Print above the progress bar."""
-    tqdm.write(line, file=sys.stderr if error else sys.stdout)
+    """Print, on a terminal above the progress bar."""
+    file = sys.stderr if error else sys.stdout
+    if sys.stderr.isatty():
+        tqdm.write(line, file=file)
+    else:
+        print(line, file=file)
     sys.stdout.flush()
 
 
