@@ -24,7 +24,7 @@ from options import train_options
 from training.comm import SoloComm, connect
 
 ROOT = Path(__file__).resolve().parent
-DATA = ("slide_path", "label_path", "valid_slide_path", "valid_label_path", "dataset")
+DATA = ("slide_path", "label_path", "valid_slide_path", "valid_label_path", "dataset", "manifest")
 LIMIT_S = 60.0
 
 

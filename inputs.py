@@ -114,9 +114,11 @@ class Inputs:
 
     def find(self) -> Any:
         """Training cases, validation cases and notes: files paired and split, nothing opened."""
-        from preprocessing.sets import Source, from_camelyon, from_folders
+        from preprocessing.sets import Source, from_camelyon, from_folders, from_manifest
 
         opts = self._opts
+        if opts.manifest:
+            return from_manifest(opts.manifest, opts.slide_root, (opts.train_centers, opts.val_centers))
         rest = ((opts.train_centers, opts.val_centers), opts.val_split, opts.seed)
         if opts.dataset:
             return from_camelyon(opts.dataset, opts.data_root, (opts.slide_format, opts.label_format), *rest)

@@ -93,6 +93,10 @@ def data_options(parser: Parser) -> None:
     data.add_argument(
         "--data_root", type=Path, default=os.environ.get("CAMELYON_ROOT"), help="root of --dataset; $CAMELYON_ROOT"
     )
+    data.add_argument(
+        "--manifest", type=Path, help="table of run_prepro.sh with slides, labels and split, in place of folders"
+    )
+    data.add_argument("--slide_root", type=Path, help="folder of the manifest's files, where they have been moved")
     data.add_argument("--train_centers", type=int, nargs="+", default=[-1], help="CAMELYON17 centres; -1 is all")
     data.add_argument("--val_centers", type=int, nargs="+", default=[-1], help="CAMELYON17 centres; -1 is all")
     data.add_argument(

@@ -12,6 +12,7 @@ from typing import Any
 import option_groups
 from option_groups import MODELS, MOMENTUM, OPTIMIZERS, SIZE_STEP
 from option_types import Parser
+from preprocessing import arguments
 from training.comm import is_elastic
 
 
@@ -125,18 +126,31 @@ def _check_elastic(parser: Parser, opts: argparse.Namespace) -> None:
     opts.resume = opts.resume or "auto"
 
 
-def _check_data(parser: Parser, opts: argparse.Namespace) -> None:
+def _check_source(parser: Parser, opts: argparse.Namespace) -> None:
     """Exactly one way to name the data; no half of a pair."""
     folders = (opts.slide_path, opts.label_path, opts.valid_slide_path, opts.valid_label_path)
-    if opts.dataset:
+    if opts.slide_root is not None and opts.manifest is None:
+        parser.error("--slide_root says where the files of a --manifest are: give that, too")
+    if opts.manifest:
+        if any(folders) or opts.dataset:
+            parser.error("--manifest takes the place of the four path options and of --dataset: give one or the other")
+    elif opts.dataset:
         if any(folders):
             parser.error("--dataset takes the place of the four path options: give one or the other")
         if opts.data_root is None:
             parser.error(f"--dataset {opts.dataset} needs --data_root (or $CAMELYON_ROOT)")
     elif opts.slide_path is None or opts.label_path is None:
-        parser.error("no training data: give --slide_path and --label_path, or --dataset 16 or 17 with --data_root")
+        parser.error(
+            "no training data: give --slide_path and --label_path, or --dataset 16 or 17 with --data_root, or a "
+            "--manifest"
+        )
     elif (opts.valid_slide_path is None) != (opts.valid_label_path is None):
         parser.error("--valid_slide_path and --valid_label_path go together")
+
+
+def _check_data(parser: Parser, opts: argparse.Namespace) -> None:
+    """What is read, and how."""
+    _check_source(parser, opts)
     if not 0 < opts.val_split < 1:
         parser.error(f"--val_split {opts.val_split:g}: a share between 0 and 1 (both excluded) is needed")
     # CAMELYON comes with XML truth; validation data looks like training data unless said otherwise
@@ -148,39 +162,12 @@ def _check_data(parser: Parser, opts: argparse.Namespace) -> None:
 
 def check_classes(parser: Parser, opts: argparse.Namespace) -> None:
     """Options of `class_options` as what they mean: a map, a table, groups in small letters."""
-    opts.label_map = _label_map(parser, opts.label_map, opts.ignore_groups)
-    opts.mask_values = _mask_values(parser, opts.mask_values)
+    try:
+        opts.label_map = arguments.label_map(opts.label_map, opts.ignore_groups)
+        opts.mask_values = arguments.mask_values(opts.mask_values)
+    except ValueError as error:
+        parser.error(str(error))
     opts.ignore_groups = tuple(group.lower() for group in opts.ignore_groups or ("None",))
-
-
-def _label_map(
-    parser: Parser, pairs: Sequence[tuple[str, int]] | None, ignored: Sequence[str] | None
-) -> dict[str, int] | None:
-    """Groups to classes as given; None for the default. A group to skip must not be in it, nor in the default."""
-    skipped = {group.lower() for group in ignored or ()}
-    if pairs is None:
-        if not skipped:
-            return None
-        from slides.annotation import DEFAULT_LABEL_MAP
-
-        return {group: cls for group, cls in DEFAULT_LABEL_MAP.items() if group not in skipped}
-    groups = [group for group, _ in pairs]
-    for wrong, why in ((skipped, "is in --ignore_groups, too"), ({g for g in groups if groups.count(g) > 1}, "twice")):
-        both = [group for group in groups if group in wrong]
-        if both:
-            parser.error(f"--label_map: group {both[0]!r} {why}; name each group once")
-    if not any(0 < cls < 255 for _, cls in pairs):
-        parser.error("--label_map: no group has a class from 1 to 254, so there would be nothing to find")
-    return dict(pairs)
-
-
-def _mask_values(parser: Parser, pairs: Sequence[tuple[str, int]] | None) -> dict[int, int] | None:
-    if pairs is None:
-        return None
-    wrong = [name for name, _ in pairs if not (name.isdigit() and int(name) <= 255)]
-    if wrong:
-        parser.error(f"--mask_values {wrong[0]}: mask values are whole numbers from 0 to 255")
-    return {int(name): cls for name, cls in pairs}
 
 
 def as_json(opts: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from isal import isal_zlib
 from benchmarks import report
 from models import fused
 from samplers import quality
-from slides import tiled_tiff
+from slides import artefacts, tiled_tiff
 from training.step import scaled
 
 MAP, CHANNELS = (1, 256, 256, 96), 96
@@ -95,7 +95,7 @@ def patches() -> dict[str, Ways]:
         },
         "every eighth px of a patch": {
             "NumPy stride": lambda: np.ascontiguousarray(image_HWC[::8, ::8]),
-            "OpenCV resize": lambda: quality._spread(image_HWC),
+            "OpenCV resize": lambda: artefacts._spread(image_HWC),
         },
         "quality checks of a patch": {"all": lambda: quality.fault(image_HWC, 0.25)},
     }

@@ -1,4 +1,4 @@
-"""Findings, and how they are told."""
+"""How findings are told."""
 
 from __future__ import annotations
 
@@ -7,39 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
+from preprocessing.findings import FAIL, PASS, WARN, Finding, failed, passed, warned
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor.
-
-    Attributes:
-        level: `PASS`; `WARN`, the run would start but hardly as wanted; `FAIL`, it would end with an error.
-        what: what was looked at, a word or two.
-        found: what was found.
-        fix: what to do; empty for `PASS`.
-    """
-
-    level: str
-    what: str
-    found: str
-    fix: str = ""
-
-
-def passed(what: str, found: str) -> Finding:
-    """All is well."""
-    return Finding(PASS, what, found)
-
-
-def warned(what: str, found: str, fix: str) -> Finding:
-    """The run would start."""
-    return Finding(WARN, what, found, fix)
-
-
-def failed(what: str, found: str, fix: str) -> Finding:
-    """The run would end with an error."""
-    return Finding(FAIL, what, found, fix)
+__all__ = ["FAIL", "PASS", "WARN", "Finding", "Report", "failed", "passed", "warned"]
 
 
 @dataclass

@@ -1,10 +1,11 @@
 """Hold out a share of the slides for validation."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from preprocessing.pairing import Case
 
+NORMAL = "normal"
 _HELP = "give validation slides of their own (valid_slide_path, valid_label_path), or more slides"
 
 
@@ -62,3 +63,56 @@ def _groups_held(groups: Sequence[Sequence[Case]], val_share: float, allowed: ra
     """How many of the first groups hold a number of slides nearest to the share; of equals the fewest."""
     target = val_share * sum(len(group) for group in groups)
     return min(allowed, key=lambda count: abs(sum(len(group) for group in groups[:count]) - target))
+
+
+def stratified(cases: Sequence[Case], class_of: Mapping[str, str], val_share: float, seed: int) -> frozenset[str]:
+    """Ids of slides to validate on: about `val_share` of every class, spread over centres, never a part of a patient.
+
+    Patients (slides without one stand for themselves) are ordered as in `split`. Centres of a class are gone through
+    one by one, each holding out as many as bring the share of all so far nearest to `val_share`: small centres, of
+    which no whole patient would be due, still share. Of two or more patients of a class both sets get one.
+
+    Args:
+        cases: slides, each id once.
+        class_of: slide id -> class. A patient has the class of its first slide that is not `normal`.
+        val_share: share of slides for validation, above 0 and below 1.
+        seed: another seed is another split.
+
+    Returns:
+        Empty for fewer than two patients.
+    """
+    groups: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.slide_id):
+        groups.setdefault(f"patient/{case.patient}" if case.patient else f"slide/{case.slide_id}", []).append(case)
+    if len(groups) < 2:
+        return frozenset()
+    strata: dict[str, dict[int, list[list[Case]]]] = {}
+    for key in sorted(groups, key=lambda key: (hashlib.sha256(f"{seed}/{key}".encode()).digest(), key)):
+        group = groups[key]
+        classes = sorted({class_of[case.slide_id] for case in group}, key=lambda name: (name == NORMAL, name))
+        centre = -1 if group[0].centre is None else group[0].centre
+        strata.setdefault(classes[0], {}).setdefault(centre, []).append(group)
+    held = [group for name in sorted(strata) for group in _spread(strata[name], val_share)]
+    # Two patients of two classes: neither class had one to spare.
+    if not held:
+        held = [next(iter(strata[NORMAL if NORMAL in strata else min(strata)].values()))[0]]
+    return frozenset(case.slide_id for group in held for case in group)
+
+
+def _spread(by_centre: Mapping[int, Sequence[Sequence[Case]]], val_share: float) -> list[Sequence[Case]]:
+    """Groups of one class to hold out; neither none nor all of two or more."""
+    held: list[Sequence[Case]] = []
+    slides = seen = 0
+    for centre in sorted(by_centre):
+        groups = by_centre[centre]
+        seen += sum(len(group) for group in groups)
+        sizes = [slides + sum(len(group) for group in groups[:count]) for count in range(len(groups) + 1)]
+        off = [abs(size - val_share * seen) for size in sizes]
+        count = off.index(min(off))
+        held += groups[:count]
+        slides = sizes[count]
+    largest = max(sorted(by_centre), key=lambda centre: len(by_centre[centre]))
+    total = sum(len(groups) for groups in by_centre.values())
+    if not held and total > 1:
+        return [by_centre[largest][0]]
+    return held[:-1] if len(held) == total else held

@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from slides.artefacts import pen_px
+
+METHODS = ("hsv", "otsu")
 # HSV saturation (0..255) of stained tissue; glass and JPEG noise stay below it.
 MIN_SATURATION = 18
 # HSV value: darker is a scanner's black border or an unstained (fluorescence) slide; brighter and pale is glass.
@@ -17,23 +20,38 @@ CLOSE_UM = 60.0
 OPEN_UM = 30.0
 # What stays below this area after closing and opening is dust, um2.
 MIN_AREA_UM2 = 10_000.0
+# Otsu's threshold goes no lower: on a slide without tissue it would part the noise of the glass in two.
+LEAST_OTSU = 8
+# A pen mark is at least so large; a line of nuclei or a fold of that colour is smaller. Its pale rim goes with it.
+PEN_AREA_UM2 = 40_000.0
+PEN_OPEN_UM = 20.0
+PEN_RIM_UM = 60.0
 
 
-def tissue_mask(rgb_HWC: NDArray[np.uint8], um_px: float) -> NDArray[np.bool_]:
+def tissue_mask(rgb_HWC: NDArray[np.uint8], um_px: float, method: str = "hsv") -> NDArray[np.bool_]:
     """Return tissue_HW: where stained tissue is.
 
-    HSV threshold, median against noise, closing over fat and lumina, opening against dust; sizes are in micrometres,
-    so the answer hardly depends on the level the thumbnail came from. Meant for 2 to 32 um/px. Holes of glass wider
-    than `CLOSE_UM` stay holes. Pen marks are not told from tissue.
+    Threshold on saturation, median against noise, closing over fat and lumina, opening against dust; sizes are in
+    micrometres, so the answer hardly depends on the level the thumbnail came from. Meant for 2 to 32 um/px. Holes of
+    glass wider than `CLOSE_UM` stay holes. Pen marks are not told from tissue: see `pen_marks`.
 
     Args:
         rgb_HWC: Thumbnail.
         um_px: Micrometres per px of the thumbnail.
+        method: `hsv`, the same threshold for all slides; or `otsu`, the threshold that parts this thumbnail's
+            saturations best, for stains that the fixed one does not fit.
+
+    Raises:
+        ValueError: Another method.
     """
+    if method not in METHODS:
+        raise ValueError(f"tissue method {method!r} is unknown; allowed are {', '.join(METHODS)}")
     hsv_HWC = cv2.cvtColor(np.ascontiguousarray(rgb_HWC), cv2.COLOR_RGB2HSV)
     saturation, value = hsv_HWC[..., 1], hsv_HWC[..., 2]
+    bright = value >= MIN_VALUE
+    least = MIN_SATURATION if method == "hsv" else _otsu(saturation[bright])
     stained: NDArray[np.integer[Any] | np.floating[Any]]
-    stained = ((saturation >= MIN_SATURATION) & (value >= MIN_VALUE)).astype(np.uint8)
+    stained = ((saturation >= least) & bright).astype(np.uint8)
     # An 8-bit median of OpenCV takes any odd width; 1 leaves the image as it is.
     stained = cv2.medianBlur(stained, min(_odd(MEDIAN_UM / um_px), 255))
     for operation, um in ((cv2.MORPH_CLOSE, CLOSE_UM), (cv2.MORPH_OPEN, OPEN_UM)):
@@ -49,6 +67,33 @@ def tissue_mask(rgb_HWC: NDArray[np.uint8], um_px: float) -> NDArray[np.bool_]:
     assert large.size == count
     tissue_HW: NDArray[np.bool_] = large[group_HW]
     return tissue_HW
+
+
+def pen_marks(rgb_HWC: NDArray[np.uint8], um_px: float) -> NDArray[np.bool_]:
+    """Return pen_HW: marks of a pen and their rims, which `tissue_mask` takes for tissue.
+
+    Args:
+        rgb_HWC: Thumbnail.
+        um_px: Micrometres per px of the thumbnail.
+    """
+    marked = pen_px(rgb_HWC).astype(np.uint8)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_odd(PEN_OPEN_UM / um_px),) * 2)
+    marked = cv2.morphologyEx(marked, cv2.MORPH_OPEN, kernel).astype(np.uint8)
+    _, group_HW, stats, _ = cv2.connectedComponentsWithStats(marked, connectivity=8)
+    large = stats[:, cv2.CC_STAT_AREA] * um_px**2 >= PEN_AREA_UM2
+    large[0] = False
+    rim = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_odd(2 * PEN_RIM_UM / um_px),) * 2)
+    pen_HW: NDArray[np.bool_] = cv2.dilate(large[group_HW].astype(np.uint8), rim) > 0
+    return pen_HW
+
+
+def _otsu(saturation: NDArray[Any]) -> int:
+    """Least saturation of tissue by Otsu's rule, at least `LEAST_OTSU`."""
+    if not saturation.size:
+        return LEAST_OTSU
+    # OpenCV's threshold is the largest value of the lower class.
+    threshold, _ = cv2.threshold(saturation.reshape(1, -1), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return max(LEAST_OTSU, int(threshold) + 1)
 
 
 def _odd(size: float) -> int:

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from samplers.quality import BLANK, BLURRED, PEN, fault, has_pen, is_blurred
+from samplers.quality import BLANK, BLURRED, PEN, fault, is_blurred
+from slides.artefacts import has_pen
 from slides.reader import Slide
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -1,0 +1,235 @@
+"""The command line of preprocessing: which slides, which steps, on what; one run from options to exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, Protocol, cast
+
+from tqdm import tqdm
+
+from preprocessing import arguments
+from preprocessing.arguments import Parser, pair, positive, whole
+from preprocessing.executors import Executor, is_first_rank, on_all_ranks
+from preprocessing.reading import Reading
+from preprocessing.runner import FAILED, Result, Step, failures, run_step, summary
+from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
+from preprocessing.store import Held, marked
+
+# In the order of a full run.
+STEPS = ("check", "tissue", "extract_patches", "manifest")
+
+
+class StepModule(Protocol):
+    """A module `preprocessing.STEP`."""
+
+    __doc__: str
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of the step."""
+
+    def step(self, opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
+        """The step with its options; ValueError where they do not fit each other."""
+
+
+@dataclass
+class _Asked(BaseException):
+    """A signal asked the run to end."""
+
+    signal: int
+
+
+def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int:
+    """Run steps; returns the exit code.
+
+    0: all slides are finished. 1: some slide failed. 2: bad options, folders or files, or a full disk; one line says
+    which. 128 + N: signal N ended the run; what is finished stays.
+
+    Args:
+        names: steps, in their order.
+        argv: words of the command line; default: those of this process.
+    """
+    parser, modules = _parser(names)
+    opts = parser.parse_args(argv)
+    before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        reading = _check(parser, opts)
+
+        def story(executor: Executor) -> int:
+            def steps_of(slides: Slides) -> list[Step]:
+                return [module.step(opts, reading, slides) for module in modules]
+
+            return _story(parser.prog, opts, steps_of, executor, only_check=list(names) == ["check"])
+
+        return on_all_ranks(story, opts.num_processes)
+    except ValueError as error:
+        if is_first_rank():
+            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except _Asked as asked:
+        return 128 + asked.signal
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _story(
+    prog: str,
+    opts: argparse.Namespace,
+    steps_of: Callable[[Slides], Sequence[Step]],
+    executor: Executor,
+    only_check: bool,
+) -> int:
+    """The whole run, on one rank."""
+    try:
+        slides = find(opts, only_check)
+        steps = steps_of(slides)
+        with Held(opts.out) as held:
+            _say(f"{len(slides.cases)} slides, on {executor.words}, into {opts.out}")
+            for note in [*slides.notes, *held.notes]:
+                _say(f"note    {note}")
+            return _run(opts.out, slides, steps, executor)
+    except (ValueError, OSError) as error:
+        _say(f"{prog}: error: {error}", error=True)
+        return 2
+    except _Asked as asked:
+        name = signal.Signals(asked.signal).name
+        _say(f"{prog}: ended by {name}; what is finished stays: the same command goes on", error=True)
+        return 128 + asked.signal
+
+
+def _run(out: Path, slides: Slides, steps: Sequence[Step], executor: Executor) -> int:
+    cases = slides.cases
+    failed = [("pairing", Result("all", FAILED, error=fault)) for fault in slides.faults]
+    for step in steps:
+        results = run_step(step, cases, out, executor, _say)
+        for line in step.finish(out, cases, results):
+            _say(line)
+        _say(summary(step, results, marked(out, step.name)))
+        bad = [result for result in results if result.state == FAILED]
+        failed += [(step.name, result) for result in bad]
+        # Later steps would fail at these again.
+        cases = [case for case, result in zip(cases, results, strict=True) if result.state != FAILED]
+        if not cases:
+            break
+    for line in failures(failed):
+        _say(line)
+    return int(bool(failed))
+
+
+def find(opts: argparse.Namespace, only_check: bool = False) -> Slides:
+    """The slides that the options name.
+
+    Args:
+        opts: validated options.
+        only_check: what does not pair is a finding and no error; the rest can still be looked at.
+
+    Raises:
+        ValueError: files do not pair; see `pairing.pair` and `datasets.camelyon`.
+    """
+    if opts.dataset:
+        return all_of_camelyon(opts.dataset, opts.data_root, (opts.slide_format, opts.label_format), opts.proc_center)
+    train = Source(opts.slide_path, opts.label_path, opts.slide_format, opts.label_format)
+    val = Source(opts.valid_slide_path, opts.valid_label_path, opts.slide_format, opts.label_format)
+    given = [train, val] if opts.valid_slide_path else [train]
+    try:
+        return all_in_folders(train, val if opts.valid_slide_path else None, opts.proc_center)
+    except ValueError as error:
+        if not only_check:
+            raise
+        return paired_only(given, str(error))
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+def _parser(names: Sequence[str]) -> tuple[Parser, list[StepModule]]:
+    modules = [cast("StepModule", importlib.import_module(f"preprocessing.{name}")) for name in names]
+    one = modules[0].__doc__ if len(modules) == 1 else f"Prepare a data set: {', '.join(names)}."
+    parser = Parser(
+        prog=f"python -m preprocessing.{names[0]}" if len(names) == 1 else "prepro.py",
+        description=one,
+        epilog="Options can be kept in a file: @FILE. Finished slides are not made again; the same command goes on.",
+        fromfile_prefix_chars="@",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    _data_options(parser)
+    if {"check", "extract_patches"}.intersection(names):
+        parser.add_argument("--resolution", type=positive, default=0.25, help="um per px of the patches")
+    if {"tissue", "extract_patches"}.intersection(names):
+        parser.add_argument("--keep_pen", action="store_true", help="leave pen marks in the tissue and in patches")
+    for module in modules:
+        module.add_options(parser)
+    return parser, modules
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults in the help of options; descriptions as they are."""
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("slides and labels")
+    data.add_argument("--slide_path", type=Path, help="slides: a folder or one file")
+    data.add_argument("--label_path", type=Path, help="their labels: a folder or one file; without any all are normal")
+    data.add_argument("--valid_slide_path", type=Path, help="slides that are for validation")
+    data.add_argument("--valid_label_path", type=Path, help="their labels")
+    data.add_argument("--dataset", choices=("16", "17"), help="standard CAMELYON layout under --data_root")
+    data.add_argument(
+        "--data_root", type=Path, default=os.environ.get("CAMELYON_ROOT"), help="root of --dataset; $CAMELYON_ROOT"
+    )
+    data.add_argument("--proc_center", type=int, nargs="+", default=[-1], help="CAMELYON17 centres; -1 is all")
+    data.add_argument("--slide_format", default="tif", metavar="SUFFIX", help="tif, svs, ndpi, mrxs, scn, bif ...")
+    data.add_argument("--label_format", choices=("tif", "xml"), help="default: xml with --dataset, else tif")
+    data.add_argument("--label_map", type=pair, nargs="+", metavar="GROUP:CLASS", help="default: CAMELYON's")
+    data.add_argument("--ignore_groups", nargs="+", metavar="GROUP", help="annotation groups to skip; default: None")
+    data.add_argument("--mask_values", type=pair, nargs="+", metavar="VALUE:CLASS", help="default: non-zero is 1")
+    data.add_argument("--mpp", type=positive, help="um per px of level 0, in place of what the slides say")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--out", type=Path, required=True, help="output folder; every step has a folder in it")
+    run.add_argument(
+        "--num_processes", type=whole(1), help="default: one per CPU; under mpirun the ranks are the processes"
+    )
+
+
+def _check(parser: Parser, opts: argparse.Namespace) -> Reading:
+    """Exactly one way to name the slides; no half of a pair."""
+    folders = (opts.slide_path, opts.label_path, opts.valid_slide_path, opts.valid_label_path)
+    if opts.dataset:
+        if any(folders):
+            parser.error("--dataset takes the place of the path options: give one or the other")
+        if opts.data_root is None:
+            parser.error(f"--dataset {opts.dataset} needs --data_root (or $CAMELYON_ROOT)")
+    elif opts.slide_path is None:
+        parser.error("no slides: give --slide_path (and --label_path), or --dataset 16 or 17 with --data_root")
+    elif opts.valid_label_path is not None and opts.valid_slide_path is None:
+        parser.error("--valid_label_path goes with --valid_slide_path")
+    opts.label_format = opts.label_format or ("xml" if opts.dataset else "tif")
+    groups = arguments.label_map(opts.label_map, opts.ignore_groups)
+    values = arguments.mask_values(opts.mask_values)
+    ignored = tuple(group.lower() for group in opts.ignore_groups or ("None",))
+    usual = Reading(ignore_groups=ignored, mask_values=tuple(values.items()) if values else None, um_px=opts.mpp)
+    return Reading(tuple(groups.items()), usual.ignore_groups, usual.mask_values, usual.um_px) if groups else usual
+
+
+def _say(line: str, error: bool = False) -> None:
+    """Print, on a terminal above the progress bar."""
+    file = sys.stderr if error else sys.stdout
+    if sys.stderr.isatty():
+        tqdm.write(line, file=file)
+    else:
+        print(line, file=file)
+    sys.stdout.flush()
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    # A second one must not interrupt the cleaning up.
+    signal.signal(number, signal.SIG_IGN)
+    raise _Asked(number)

@@ -1,0 +1,203 @@
+"""The manifest: one row per slide with all that is known of it, which train.py takes in place of folders (--manifest).
+
+    OUT/manifest.csv
+
+Columns: slide, patient, centre, class (`tumor` or `normal`, by the area of its truth), split (`train` or `val`),
+um_px_x and um_px_y (level 0), width and height (level-0 px), levels, tissue_mm2, tumor_mm2, annotations (of each
+group), root, slide_path and label_path (below root), slide_bytes, slide_sha256, label_sha256.
+
+python -m preprocessing.manifest --slide_path DIR --label_path DIR --out OUT     (after the step tissue)
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preprocessing import store
+from preprocessing.arguments import share_below_1
+from preprocessing.pairing import Case
+from preprocessing.reading import Reading, read_cells
+from preprocessing.runner import FAILED, Result, Step
+from preprocessing.sets import Slides
+from preprocessing.split import NORMAL, stratified
+from preprocessing.staging import parts_of
+from preprocessing.store import Made
+from preprocessing.tables import csv_text
+from preprocessing.tissue import mask_path
+from slides.annotation import read_annotations
+from slides.geometry import Window
+from slides.label import IGNORE
+from slides.reader import Slide
+from slides.truth import EmptyTruth, Truth, XmlTruth
+
+NAME = "manifest"
+TUMOR = "tumor"
+BLOCK = 4096  # px of a mask read at a time, a side
+READ_BYTES = 2**22
+COLUMNS = (
+    "slide", "patient", "centre", "class", "split", "um_px_x", "um_px_y", "width", "height", "levels", "tissue_mm2",
+    "tumor_mm2", "annotations", "root", "slide_path", "label_path", "slide_bytes", "slide_sha256", "label_sha256",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """How slides are described.
+
+    Attributes:
+        reading: how slides and labels are read.
+        checksums: read all bytes of slides and labels for their SHA-256.
+    """
+
+    reading: Reading
+    checksums: bool = True
+
+
+@dataclass(frozen=True)
+class Split:
+    """How slides are split.
+
+    Attributes:
+        val_share: share for validation.
+        seed: of the split.
+        val_ids: the slides for validation, where the user has named them.
+    """
+
+    val_share: float
+    seed: int
+    val_ids: frozenset[str] | None = None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this step."""
+    group = parser.add_argument_group("manifest")
+    group.add_argument(
+        "--val_split", type=share_below_1, default=0.15, help="share for validation, where no folders are"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the split")
+    group.add_argument(
+        "--checksums", action=argparse.BooleanOptionalAction, default=True, help="SHA-256 of slides and labels"
+    )
+
+
+def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
+    """The step with its options."""
+    if opts.val_split == 0:
+        raise ValueError("--val_split 0: a share above 0 and below 1 is needed")
+    split = Split(opts.val_split, opts.seed, slides.val_ids)
+    return Step(NAME, 1, make, Options(reading, opts.checksums), reads, partial(finish, split), ".")
+
+
+def reads(case: Case, out: Path) -> list[Path]:
+    """The slide's tissue mask."""
+    return [mask_path(out, case.slide_id)]
+
+
+def make(case: Case, out: Path, options: Options) -> Made:
+    """Describe one slide."""
+    slide = options.reading.slide(case)
+    truth = options.reading.truth(case, slide)
+    tissue_HW, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
+    px_mm2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
+    tumor_px = tumor_area_l0(truth, slide)
+    values: dict[str, Any] = {
+        "slide": case.slide_id, "patient": case.patient, "centre": case.centre,
+        "class": TUMOR if tumor_px else NORMAL,
+        "um_px_x": round(slide.um_px_xy_l0[0], 6), "um_px_y": round(slide.um_px_xy_l0[1], 6),
+        "width": slide.size_xy_l0[0], "height": slide.size_xy_l0[1], "levels": len(slide.levels),
+        "tissue_mm2": round(int(tissue_HW.sum()) * cell_l0**2 * px_mm2, 4), "tumor_mm2": round(tumor_px * px_mm2, 6),
+        "annotations": _annotations(case, options.reading),
+        "slide_bytes": sum(path.stat().st_size for path in parts_of(case.slide_path)),
+    }  # fmt: skip
+    if options.checksums:
+        values["slide_sha256"] = sha256(parts_of(case.slide_path))
+        values["label_sha256"] = sha256([case.label_path]) if case.label_path else None
+    return Made(values, truth.notes)
+
+
+def tumor_area_l0(truth: Truth, slide: Slide) -> float:
+    """Area of all classes but 0 and those to ignore, level-0 px2: of polygons exactly, of masks as px of level 0."""
+    if isinstance(truth, XmlTruth):
+        return float(sum(part.area for cls in truth.classes if cls for part in truth.regions(cls)))
+    if isinstance(truth, EmptyTruth):
+        return 0.0
+    counts = np.zeros(256, np.int64)
+    for window in _blocks(slide):
+        counts += np.bincount(truth.label(window).ravel(), minlength=256)
+    return float(counts[1:IGNORE].sum())
+
+
+def sha256(paths: Sequence[Path]) -> str:
+    """SHA-256 of the bytes of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(READ_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def finish(split: Split, out: Path, cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+    """Split the slides and write the table."""
+    rows = {result.slide_id: dict(result.made.values) for result in results if result.state != FAILED}
+    good = [case for case in cases if case.slide_id in rows]
+    if not good:
+        return []
+    class_of = {slide_id: str(row["class"]) for slide_id, row in rows.items()}
+    val = split.val_ids
+    if val is None:
+        val = stratified(good, class_of, split.val_share, split.seed)
+    paths = [path for case in good for path in (case.slide_path, case.label_path) if path is not None]
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    for case in good:
+        label = case.label_path
+        rows[case.slide_id] |= {
+            "split": "val" if case.slide_id in val else "train",
+            "root": root,
+            "slide_path": case.slide_path.absolute().relative_to(root).as_posix(),
+            "label_path": label.absolute().relative_to(root).as_posix() if label else None,
+        }
+    path = out / f"{NAME}.csv"
+    store.write_text(path, csv_text(COLUMNS, [rows[case.slide_id] for case in good]))
+    counts = Counter((rows[case.slide_id]["split"], rows[case.slide_id]["class"]) for case in good)
+    words = (
+        f"{name} {counts[name, TUMOR]} with tumour, {counts[name, NORMAL]} without"
+        for name in ("train", "val")
+        if counts[name, TUMOR] + counts[name, NORMAL]
+    )
+    return [f"{NAME:<15} {'; '.join(words)}: {path}"]
+
+
+def _annotations(case: Case, reading: Reading) -> str | None:
+    """How many annotations each group has; None for masks and slides without a label."""
+    if case.label_path is None or case.label_path.suffix.lower() != ".xml":
+        return None
+    found, _ = read_annotations(case.label_path, dict(reading.label_map), reading.ignore_groups)
+    counts = Counter(annotation.group for annotation in found)
+    return " ".join(f"{group}:{count}" for group, count in sorted(counts.items()))
+
+
+def _blocks(slide: Slide) -> Iterator[Window]:
+    """Windows of level-0 px that cover a slide."""
+    width, height = slide.size_xy_l0
+    for top in range(0, height, BLOCK):
+        for left in range(0, width, BLOCK):
+            hw = min(BLOCK, height - top), min(BLOCK, width - left)
+            yield Window((float(left), float(top)), hw, (1.0, 1.0))
+
+
+if __name__ == "__main__":
+    from preprocessing.command import main
+
+    sys.exit(main([NAME]))

@@ -1,0 +1,158 @@
+"""How the steps open a slide and its truth, and look at it from afar. Tensor legend: H rows, W columns, C = 3 (RGB)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from preprocessing import store
+from preprocessing.pairing import Case
+from slides.annotation import DEFAULT_LABEL_MAP
+from slides.geometry import Window
+from slides.reader import Slide
+from slides.tags import read_pages
+from slides.truth import Truth, open_truth
+
+MAX_CELLS = 64_000_000  # of a thumbnail; a larger slide gets coarser px
+BAND_ROWS = 512  # rows per read: bounds memory whatever the slide's size
+OVERVIEW_PX = 1024  # longer side of the pictures to look at
+TILE = 256
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How slides and labels are to be read.
+
+    Attributes:
+        label_map: annotation group and class, in painting order.
+        ignore_groups: annotation groups to skip.
+        mask_values: mask value and class; None: non-zero is 1.
+        um_px: spacing of level 0, um per px, in place of what all slides say; None to believe them.
+    """
+
+    label_map: tuple[tuple[str, int], ...] = tuple(DEFAULT_LABEL_MAP.items())
+    ignore_groups: tuple[str, ...] = ("none",)
+    mask_values: tuple[tuple[int, int], ...] | None = None
+    um_px: float | None = None
+
+    def slide(self, case: Case) -> Slide:
+        """Open a slide; see `Slide` for errors."""
+        return Slide(case.slide_path, um_px=self.um_px)
+
+    def truth(self, case: Case, slide: Slide) -> Truth:
+        """Open its truth; see `open_truth` for errors."""
+        values = None if self.mask_values is None else dict(self.mask_values)
+        return open_truth(case.label_path, slide, dict(self.label_map), self.ignore_groups, values)
+
+
+def cell_side_l0(slide: Slide, um_px: float) -> int:
+    """Side of a thumbnail's px in whole level-0 px, near to `um_px` micrometres and such that it has `MAX_CELLS`."""
+    side = max(1, round(um_px / max(slide.um_px_xy_l0)))
+    width, height = slide.size_xy_l0
+    cells = (width / side) * (height / side)
+    return side if cells <= MAX_CELLS else math.ceil(side * math.sqrt(cells / MAX_CELLS))
+
+
+def thumbnail(slide: Slide, cell_l0: int) -> NDArray[np.uint8]:
+    """Return rgb_HWC of the whole slide, ceil(size / cell_l0) px a side; white beyond its border."""
+    width, height = slide.size_xy_l0
+    rows, columns = -(-height // cell_l0), -(-width // cell_l0)
+    rgb_HWC = np.empty((rows, columns, 3), np.uint8)
+    for top in range(0, rows, BAND_ROWS):
+        count = min(BAND_ROWS, rows - top)
+        window = Window((0.0, float(top * cell_l0)), (count, columns), (float(cell_l0), float(cell_l0)))
+        rgb_HWC[top : top + count] = slide.read(window)
+    return rgb_HWC
+
+
+def overview(slide: Slide, longer: int = OVERVIEW_PX) -> tuple[NDArray[np.uint8], float]:
+    """Return a small rgb_HWC of the whole slide to draw on, and level-0 px per px of it."""
+    step = max(1.0, max(slide.size_xy_l0) / longer)
+    rows, columns = (max(1, math.ceil(size / step)) for size in reversed(slide.size_xy_l0))
+    return slide.read(Window((0.0, 0.0), (rows, columns), (step, step))), step
+
+
+def draw_outline(
+    picture_HWC: NDArray[np.uint8],
+    cells_HW: NDArray[np.bool_],
+    cells_per_px: float,
+    colour: Sequence[int],
+    width: int = 2,
+) -> None:
+    """Draw the outlines of True cells into a picture.
+
+    Args:
+        picture_HWC: drawn on.
+        cells_HW: cell [r, c] starts at px (c / cells_per_px, r / cells_per_px).
+        cells_per_px: cells per px of the picture.
+        colour: in the picture's order of channels.
+        width: of the line, px.
+    """
+    seen_HW = cells_HW.astype(np.uint8)
+    if cells_per_px > 1:
+        # Cells narrower than a px of the picture must not vanish between those that are picked.
+        seen_HW = cv2.dilate(seen_HW, np.ones((int(cells_per_px),) * 2, np.uint8)).astype(np.uint8)
+    row, column = (
+        np.minimum(((np.arange(px) + 0.5) * cells_per_px).astype(np.int64), cells - 1)
+        for px, cells in zip(picture_HWC.shape[:2], cells_HW.shape, strict=True)
+    )
+    scaled_HW = np.ascontiguousarray(seen_HW[row][:, column])
+    contours, _ = cv2.findContours(scaled_HW, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture_HWC, contours, -1, tuple(colour), width)
+
+
+def write_png(path: Path, rgb_HWC: NDArray[np.uint8]) -> None:
+    """Write a picture.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    good, data = cv2.imencode(".png", cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2BGR))
+    assert good, "OpenCV writes PNG"
+    store.write_bytes(path, data.tobytes())
+
+
+def write_cells(path: Path, cells_HW: NDArray[np.bool_], um_px: float) -> None:
+    """Write cells as a tiled one-channel TIFF, 0 and 255, with their spacing in its tags.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    memory = BytesIO()
+    per_cm = 10_000 / um_px
+    tifffile.imwrite(
+        memory, cells_HW.astype(np.uint8) * 255, photometric="minisblack", tile=(TILE, TILE), compression="zlib",
+        resolution=(per_cm, per_cm), resolutionunit="centimeter", metadata=None, software=False,
+    )  # fmt: skip
+    store.write_bytes(path, memory.getvalue())
+
+
+def read_cells(path: Path, slide: Slide) -> tuple[NDArray[np.bool_], int]:
+    """Cells of a slide as `write_cells` wrote them (anything but 0 is True), and their side in level-0 px.
+
+    Raises:
+        ValueError: the file is missing or damaged, or belongs to another slide or spacing.
+    """
+    try:
+        page = read_pages(path)[0]
+        cells_HW: NDArray[np.bool_] = tifffile.imread(path, key=0) > 0
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise ValueError(
+            f"tissue mask {path} cannot be read: {error}; run the step tissue with the same --out"
+        ) from error
+    width, height = slide.size_xy_l0
+    cell_l0 = 0 if page.um_px_xy is None else round(page.um_px_xy[0] / max(slide.um_px_xy_l0))
+    if cell_l0 < 1 or cells_HW.shape != (-(-height // cell_l0), -(-width // cell_l0)):
+        raise ValueError(
+            f"tissue mask {path} of {cells_HW.shape} rows and columns does not cover slide {slide.path} of {width} x "
+            f"{height} px at its spacing; run the step tissue with the same --out and --mpp"
+        )
+    return cells_HW, cell_l0

@@ -1,0 +1,125 @@
+"""Tissue masks: where each slide has tissue, as a small TIFF, and a picture to check it by.
+
+    OUT/tissue/SLIDE.tif    0 and 255, spacing in its tags
+    OUT/tissue/SLIDE.png    the slide with tissue outlined in green and pen marks in magenta
+    OUT/tissue/tissue.csv   areas and shares of all slides
+
+python -m preprocessing.tissue --slide_path DIR --out OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing import store
+from preprocessing.arguments import positive
+from preprocessing.pairing import Case
+from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, thumbnail, write_cells, write_png
+from preprocessing.runner import FAILED, Result, Step
+from preprocessing.sets import Slides
+from preprocessing.store import Made
+from preprocessing.tables import csv_text
+from slides.tissue import METHODS, pen_marks, tissue_mask
+
+NAME = "tissue"
+LEAST_SHARE = 0.01  # of a slide's area; less is said aloud
+GREEN, MAGENTA = (30, 150, 30), (200, 0, 200)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How tissue is found.
+
+    Attributes:
+        reading: how slides are read.
+        um_px: um per px of the masks.
+        method: see `tissue_mask`.
+        keep_pen: pen marks count as tissue.
+    """
+
+    reading: Reading
+    um_px: float = 8.0
+    method: str = "hsv"
+    keep_pen: bool = False
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this step."""
+    group = parser.add_argument_group("tissue")
+    group.add_argument("--tissue_um_px", type=positive, default=8.0, help="um per px of the tissue masks")
+    group.add_argument(
+        "--tissue_method", choices=METHODS, default="hsv", help="a fixed threshold of saturation, or Otsu's per slide"
+    )
+
+
+def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
+    """The step with its options."""
+    options = Options(reading, opts.tissue_um_px, opts.tissue_method, opts.keep_pen)
+    return Step(NAME, 1, make, options, finish=finish)
+
+
+def mask_path(out: Path, slide_id: str) -> Path:
+    """Where the mask of a slide is."""
+    return out / NAME / f"{slide_id}.tif"
+
+
+def make(case: Case, out: Path, options: Options) -> Made:
+    """Find the tissue of one slide."""
+    slide = options.reading.slide(case)
+    cell_l0 = cell_side_l0(slide, options.um_px)
+    um_px = cell_l0 * max(slide.um_px_xy_l0)
+    rgb_HWC = thumbnail(slide, cell_l0)
+    tissue_HW = tissue_mask(rgb_HWC, um_px, options.method)
+    found = int(tissue_HW.sum())
+    pen_HW = np.zeros_like(tissue_HW) if options.keep_pen else pen_marks(rgb_HWC, um_px)
+    tissue_HW &= ~pen_HW
+    cell_mm2 = cell_l0**2 * slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
+    share = float(tissue_HW.mean())
+    removed = found - int(tissue_HW.sum())
+    notes = []
+    if removed:
+        notes.append(f"pen marks of {removed * cell_mm2:.2f} mm2 are taken out of the tissue")
+    if share < LEAST_SHARE:
+        notes.append(
+            f"only {share:.2%} of the slide is tissue: look at {NAME}/{case.slide_id}.png; another stain may want "
+            "--tissue_method otsu"
+        )
+    picture_HWC, px_l0 = overview(slide)
+    for cells_HW, colour in ((tissue_HW, GREEN), (pen_HW, MAGENTA)):
+        draw_outline(picture_HWC, cells_HW, px_l0 / cell_l0, colour)
+    write_cells(mask_path(out, case.slide_id), tissue_HW, um_px)
+    write_png(out / NAME / f"{case.slide_id}.png", picture_HWC)
+    values = {
+        "tissue_mm2": round(int(tissue_HW.sum()) * cell_mm2, 4),
+        "tissue_share": round(share, 5),
+        "pen_mm2": round(removed * cell_mm2, 4),
+        "um_px": round(um_px, 6),
+    }
+    return Made(values, tuple(notes), (f"{NAME}/{case.slide_id}.tif", f"{NAME}/{case.slide_id}.png"))
+
+
+def finish(out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+    """Write the table over all slides."""
+    good = [result for result in results if result.state != FAILED]
+    columns = ("slide", "tissue_mm2", "tissue_share", "pen_mm2", "um_px")
+    store.write_text(
+        out / NAME / f"{NAME}.csv", csv_text(columns, [{"slide": r.slide_id, **r.made.values} for r in good])
+    )
+    scarce = [r.slide_id for r in good if r.made.values["tissue_share"] < LEAST_SHARE]
+    area = sum(r.made.values["tissue_mm2"] for r in good)
+    lines = [f"{NAME:<15} {area:.1f} mm2 on {len(good)} slides; pictures and {NAME}.csv in {out / NAME}"]
+    if scarce:
+        lines.append(f"{NAME:<15} {len(scarce)} slides have under {LEAST_SHARE:.0%} tissue: {', '.join(scarce[:10])}")
+    return lines
+
+
+if __name__ == "__main__":
+    from preprocessing.command import main
+
+    sys.exit(main([NAME]))

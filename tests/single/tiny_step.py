@@ -1,0 +1,63 @@
+"""A step that copies what stands in a slide's file; what is in it may also make it fail, wait or die."""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocessing import store
+from preprocessing.executors import on_all_ranks
+from preprocessing.pairing import Case
+from preprocessing.runner import DONE, Step, run_step
+from preprocessing.store import Held, Made
+
+
+@dataclass(frozen=True)
+class Options:
+    shout: bool = False
+    wait_s: float = 0.0
+
+
+def make(case: Case, out: Path, options: Options) -> Made:
+    text = case.slide_path.read_text(encoding="utf-8")
+    folder = out / "tiny" / case.slide_id
+    part = store.part_of(folder)
+    store.remove(part)
+    part.mkdir(parents=True)
+    (part / "first.txt").write_text("first", encoding="utf-8")
+    time.sleep(options.wait_s)
+    if text == "bad":
+        raise ValueError(f"{case.slide_path} is bad;\nmend it")
+    if text == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+    (part / "second.txt").write_text(text.upper() if options.shout else text, encoding="utf-8")
+    part.rename(folder)
+    return Made({"length": len(text)}, (), (f"tiny/{case.slide_id}",), "of no use" if text == "fault" else "")
+
+
+def step(**options: bool | float) -> Step:
+    return Step("tiny", 1, make, Options(**options))
+
+
+def cases_of(folder: Path) -> list[Case]:
+    return [Case(path.stem, path, None) for path in sorted(folder.glob("*.txt"))]
+
+
+def main() -> int:
+    """tiny_step.py SLIDES OUT WAIT [PROCESSES]: prints what was done; exit code 1 when a slide failed."""
+    folder, out, wait = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+
+    def story(executor) -> int:
+        with Held(out):
+            results = run_step(step(wait_s=wait), cases_of(folder), out, executor, print)
+        print("on", executor.words)
+        print("did", *sorted(result.slide_id for result in results if result.state == DONE), flush=True)
+        return int(any(result.error for result in results))
+
+    return on_all_ranks(story, int(sys.argv[4]) if len(sys.argv) > 4 else None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
