@@ -22,7 +22,7 @@ def test_from_slides_to_a_report(tmp_path: Path) -> None:
     assert sorted(path.name for path in (out / "predictions").iterdir()) == ["normal_102", "tumor_101"]
     metrics = json.loads((out / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     # Eight images teach nothing, but all tissue of both slides is scored once: what the grid of maps has, 2 um/px.
-    confusion = metrics["pixel"]["pooled"]["confusion"]
+    confusion = metrics["pixels"]["confusion"]
     assert sum(map(sum, confusion)) > 0.8 * (323 * 259 + 290 * 305)
     assert sum(confusion[1]) == 120 * 130
     report = (out / "evaluation" / "report.html").read_text(encoding="utf-8")
