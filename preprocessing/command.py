@@ -25,7 +25,7 @@ from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon
 from preprocessing.store import Held, marked
 
 # In the order of a full run.
-STEPS = ("tissue", "manifest")
+STEPS = ("tissue", "extract_patches", "manifest")
 
 
 class StepModule(Protocol):
@@ -145,6 +145,10 @@ def _parser(names: Sequence[str]) -> tuple[Parser, list[StepModule]]:
         allow_abbrev=False,
     )
     _data_options(parser)
+    if {"check", "extract_patches"}.intersection(names):
+        parser.add_argument("--resolution", type=positive, default=0.25, help="um per px of the patches")
+    if {"tissue", "extract_patches"}.intersection(names):
+        parser.add_argument("--keep_pen", action="store_true", help="leave pen marks in the tissue and in patches")
     for module in modules:
         module.add_options(parser)
     return parser, modules

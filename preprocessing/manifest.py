@@ -96,7 +96,7 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
     if opts.val_split == 0:
         raise ValueError("--val_split 0: a share above 0 and below 1 is needed")
     split = Split(opts.val_split, opts.seed, slides.val_ids)
-    return Step(NAME, 1, make, Options(reading, opts.checksums), reads, partial(finish, split))
+    return Step(NAME, 1, make, Options(reading, opts.checksums), reads, partial(finish, split), ".")
 
 
 def reads(case: Case, out: Path) -> list[Path]:

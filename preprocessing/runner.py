@@ -72,13 +72,14 @@ class Step:
     """A step of preprocessing.
 
     Attributes:
-        name: of its folder below the output folder.
+        name: what it is called.
         version: to be raised when the same options give other files.
         make: makes one slide's files below the output folder; a function of a module, with options that pickle.
         options: a frozen dataclass.
         reads: further files a slide's result depends on.
         finish: writes tables over all slides, after them; returns lines for the user. Failed slides are among the
             results.
+        folder: of its files below the output folder; empty where it is called like the step.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Step:
     options: Any
     reads: Callable[[Case, Path], list[Path]] = no_more
     finish: Callable[[Path, Sequence[Case], Sequence[Result]], list[str]] = no_tables
+    folder: str = ""
 
     def fingerprint(self, case: Case, out: Path) -> str:
         """See `store.fingerprint`."""
@@ -115,7 +117,7 @@ def run_step(
     Raises:
         DiskFullError: when the disk is full.
     """
-    store.remove_leftovers(out / step.name)
+    store.remove_leftovers(out / (step.folder or step.name))
     results: dict[str, Result] = {}
     todo: list[tuple[int, Case]] = []
     for case in cases:
@@ -143,7 +145,7 @@ def run_step(
                 say(f"FAILED  {step.name:<15} {case.slide_id}: {result.error}")
             for note in result.made.notes:
                 say(f"note    {step.name:<15} {case.slide_id}: {note}")
-    store.remove_leftovers(out / step.name)
+    store.remove_leftovers(out / (step.folder or step.name))
     return [results[case.slide_id] for case in cases]
 
 

@@ -56,7 +56,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tissue_method", choices=METHODS, default="hsv", help="a fixed threshold of saturation, or Otsu's per slide"
     )
-    group.add_argument("--keep_pen", action="store_true", help="do not take pen marks out of the tissue")
 
 
 def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:

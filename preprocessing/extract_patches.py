@@ -1,0 +1,271 @@
+"""Patches: a grid over the tissue of every slide, with masks, as files or shards, and a picture of what was taken.
+
+    OUT/patches/SLIDE/tumor/SLIDE_xX_yY.png        image, top-left corner at (X, Y) in level-0 px
+    OUT/patches/SLIDE/tumor/SLIDE_xX_yY_mask.png   its classes, 255 beyond the slide
+    OUT/patches/SLIDE/normal/...                   patches without tumour (--save_neg)
+    OUT/patches/SLIDE/SLIDE-00000.tar              in place of these: shards (--format webdataset, tfrecord)
+    OUT/patches/SLIDE/patches.csv                  one row per patch; OUT/patches/patches.csv of all slides
+    OUT/patches/SLIDE.png                          the slide with every place of the grid that shows tissue
+
+A place is tried when it shows tissue or tumour. It is a tumour patch when its share of tumour is at least --min_tumor;
+with less, but some, it is neither and left out. Glass and black are left out; pen marks, too, where there is no tumour.
+
+python -m preprocessing.extract_patches --slide_path DIR --label_path DIR --out OUT     (after the step tissue)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing import store
+from preprocessing.arguments import share_below_1, whole
+from preprocessing.pairing import Case
+from preprocessing.patch_grid import Grid, Place
+from preprocessing.patch_writers import CODECS, FORMATS, Patch, Writer, writer
+from preprocessing.reading import Reading, overview, read_cells, write_png
+from preprocessing.runner import FAILED, Result, Step
+from preprocessing.sets import Slides
+from preprocessing.store import Made
+from preprocessing.tables import csv_text
+from preprocessing.tissue import mask_path
+from slides.artefacts import has_pen, is_black, is_blank
+from slides.label import IGNORE
+from slides.reader import Slide
+from slides.truth import Truth
+
+NAME = "extract_patches"
+FOLDER = "patches"
+TUMOR, NORMAL, LITTLE, BLANK, BLACK, PEN = "tumor", "normal", "little_tumor", "blank", "black", "pen"
+NOT_SAVED = "normal_not_saved"
+# What may become of a place, and its colour (RGB) in the picture.
+FATES = {
+    TUMOR: (220, 30, 30), NORMAL: (30, 150, 30), NOT_SAVED: (150, 150, 150), LITTLE: (240, 140, 0),
+    BLANK: (60, 120, 240), BLACK: (0, 0, 0), PEN: (200, 0, 200),
+}  # fmt: skip
+COLUMNS = (
+    "name", "slide", "class", "x_l0", "y_l0", "side_px", "um_px", "tissue_share", "tumor_share", "file", "mask", "key",
+)  # fmt: skip
+PICTURE_PX = 1536
+UPSAMPLED = 0.99  # of the slide's spacing; patches finer than that have px that the slide does not have
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which patches, and how they are written.
+
+    Attributes:
+        reading: how slides and labels are read.
+        side_px: side of a patch, px.
+        um_px: um per px.
+        stride_px: from one patch to the next, px.
+        min_tissue: least share of tissue.
+        min_tumor: least share of tumour of a tumour patch.
+        keep_pen: keep patches with pen marks.
+        save_neg: write patches without tumour.
+        save_png: write a picture of the slide with all places.
+        format: one of `FORMATS`.
+        codec: of images in shards.
+        quality: of JPEG.
+        shard_patches: most patches per shard.
+    """
+
+    reading: Reading
+    side_px: int = 1024
+    um_px: float = 0.25
+    stride_px: int = 1024
+    min_tissue: float = 0.05
+    min_tumor: float = 0.01
+    keep_pen: bool = False
+    save_neg: bool = False
+    save_png: bool = True
+    format: str = "png"
+    codec: str = "jpeg"
+    quality: int = 95
+    shard_patches: int = 1000
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this step."""
+    group = parser.add_argument_group("patches")
+    group.add_argument("--patch_size", type=whole(16, 16384), default=1024, help="side of a patch, px")
+    apart = group.add_mutually_exclusive_group()
+    apart.add_argument("--stride", type=whole(1), help="from one patch to the next, px; default --patch_size")
+    apart.add_argument("--overlap", type=share_below_1, help="share of a patch that the next one shows again")
+    group.add_argument("--min_tissue", type=share_below_1, default=0.05, help="least share of tissue in a patch")
+    group.add_argument("--min_tumor", type=share_below_1, default=0.01, help="least share of tumour of a tumour patch")
+    group.add_argument("--save_neg", **_switch(False), help="write patches without tumour, too")
+    group.add_argument("--save_png", **_switch(True), help="a picture of each slide with all places of the grid")
+    group.add_argument("--format", choices=FORMATS, default="png", help="single files, or shards of many patches")
+    group.add_argument("--codec", choices=CODECS, default="jpeg", help="images in shards; masks are PNG")
+    group.add_argument("--jpeg_quality", type=whole(1, 100), default=95, help="colours are not subsampled")
+    group.add_argument("--shard_patches", type=whole(1), default=1000, help="most patches in a shard")
+
+
+def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
+    """The step with its options."""
+    stride = opts.stride or max(1, round(opts.patch_size * (1 - (opts.overlap or 0))))
+    options = Options(
+        reading, opts.patch_size, opts.resolution, stride, opts.min_tissue, opts.min_tumor, opts.keep_pen,
+        opts.save_neg, opts.save_png, opts.format, opts.codec, opts.jpeg_quality, opts.shard_patches,
+    )  # fmt: skip
+    return Step(NAME, 1, make, options, reads, finish, FOLDER)
+
+
+def reads(case: Case, out: Path) -> list[Path]:
+    """The slide's tissue mask."""
+    return [mask_path(out, case.slide_id)]
+
+
+def make(case: Case, out: Path, options: Options) -> Made:
+    """Extract the patches of one slide."""
+    slide = options.reading.slide(case)
+    truth = options.reading.truth(case, slide)
+    tissue_HW, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
+    tumor_HW = np.zeros_like(tissue_HW)
+    for cls in sorted(truth.classes - {0}):
+        tumor_HW |= truth.label_max(cell_l0, cls)
+    grid = Grid(options.side_px, options.stride_px, options.um_px, options.min_tissue)
+    places, in_grid = grid.places(slide, tissue_HW, tumor_HW, cell_l0)
+    folder = out / FOLDER / case.slide_id
+    part = store.part_of(folder)
+    store.remove(part)
+    part.mkdir(parents=True)
+    target = writer(part, case.slide_id, options.format, options.codec, options.quality, options.shard_patches)
+    fates, rows = _extract(places, slide, truth, options, target)
+    store.write_text(part / f"{FOLDER}.csv", csv_text(COLUMNS, rows))
+    outputs = [f"{FOLDER}/{case.slide_id}"]
+    if options.save_png:
+        outputs.append(f"{FOLDER}/{case.slide_id}.png")
+        write_png(out / outputs[-1], picture(slide, places, fates))
+    store.remove(folder)
+    part.rename(folder)
+    counts = Counter(fates)
+    values = {"places": in_grid, "tried": len(places)} | {fate: counts[fate] for fate in FATES}
+    return Made(values, tuple(_notes(slide, values, options)), tuple(outputs))
+
+
+def _extract(
+    places: Sequence[Place], slide: Slide, truth: Truth, options: Options, target: Writer
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Read, judge and write the places; returns what became of each, and the rows of those that were written."""
+    fates, rows = [], []
+    try:
+        for place in places:
+            fate, tumor_share, image_HWC, label_HW = judge(place, slide, truth, options)
+            fates.append(fate)
+            if image_HWC is None or label_HW is None:
+                continue
+            x, y = place.corner_xy_l0
+            about = {
+                "slide": slide.id, "x_l0": x, "y_l0": y, "side_px": options.side_px, "um_px": options.um_px,
+                "tissue_share": round(place.tissue, 4), "tumor_share": round(tumor_share, 6),
+            }  # fmt: skip
+            patch = Patch(f"{slide.id}_x{x}_y{y}", fate, image_HWC, label_HW, about)
+            rows.append({"name": patch.name, "class": fate} | about | target.add(patch))
+    finally:
+        target.close()
+    return fates, rows
+
+
+def judge(
+    place: Place, slide: Slide, truth: Truth, options: Options
+) -> tuple[str, float, NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
+    """What becomes of a place, its share of tumour, and image and label where it is to be written."""
+    if not place.near_tumor and not options.save_neg:
+        return NOT_SAVED, 0.0, None, None
+    label_HW = truth.label(place.window)
+    share = float(((label_HW > 0) & (label_HW != IGNORE)).mean())
+    if 0 < share < options.min_tumor:
+        return LITTLE, share, None, None
+    if not share and place.tissue < options.min_tissue:
+        return BLANK, share, None, None  # tried for tumour in a cell that it only touches
+    if not share and not options.save_neg:
+        return NOT_SAVED, share, None, None
+    image_HWC = slide.read(place.window)
+    if is_blank(image_HWC):
+        return BLANK, share, None, None
+    if is_black(image_HWC):
+        return BLACK, share, None, None
+    if not share and not options.keep_pen and has_pen(image_HWC):
+        return PEN, share, None, None
+    return TUMOR if share else NORMAL, share, image_HWC, label_HW
+
+
+def _notes(slide: Slide, values: dict[str, int], options: Options) -> list[str]:
+    notes = []
+    if options.um_px < UPSAMPLED * max(slide.um_px_xy_l0):
+        notes.append(
+            f"--resolution {options.um_px:g} is finer than the slide ({max(slide.um_px_xy_l0):.4g} um/px): patches are "
+            "enlarged"
+        )
+    if not values["tried"]:
+        notes.append("no place of the grid shows tissue or tumour: no patch")
+    elif not values[TUMOR] + values[NORMAL] + values[NOT_SAVED]:
+        notes.append(f"all {values['tried']} places were left out: look at {FOLDER}/{slide.id}.png (--save_png)")
+    return notes
+
+
+def picture(slide: Slide, places: Sequence[Place], fates: Sequence[str]) -> NDArray[np.uint8]:
+    """Return a small rgb_HWC of the slide with its places as boxes, and below it how many of each kind."""
+    seen_HWC, px_l0 = overview(slide, PICTURE_PX)
+    for place, fate in zip(places, fates, strict=True):
+        (x, y), (width, height) = place.window.corner_xy_l0, place.window.size_xy_l0
+        first = int(x / px_l0) + 2, int(y / px_l0) + 2
+        last = int((x + width) / px_l0) - 2, int((y + height) / px_l0) - 2
+        cv2.rectangle(seen_HWC, first, last, FATES[fate], 2)
+    counts = Counter(fates)
+    legend_HWC = np.full((26 * len(FATES) + 8, max(seen_HWC.shape[1], 300), 3), 255, np.uint8)
+    for row, (fate, colour) in enumerate(FATES.items()):
+        cv2.rectangle(legend_HWC, (8, 26 * row + 8), (26, 26 * row + 26), colour, -1)
+        text = f"{fate.replace('_', ' ')} {counts[fate]}"
+        cv2.putText(legend_HWC, text, (36, 26 * row + 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+    missing = legend_HWC.shape[1] - seen_HWC.shape[1]
+    return np.vstack([np.pad(seen_HWC, ((0, 0), (0, missing), (0, 0)), constant_values=255), legend_HWC])
+
+
+def finish(out: Path, cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+    """Join the tables of all slides."""
+    good = [result for result in results if result.state != FAILED]
+    text = [csv_text(COLUMNS, [])]
+    for result in good:
+        rows = (out / FOLDER / result.slide_id / f"{FOLDER}.csv").read_text(encoding="utf-8")
+        text.append(rows.split("\n", 1)[1])
+    store.write_text(out / FOLDER / f"{FOLDER}.csv", "".join(text))
+    counts: Counter[str] = Counter()
+    for result in good:
+        counts.update(result.made.values)
+    left_out = ", ".join(f"{counts[fate]} {fate.replace('_', ' ')}" for fate in (LITTLE, BLANK, BLACK, PEN))
+    normal = f"{counts[NORMAL]} normal" if counts[NORMAL] or not counts[NOT_SAVED] else (
+        f"{counts[NOT_SAVED]} without tumour not saved (--save_neg)"
+    )  # fmt: skip
+    return [
+        f"{NAME:<15} {counts[TUMOR]} tumour patches, {normal}; left out: {left_out}; {len(cases)} slides, "
+        f"{out / FOLDER}"
+    ]
+
+
+def _switch(default: bool) -> dict[str, Any]:
+    """--name, --name True or --name False."""
+
+    def parse(text: str) -> bool:
+        if text.lower() not in ("true", "false"):
+            raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+        return text.lower() == "true"
+
+    return {"type": parse, "nargs": "?", "const": True, "default": default, "metavar": "True|False"}
+
+
+if __name__ == "__main__":
+    from preprocessing.command import main
+
+    sys.exit(main([NAME]))

@@ -1,0 +1,125 @@
+"""Where patches lie on a slide: a regular grid, and which of its places to try. H rows, W columns (cells)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slides.geometry import Window
+from slides.reader import Slide
+
+STRIP = 16  # columns of places that are read row by row before the next ones: their tiles stay in the tile cache
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of the grid.
+
+    Attributes:
+        window: its patch.
+        tissue: share of it that is tissue.
+        near_tumor: whether tumour occurs in a cell that it touches.
+    """
+
+    window: Window
+    tissue: float
+    near_tumor: bool
+
+    @property
+    def corner_xy_l0(self) -> tuple[int, int]:
+        """Top-left corner, nearest whole level-0 px."""
+        x, y = self.window.corner_xy_l0
+        return round(x), round(y)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Patches on a regular grid from the slide's top-left corner on.
+
+    Attributes:
+        side_px: side of a patch, its own px.
+        stride_px: from one patch to the next, px of a patch.
+        um_px: um per px of a patch.
+        min_tissue: least share of tissue of a place to try.
+    """
+
+    side_px: int
+    stride_px: int
+    um_px: float
+    min_tissue: float
+
+    def places(
+        self, slide: Slide, tissue_HW: NDArray[np.bool_], tumor_HW: NDArray[np.bool_], cell_l0: int
+    ) -> tuple[list[Place], int]:
+        """Places that show enough tissue, or any tumour, in the order in which they are best read.
+
+        The last of a row or column may reach beyond the slide. Where `um_px` is that of a level, patches lie on its px.
+
+        Args:
+            slide: the slide.
+            tissue_HW: cells with tissue.
+            tumor_HW: cells with any tumour.
+            cell_l0: side of a cell, level-0 px.
+
+        Returns:
+            The places, and how many the whole grid has.
+        """
+        hw = self.side_px, self.side_px
+        step_xy_l0 = slide.window((0.0, 0.0), hw, self.um_px).step_xy_l0
+        counts = []
+        for size, step in zip(slide.size_xy_l0, step_xy_l0, strict=True):
+            # A remainder below a thousandth of a px comes from rounding, not from the slide.
+            counts.append(1 + max(0, math.ceil((size / step - self.side_px - 1e-3) / self.stride_px)))
+        tissue, tumor = _sums(tissue_HW), _sums(tumor_HW)
+        places = []
+        for row, column in _in_strips(counts[1], counts[0]):
+            corner_xy_l0 = column * self.stride_px * step_xy_l0[0], row * self.stride_px * step_xy_l0[1]
+            window = Window(corner_xy_l0, hw, step_xy_l0)
+            box = _cells(window, cell_l0, inner=True)
+            share = _count(tissue, box) / ((box[1] - box[0]) * (box[3] - box[2]))
+            near = _count(tumor, _cells(window, cell_l0, inner=False)) > 0
+            if near or share >= max(self.min_tissue, 1e-9):
+                places.append(Place(window, share, near))
+        return places, counts[0] * counts[1]
+
+
+def _in_strips(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    return (
+        (row, column)
+        for first in range(0, columns, STRIP)
+        for row in range(rows)
+        for column in range(first, min(first + STRIP, columns))
+    )
+
+
+def _cells(window: Window, cell_l0: int, inner: bool) -> tuple[int, int, int, int]:
+    """First and last (excluded) column and row of cells: those whose centre is inside, or all that are touched.
+
+    At least one of each: a patch smaller than a cell has the cell under its centre.
+    """
+    found: list[int] = []
+    for corner, size in zip(window.corner_xy_l0, window.size_xy_l0, strict=True):
+        low, high = corner / cell_l0, (corner + size) / cell_l0
+        first, last = (math.ceil(low - 0.5), math.ceil(high - 0.5)) if inner else (math.floor(low), math.ceil(high))
+        if last <= first:
+            first = math.floor((low + high) / 2)
+            last = first + 1
+        found += [first, last]
+    return found[0], found[1], found[2], found[3]
+
+
+def _sums(cells_HW: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Sums over all cells above and left of a corner, (H + 1, W + 1)."""
+    sums: NDArray[np.int64] = np.pad(cells_HW.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    return sums
+
+
+def _count(sums: NDArray[np.int64], box: tuple[int, int, int, int]) -> int:
+    """True cells in a box of columns and rows; cells beyond the slide count as False."""
+    rows, columns = sums.shape[0] - 1, sums.shape[1] - 1
+    left, right, top, bottom = min(box[0], columns), min(box[1], columns), min(box[2], rows), min(box[3], rows)
+    return int(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
