@@ -82,7 +82,8 @@ def kept_runs(filled: NDArray[np.bool_], px_per_cell: float, size_px: int, gap_p
     edges = np.flatnonzero(np.diff(np.r_[False, filled, False].astype(np.int8))).tolist()
     kept: list[list[int]] = []
     for first_cell, end_cell in zip(edges[::2], edges[1::2], strict=True):
-        first = math.floor(first_cell * px_per_cell + EDGE_PX)
+        # At the border a cell's last sliver may be less than what counts as a px.
+        first = min(math.floor(first_cell * px_per_cell + EDGE_PX), size_px - 1)
         end = min(math.ceil(end_cell * px_per_cell - EDGE_PX), size_px)
         if kept and first - kept[-1][1] <= gap_px:
             kept[-1][1] = end
