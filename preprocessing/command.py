@@ -18,14 +18,13 @@ from tqdm import tqdm
 from preprocessing import arguments
 from preprocessing.arguments import Parser, pair, positive, whole
 from preprocessing.executors import Executor, is_first_rank, on_all_ranks
-from preprocessing.pairing import Case
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step, failures, run_step, summary
-from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon
+from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
 from preprocessing.store import Held, marked
 
 # In the order of a full run.
-STEPS = ("tissue", "extract_patches", "manifest")
+STEPS = ("check", "tissue", "extract_patches", "manifest")
 
 
 class StepModule(Protocol):
@@ -64,7 +63,10 @@ def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int
         reading = _check(parser, opts)
 
         def story(executor: Executor) -> int:
-            return _story(parser.prog, opts, lambda slides: [m.step(opts, reading, slides) for m in modules], executor)
+            def steps_of(slides: Slides) -> list[Step]:
+                return [module.step(opts, reading, slides) for module in modules]
+
+            return _story(parser.prog, opts, steps_of, executor, only_check=list(names) == ["check"])
 
         return on_all_ranks(story, opts.num_processes)
     except ValueError as error:
@@ -79,17 +81,21 @@ def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int
 
 
 def _story(
-    prog: str, opts: argparse.Namespace, steps_of: Callable[[Slides], Sequence[Step]], executor: Executor
+    prog: str,
+    opts: argparse.Namespace,
+    steps_of: Callable[[Slides], Sequence[Step]],
+    executor: Executor,
+    only_check: bool,
 ) -> int:
     """The whole run, on one rank."""
     try:
-        slides = find(opts)
+        slides = find(opts, only_check)
         steps = steps_of(slides)
         with Held(opts.out) as held:
             _say(f"{len(slides.cases)} slides, on {executor.words}, into {opts.out}")
             for note in [*slides.notes, *held.notes]:
                 _say(f"note    {note}")
-            return _run(opts.out, slides.cases, steps, executor)
+            return _run(opts.out, slides, steps, executor)
     except (ValueError, OSError) as error:
         _say(f"{prog}: error: {error}", error=True)
         return 2
@@ -99,8 +105,9 @@ def _story(
         return 128 + asked.signal
 
 
-def _run(out: Path, slides: Sequence[Case], steps: Sequence[Step], executor: Executor) -> int:
-    cases, failed = list(slides), list[tuple[str, Result]]()
+def _run(out: Path, slides: Slides, steps: Sequence[Step], executor: Executor) -> int:
+    cases = slides.cases
+    failed = [("pairing", Result("all", FAILED, error=fault)) for fault in slides.faults]
     for step in steps:
         results = run_step(step, cases, out, executor, _say)
         for line in step.finish(out, cases, results):
@@ -117,8 +124,12 @@ def _run(out: Path, slides: Sequence[Case], steps: Sequence[Step], executor: Exe
     return int(bool(failed))
 
 
-def find(opts: argparse.Namespace) -> Slides:
+def find(opts: argparse.Namespace, only_check: bool = False) -> Slides:
     """The slides that the options name.
+
+    Args:
+        opts: validated options.
+        only_check: what does not pair is a finding and no error; the rest can still be looked at.
 
     Raises:
         ValueError: files do not pair; see `pairing.pair` and `datasets.camelyon`.
@@ -127,7 +138,13 @@ def find(opts: argparse.Namespace) -> Slides:
         return all_of_camelyon(opts.dataset, opts.data_root, (opts.slide_format, opts.label_format), opts.proc_center)
     train = Source(opts.slide_path, opts.label_path, opts.slide_format, opts.label_format)
     val = Source(opts.valid_slide_path, opts.valid_label_path, opts.slide_format, opts.label_format)
-    return all_in_folders(train, val if opts.valid_slide_path else None, opts.proc_center)
+    given = [train, val] if opts.valid_slide_path else [train]
+    try:
+        return all_in_folders(train, val if opts.valid_slide_path else None, opts.proc_center)
+    except ValueError as error:
+        if not only_check:
+            raise
+        return paired_only(given, str(error))
 
 
 # ------------------------------------------------------------------------------------------------------------- options
@@ -203,8 +220,12 @@ def _check(parser: Parser, opts: argparse.Namespace) -> Reading:
 
 
 def _say(line: str, error: bool = False) -> None:
-    """Print above the progress bar."""
-    tqdm.write(line, file=sys.stderr if error else sys.stdout)
+    """Print, on a terminal above the progress bar."""
+    file = sys.stderr if error else sys.stdout
+    if sys.stderr.isatty():
+        tqdm.write(line, file=file)
+    else:
+        print(line, file=file)
     sys.stdout.flush()
 
 

@@ -113,7 +113,7 @@ def find_slides(slide_path: Path, slide_format: str = "tif") -> list[Case]:
     slides, masks = slides_and_masks(slide_path, slide_format)
     by_id = _slides_by_id(slides)
     _labels_by_id(by_id, masks)
-    return [_case(slide_id, path, None) for slide_id, path in sorted(by_id.items())]
+    return [case_of(slide_id, path, None) for slide_id, path in sorted(by_id.items())]
 
 
 def pair_files(slides: Iterable[Path], labels: Iterable[Path], masks_beside: Iterable[Path] = ()) -> list[Case]:
@@ -144,7 +144,7 @@ def pair_files(slides: Iterable[Path], labels: Iterable[Path], masks_beside: Ite
             "give the folder with their labels, add the missing files, or take these slides out"
         )
     return [
-        _case(slide_id, path, labels_of[slide_id][0] if slide_id in labels_of else None)
+        case_of(slide_id, path, labels_of[slide_id][0] if slide_id in labels_of else None)
         for slide_id, path in sorted(by_id.items())
     ]
 
@@ -233,7 +233,8 @@ def centre_of(slide_path: Path) -> int | None:
     return number % 100 // 20 if number in range(200) else None
 
 
-def _case(slide_id: str, slide_path: Path, label_path: Path | None) -> Case:
+def case_of(slide_id: str, slide_path: Path, label_path: Path | None) -> Case:
+    """A slide with what its name says of patient and centre."""
     patient = _PATIENT.match(slide_id)
     return Case(slide_id, slide_path, label_path, patient[1].lower() if patient else None, centre_of(slide_path))
 

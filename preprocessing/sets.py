@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.datasets import by_centers, camelyon, filter_centers
-from preprocessing.pairing import Case, known_problems, pair
+from preprocessing.pairing import Case, case_of, ids_of_label, known_problems, list_files, pair, slides_and_masks
 from preprocessing.split import NORMAL, split
 
 
@@ -37,11 +37,13 @@ class Slides:
         cases: sorted by id, each id once.
         val_ids: ids of those that are for validation; None where nothing says so.
         notes: for the user.
+        faults: what does not pair; only `paired_only` leaves any.
     """
 
     cases: list[Case]
     val_ids: frozenset[str] | None
     notes: list[str]
+    faults: tuple[str, ...] = ()
 
 
 Centers = tuple[Sequence[int], Sequence[int]]
@@ -174,6 +176,33 @@ def all_in_folders(train: Source, val: Source | None, centers: Sequence[int]) ->
     cases = filter_centers(sorted([*first, *second], key=lambda case: case.slide_id), centers)
     val_ids = frozenset(case.slide_id for case in second) if val is not None else None
     return Slides(cases, val_ids, known_problems(cases))
+
+
+def paired_only(sources: Sequence[Source], fault: str) -> Slides:
+    """Slides of folders that do not pair, for looking at those that do: each slide that has one label, or none.
+
+    Args:
+        sources: folders.
+        fault: what does not pair.
+
+    Raises:
+        ValueError: a folder is missing, or holds no slide or label at all.
+    """
+    slides: dict[str, list[Path]] = {}
+    labels: dict[str, list[Path]] = {}
+    for source in sources:
+        for path in slides_and_masks(source.slide_path, source.slide_format)[0]:
+            slides.setdefault(path.stem, []).append(path)
+        if source.label_path is not None:
+            for path in list_files(source.label_path, source.label_format, "label"):
+                for slide_id in ids_of_label(path):
+                    labels.setdefault(slide_id, []).append(path)
+    cases = [
+        case_of(slide_id, paths[0], next(iter(labels.get(slide_id, [])), None))
+        for slide_id, paths in sorted(slides.items())
+        if len(paths) == 1 and len(labels.get(slide_id, [])) <= 1
+    ]
+    return Slides(cases, None, [], (fault,))
 
 
 def all_of_camelyon(which: str, root: Path, formats: tuple[str, str], centers: Sequence[int]) -> Slides:

@@ -224,7 +224,9 @@ class _Directory:
         counts = tags.get(_TILE_COUNTS if tiled else _STRIP_COUNTS, np.empty(0, np.int64))
         end = 0
         if offsets.size and offsets.size == counts.size:
-            end = int((offsets.astype(np.int64) + counts.astype(np.int64)).max())
+            # A part that was never written has no bytes, wherever its offset points.
+            lengths = counts.astype(np.int64)
+            end = int((offsets.astype(np.int64) + lengths)[lengths > 0].max(initial=0))
         colormap = None
         if first(_PHOTOMETRIC, 1) == 3 and _COLORMAP in tags:
             colormap = (tags[_COLORMAP].astype(np.int64) >> 8).astype(np.uint8).reshape(3, -1).T

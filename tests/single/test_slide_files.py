@@ -11,6 +11,7 @@ from slides.geometry import Window
 from slides.reader import Slide, SlideError
 from slides.synthetic import decode, position_coded, write_levels, write_pyramid
 from slides.tags import TagError, read_pages
+from tests.single.sparse import write_sparse
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")
@@ -269,3 +270,10 @@ def test_truncated_svs_is_refused_when_opened(tmp_path):
     path.write_bytes(data[:-20000])
     with pytest.raises(SlideError, match=r"cut\.svs"):
         Slide(path)
+
+
+def test_tiles_that_were_never_written_are_white_and_no_truncation(tmp_path: Path) -> None:
+    write_sparse(tmp_path / "a.tif", (1000, 700), levels=3, tile=512)
+    slide = Slide(tmp_path / "a.tif")
+    assert [level.size_xy for level in slide.levels] == [(1000, 700), (500, 350), (250, 175)]
+    assert (slide.thumbnail(2) == 255).all()

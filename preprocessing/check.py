@@ -1,0 +1,267 @@
+"""Checks of a data set before it is used: what every slide and its label are, and what is wrong with them.
+
+    OUT/check/index.html    all slides with their findings and thumbnails (tissue green, tumour red)
+    OUT/check/check.csv     slide, level (PASS, WARN, FAIL), what, found, fix
+    OUT/check/SLIDE.png     the thumbnails
+
+FAIL: later steps and training would end with an error at this slide. WARN: they would not, but look at it.
+
+python -m preprocessing.check --slide_path DIR --label_path DIR --out OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing.check_report import PICTURE_PX, write_report
+from preprocessing.findings import FAIL, WARN, Finding, failed, passed, warned
+from preprocessing.pairing import Case, known_problems
+from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, thumbnail, write_png
+from preprocessing.runner import Result, Step, one_line
+from preprocessing.sets import Slides
+from preprocessing.split import NORMAL
+from preprocessing.store import Made
+from slides.annotation import read_annotations
+from slides.reader import Slide
+from slides.tissue import tissue_mask
+from slides.truth import EmptyTruth, Truth, XmlTruth
+
+NAME = "check"
+GREEN, RED = (30, 150, 30), (220, 30, 30)
+CELL_UM = 16.0  # of the search for tissue and tumour
+WINDOW_PX = 512
+# Spacing of slides scanned for pathology, um per px: 40x is 0.22 to 0.28, 20x about 0.5, 10x about 1.
+USUAL_UM_PX = 0.1, 1.1
+SQUARE = 0.01  # spacing along x and y may differ by so much
+LARGE_PX = 64 * 2**20  # without coarser levels a search of tissue has to decode all of it
+TINY_UM2 = 50.0  # a nucleus; an outline of less is a slip of the mouse
+LEAST_TISSUE = 0.01
+ON_TISSUE = 0.5  # least share of tumour cells that show tissue
+SIGNATURE_PX = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """What slides are checked for.
+
+    Attributes:
+        reading: how slides and labels are read.
+        um_px: um per px of the patches to come.
+    """
+
+    reading: Reading
+    um_px: float
+
+
+def add_options(_parser: argparse.ArgumentParser) -> None:
+    """This step has no options of its own."""
+
+
+def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
+    """The step with its options."""
+    faults = [_of_error("pairing", ValueError(fault)) for fault in slides.faults]
+    return Step(NAME, 1, make, Options(reading, opts.resolution), finish=partial(finish, faults))
+
+
+def make(case: Case, out: Path, options: Options) -> Made:
+    """Check one slide."""
+    try:
+        slide = options.reading.slide(case)
+        picture_HWC, px_l0 = overview(slide, PICTURE_PX)
+        width, height = slide.size_xy_l0
+        slide.read(slide.window((width / 2, height / 2), (WINDOW_PX, WINDOW_PX), options.um_px))
+        cell_l0 = cell_side_l0(slide, CELL_UM)
+        tissue_HW = tissue_mask(thumbnail(slide, cell_l0), cell_l0 * max(slide.um_px_xy_l0))
+    except (ValueError, OSError) as error:
+        return _made([_of_error("slide", error)])
+    grey_HW = cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2GRAY)
+    signature = cv2.resize(grey_HW, (SIGNATURE_PX, SIGNATURE_PX), interpolation=cv2.INTER_AREA)
+    findings = [*_slide(case, slide, options.um_px), *_tissue(tissue_HW)]
+    draw_outline(picture_HWC, tissue_HW, px_l0 / cell_l0, GREEN, 1)
+    try:
+        truth = options.reading.truth(case, slide)
+        tumor_HW = np.zeros_like(tissue_HW)
+        for cls in sorted(truth.classes - {0}):
+            tumor_HW |= truth.label_max(cell_l0, cls)
+        findings += _label(case, truth, slide, options.reading)
+        findings += _tumor(case, tumor_HW, tissue_HW)
+        draw_outline(picture_HWC, tumor_HW, px_l0 / cell_l0, RED, 2)
+    except (ValueError, OSError) as error:
+        findings.append(_of_error("label", error))
+    write_png(out / NAME / f"{case.slide_id}.png", picture_HWC)
+    return _made(findings, signature.tobytes().hex(), f"{NAME}/{case.slide_id}.png")
+
+
+def _made(findings: Sequence[Finding], signature: str = "", *outputs: str) -> Made:
+    bad = [f"{finding.found}; {finding.fix}" for finding in findings if finding.level == FAIL]
+    values = {"findings": [list(astuple(finding)) for finding in findings], "signature": signature}
+    return Made(values, (), outputs, one_line("; ".join(bad)))
+
+
+def _of_error(what: str, error: Exception) -> Finding:
+    """A message that ends with what to do, after a semicolon or full stop."""
+    text = one_line(str(error))
+    found, _, fix = text.rpartition("; ")
+    return failed(what, found or text, fix if found else "mend or replace the file, or take the slide out")
+
+
+def _slide(case: Case, slide: Slide, um_px: float) -> Iterator[Finding]:
+    """Size, levels and spacing."""
+    width, height = slide.size_xy_l0
+    factors = " ".join(f"{max(level.downsample_xy):.4g}" for level in slide.levels)
+    found = f"{width} x {height} px, {len(slide.levels)} levels ({factors})"
+    if len(slide.levels) == 1 and width * height > LARGE_PX:
+        yield warned("levels", found, "looking for tissue decodes all of it: write a pyramid (vips tiffsave --pyramid)")
+    else:
+        yield passed("levels", found)
+    x, y = slide.um_px_xy_l0
+    found = f"{x:.4g} um/px" if abs(x - y) < 1e-4 * x else f"{x:.4g} x {y:.4g} um/px"
+    low, high = USUAL_UM_PX
+    if not (low <= x <= high and low <= y <= high):
+        yield warned("spacing", f"{found}: slides have {low:g} to {high:g}", "--mpp, if it is wrong")
+    elif abs(x - y) > SQUARE * x:
+        yield warned("spacing", f"{found}: px are not square", "--mpp, if it is wrong")
+    elif max(x, y) > um_px * 1.01:
+        yield warned(
+            "spacing", f"{found} is coarser than --resolution {um_px:g}: patches are enlarged", f"--resolution {x:.4g}"
+        )
+    else:
+        yield passed("spacing", found)
+    for problem in known_problems([case]):
+        yield warned("known", problem.partition("; ")[0], "it is used as it is: take it out if that matters")
+
+
+def _tissue(tissue_HW: NDArray[np.bool_]) -> Iterator[Finding]:
+    share = float(tissue_HW.mean())
+    if share < LEAST_TISSUE:
+        yield warned(
+            "tissue", f"{share:.2%} of the slide", "look at its thumbnail; another stain may want --tissue_method otsu"
+        )
+    else:
+        yield passed("tissue", f"{share:.0%} of the slide")
+
+
+def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator[Finding]:
+    """What a label holds; for XML, what is odd about its outlines."""
+    if isinstance(truth, EmptyTruth):
+        yield passed("label", "none: class 0 everywhere")
+        return
+    assert case.label_path is not None
+    if not isinstance(truth, XmlTruth):
+        yield passed("label", f"mask {case.label_path.name}, of the slide's size")
+        return
+    found, notes = read_annotations(case.label_path, dict(reading.label_map), reading.ignore_groups)
+    groups = sorted({annotation.group for annotation in found})
+    yield passed("label", f"{len(found)} annotations in {', '.join(groups) or 'no group'}")
+    px_um2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1]
+    tiny = [item.name for item in found if sum(part.area for part in item.polygons) * px_um2 < TINY_UM2]
+    if tiny:
+        yield warned(
+            "outlines", f"{len(tiny)} are smaller than {TINY_UM2:g} um2: {', '.join(tiny[:5])}", "delete slips"
+        )
+    kinds = (
+        ("crosses or touches", "cross or touch themselves and are repaired by the even-odd rule"),
+        ("without area", "have fewer than three points and are skipped"),
+        ("has no area", "are dots or measurements and are skipped"),
+        ("is ignored", "are of groups that are ignored"),
+    )
+    for words, what in kinds:
+        count = sum(words in note for note in notes)
+        if count:
+            first = next(note for note in notes if words in note).removeprefix(f"{case.label_path}: ")
+            yield warned("outlines", f"{count} {what}, first: {first}", "look at them in ASAP or QuPath")
+    for note in truth.notes:
+        if "outside the slide" in note:
+            yield warned(
+                "outlines", note.removeprefix(f"{case.label_path}: "), "is it the annotation of another slide?"
+            )
+
+
+def _tumor(case: Case, tumor_HW: NDArray[np.bool_], tissue_HW: NDArray[np.bool_]) -> Iterator[Finding]:
+    """Whether there is tumour where it should be."""
+    count = int(tumor_HW.sum())
+    called_normal = case.slide_id.lower().startswith(NORMAL)
+    if case.labelled and not count:
+        yield warned("tumour", "the label holds none", "check --label_map (or --mask_values), if it should")
+    elif count and called_normal:
+        yield warned("tumour", "a slide called normal has tumour", "check whether it is the right label")
+    elif count:
+        share = float((tumor_HW & tissue_HW).sum() / count)
+        if share < ON_TISSUE:
+            yield warned("tumour", f"only {share:.0%} of it lies on tissue", "check whether it is the right label")
+        else:
+            yield passed("tumour", f"{share:.0%} of it lies on tissue")
+
+
+def finish(faults: Sequence[Finding], out: Path, cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+    """Look for duplicates and write the report."""
+    findings = {
+        case.slide_id: [Finding(*row) for row in result.made.values["findings"]]
+        if "findings" in result.made.values
+        else [failed("slide", result.error, "mend or replace the file, or take the slide out")]
+        for case, result in zip(cases, results, strict=True)
+    }
+    signatures = {result.slide_id: result.made.values.get("signature", "") for result in results}
+    for case, other, what in duplicates(cases, signatures):
+        findings[case.slide_id].append(
+            warned("duplicate", f"{what} as {other.slide_path}", "take one of them out, or keep both in one split")
+        )
+    counts = write_report(out / NAME, faults, findings)
+    # What fails is in the run's own table.
+    lines = [
+        f"WARN    {NAME:<15} {slide_id}: {finding.what}: {one_line(finding.found)}"
+        for slide_id, found in findings.items()
+        for finding in found
+        if finding.level == WARN
+    ]
+    words = ", ".join(f"{counts[level]} {level}" for level in counts)
+    return [*lines, f"{NAME:<15} slides: {words}; {out / NAME / 'index.html'}"]
+
+
+def duplicates(cases: Sequence[Case], signatures: dict[str, str]) -> Iterator[tuple[Case, Case, str]]:
+    """Slides that show what another one shows: the later, the earlier, and in words how they are alike.
+
+    Thumbnails of a copy, also of one compressed or scaled anew, agree to a grey level or so; those of sections next to
+    each other do not.
+    """
+    known = [case for case in cases if signatures.get(case.slide_id)]
+    if not known:
+        return
+    grey_NP = np.array([list(bytes.fromhex(signatures[case.slide_id])) for case in known], np.int16)
+    for later in range(1, len(known)):
+        if grey_NP[later].std() < _LEAST_STD:
+            continue  # glass is like glass
+        distance_NP = np.abs(grey_NP[:later] - grey_NP[later])
+        alike = np.flatnonzero((distance_NP.mean(axis=1) <= _ALIKE_MEAN) & (distance_NP.max(axis=1) <= _ALIKE_MOST))
+        for earlier in alike[:1]:
+            first, second = known[int(earlier)], known[later]
+            yield second, first, "the same file" if _same_bytes(first, second) else "shows the same image"
+
+
+def _same_bytes(first: Case, second: Case) -> bool:
+    one, two = first.slide_path, second.slide_path
+    if one.stat().st_size != two.stat().st_size:
+        return False
+    with one.open("rb") as a, two.open("rb") as b:
+        while block := a.read(2**22):
+            if block != b.read(2**22):
+                return False
+    return True
+
+
+_LEAST_STD, _ALIKE_MEAN, _ALIKE_MOST = 4.0, 1.0, 10  # grey levels
+
+
+if __name__ == "__main__":
+    from preprocessing.command import main
+
+    sys.exit(main([NAME]))

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=widefov-prepro
+#SBATCH --open-mode=append
+# Prepares a data set: checks, tissue masks, patches, manifest. The first use on a machine also sets it up
+# (setup_env.sh).
+#
+#   ./run_prepro.sh                                  the demo: makes small slides and prepares them
+#   ./run_prepro.sh --slide_path DIR --label_path DIR --out OUT ...      on every CPU of this machine
+#   ./run_prepro.sh --num_processes 4 ...            on four
+#   mpirun -np 8 ./run_prepro.sh ...                 on MPI ranks, also of several machines: rank 0 gives out slides
+#   ./run_prepro.sh --dataset 17 --data_root DIR --proc_center 1 3 --out OUT         CAMELYON17, two centres
+#   ./run_prepro.sh --help                           the arguments of prepro.py
+#
+# The same command again goes on where it was stopped, and does nothing where all is done. Exit code 0: all slides are
+# finished; 1: some failed, see the table at the end; 2: wrong arguments or folders, or a full disk.
+#
+# Choices, all optional:
+#   STEP=NAME         one step only: check, tissue, extract_patches or manifest, with its own arguments
+#   DRY_RUN=1         print the command, run nothing, set nothing up
+# and those of setup_env.sh (WIDEFOV_VENV, WIDEFOV_ENV=active ...: ./setup_env.sh --help).
+
+set -euo pipefail
+
+fail() {
+    printf 'run_prepro.sh: %s\n' "$1" >&2
+    exit 2
+}
+
+# The folder of this file; SLURM runs a copy of a batch script, so there it is where that was submitted.
+find_root() {
+    local place
+    for place in "$(dirname -- "${BASH_SOURCE[0]}")" "${SLURM_SUBMIT_DIR:-}"; do
+        if [[ -n $place && -r $place/setup_env.sh ]]; then cd -- "$place" && pwd -P && return 0; fi
+    done
+    fail "setup_env.sh is not beside this script. Submit it from its folder: cd /path/to/widefov && sbatch run_prepro.sh ..."
+}
+
+root=$(find_root)
+# shellcheck source=setup_env.sh
+. "$root/setup_env.sh"
+
+# Ranks: all run this script; one speaks.
+is_first_rank() { [[ ${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-${PMIX_RANK:-0}}} == 0 ]]; }
+
+# The slides of the demo; under MPI the first to come makes them, the others wait.
+demo_slides() {
+    local last=$1/val/masks/tumor_102_Mask.tif
+    mkdir -p -- "$1"
+    (
+        if command -v flock >/dev/null; then flock 9; fi
+        if [[ ! -e $last ]]; then "$wf_python" -m slides.synthetic --out "$1"; fi
+    ) 9>"$1/.lock"
+}
+
+demo() {
+    local data=runs/demo/slides
+    cd -- "$root"
+    if [[ ${DRY_RUN:-} != 1 ]]; then
+        if is_first_rank; then
+            printf '%s\n' "Demo: makes small synthetic slides in $root/$data (under a minute) and prepares them in" \
+                "$root/runs/demo/prepro. Your own slides: ./run_prepro.sh --help"
+        fi
+        demo_slides "$data"
+    fi
+    run "$root/prepro.py" --slide_path "$data/train/images" --label_path "$data/train/annotations" --label_format xml \
+        --valid_slide_path "$data/val/images" --valid_label_path "$data/val/annotations" --out runs/demo/prepro \
+        --patch_size 256 --resolution 0.5 --save_neg
+}
+
+# run WORD...: becomes python with these words.
+run() {
+    local word
+    if [[ ${DRY_RUN:-} == 1 ]]; then
+        word=$(printf '%q ' "$wf_python" -u "$@")
+        printf '%s\n' "${word% }"
+        exit 0
+    fi
+    exec "$wf_python" -u "$@"
+}
+
+if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
+wf_activate
+if [[ -n ${STEP:-} ]]; then
+    if ! [[ $STEP =~ ^[a-z_]+$ ]] || ! grep -qs __main__ -- "$root/preprocessing/$STEP.py"; then
+        fail "STEP=$STEP is no step: check, tissue, extract_patches or manifest."
+    fi
+    # The caller's folder stays: paths may be relative to it.
+    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+    run -m "preprocessing.$STEP" "$@"
+fi
+if (($# == 0)); then demo; fi
+run "$root/prepro.py" "$@"
