@@ -5,12 +5,15 @@ Frames (all are (x, y), x to the right, y down; arrays are (row, column) = (y, x
     xy_l0   level-0 pixels, continuous. Pixel (i, j) covers [i, i+1) x [j, j+1); its centre is (i + 0.5, j + 0.5).
     xy_lv   the same for the pixels of one pyramid level; xy_l0 = xy_lv * downsample_xy of that level.
     xy_out  the same for the output pixels of one window; array element [r, c] covers [c, c+1) x [r, r+1).
+    xy_grid the same for the pixels of the whole slide at one spacing, from its corner on; xy_l0 = xy_grid * step_xy_l0.
+    xy_trim the same for the pixels of an image that holds only some rows and columns of that grid (`Trim`).
 
 A point is never "a pixel": converting a pixel means converting its centre or its corners.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -19,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Pair = tuple[float, float]
 Points = NDArray[np.float64]  # shape (..., 2), last axis (x, y)
+EDGE_PX = 1e-6  # of a grid; as far as rounding of doubles may take a point
 
 
 @dataclass(frozen=True)
@@ -150,3 +154,76 @@ def _integer_factors(n0: int, nl: int) -> set[int]:
     else:
         first, last = n0 // (nl + 1), n0 // (nl - 1) + 1
     return {k for k in range(max(first, 1), last + 1) if nl in (n0 // k, -(-n0 // k))}
+
+
+@dataclass(frozen=True)
+class Trim:
+    """Rows and columns of a slide at one spacing, put side by side: what is left of it when its glass is cut out.
+
+    Attributes:
+        step_xy_l0: Level-0 px per px of the grid, along x and y.
+        runs_x: Columns kept, as (first, end) in px of the grid, end excluded; ascending, apart from each other.
+        runs_y: Rows kept, the same.
+    """
+
+    step_xy_l0: Pair
+    runs_x: tuple[tuple[int, int], ...]
+    runs_y: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no cut.
+
+        Raises:
+            ValueError: A step that is not positive, or runs that are none, empty, out of order or touch.
+        """
+        if not all(math.isfinite(step) and step > 0 for step in self.step_xy_l0):
+            raise ValueError(f"step {self.step_xy_l0} (x, y) must be finite and more than 0 level-0 px")
+        for axis, runs in (("x", self.runs_x), ("y", self.runs_y)):
+            flat = [edge for run in runs for edge in run]
+            if not flat or flat[0] < 0 or any(one >= two for one, two in itertools.pairwise(flat)):
+                raise ValueError(f"runs along {axis} {runs}: (first, end) each, ascending and apart, from 0 on")
+
+    @property
+    def size_xy_trim(self) -> tuple[int, int]:
+        """Width and height of the image, px."""
+        width, height = (sum(end - first for first, end in runs) for runs in (self.runs_x, self.runs_y))
+        return width, height
+
+
+def l0_from_trimmed(trim: Trim, xy_trim: ArrayLike) -> Points:
+    """Level-0 px of points given in px of a trimmed image; both have shape (..., 2), last axis (x, y).
+
+    A point on a seam is the first of the run behind it. Points outside the image go on from its first or last run.
+    """
+    points = np.asarray(xy_trim, np.float64)
+    axes = []
+    for axis, runs in enumerate((trim.runs_x, trim.runs_y)):
+        firsts, starts = _firsts_and_starts(runs)
+        run = np.maximum(np.searchsorted(starts, points[..., axis], side="right") - 1, 0)
+        axes.append((firsts[run] + (points[..., axis] - starts[run])) * trim.step_xy_l0[axis])
+    return np.stack(axes, axis=-1)
+
+
+def trimmed_from_l0(trim: Trim, xy_l0: ArrayLike) -> Points:
+    """Px of a trimmed image of points given in level-0 px; both have shape (..., 2), last axis (x, y).
+
+    Inverse of `l0_from_trimmed` inside the image. A coordinate in what was cut out is NaN; the far edge of a run is
+    still in.
+    """
+    points = np.asarray(xy_l0, np.float64)
+    axes = []
+    for axis, runs in enumerate((trim.runs_x, trim.runs_y)):
+        firsts, starts = _firsts_and_starts(runs)
+        ends = np.array([end for _, end in runs], np.float64)
+        grid = points[..., axis] / trim.step_xy_l0[axis]
+        # Multiplied and divided by a step, the edge of a run may come out a hair's breadth beside it.
+        run = np.maximum(np.searchsorted(firsts, grid + EDGE_PX, side="right") - 1, 0)
+        inside = (grid >= firsts[run] - EDGE_PX) & (grid <= ends[run] + EDGE_PX)
+        axes.append(np.where(inside, grid - firsts[run] + starts[run], np.nan))
+    return np.stack(axes, axis=-1)
+
+
+def _firsts_and_starts(runs: tuple[tuple[int, int], ...]) -> tuple[Points, Points]:
+    """Where every run begins, in px of the grid and in px of the trimmed image."""
+    lengths = [end - first for first, end in runs]
+    return np.array([first for first, _ in runs], np.float64), np.cumsum([0.0, *lengths[:-1]])

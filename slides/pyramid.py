@@ -106,7 +106,7 @@ def write_mask_pyramid(
                     compression="adobe_deflate",
                     photometric="minisblack",
                     subfiletype=1 if level else 0,
-                    resolution=_resolution(um_px_xy, level_downsample_xy(size_xy, (width, height))),
+                    resolution=px_per_cm(um_px_xy, level_downsample_xy(size_xy, (width, height))),
                     resolutionunit="centimeter",
                     metadata=None,
                 )
@@ -261,8 +261,8 @@ def _tiles(size_xy: tuple[int, int], tile: int) -> int:
     return -(-size_xy[0] // tile) * -(-size_xy[1] // tile)
 
 
-def _resolution(um_px_xy: Pair, downsample_xy: Pair) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Px per cm of a level along x and y, each as numerator and denominator of 32 bits."""
+def px_per_cm(um_px_xy: Pair, downsample_xy: Pair) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Px per cm of a level along x and y, each as numerator and denominator of 32 bits: what resolution tags hold."""
     most = 2**32 - 2
     exact = [UM_PER_CM / (um * down) for um, down in zip(um_px_xy, downsample_xy, strict=True)]
     x, y = (Fraction(value).limit_denominator(max(1, min(most, int(most / value)))) for value in exact)

@@ -1,0 +1,68 @@
+"""Slides cut to their tissue: margins of glass go, empty rows and columns between tissue are squeezed.
+
+    OUT/trim_tissue/SLIDE.tif          JPEG pyramid with its spacing in the tags (--trim_format jpg: one JPEG)
+    OUT/trim_tissue/SLIDE.json         which rows and columns were kept; maps px back to level 0, exactly
+    OUT/trim_tissue/trim_tissue.csv    sizes and shares of all slides
+
+A slide without tissue fails: it gets no image, and the run ends with exit code 1.
+
+python -m preprocessing.trim_tissue --slide_path DIR --out OUT     (after the step tissue)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from preprocessing import store
+from preprocessing.pairing import Case
+from preprocessing.reading import Reading
+from preprocessing.runner import FAILED, Result, Step
+from preprocessing.sets import Slides
+from preprocessing.store import Made
+from preprocessing.tables import csv_text
+from preprocessing.whole_slides import NO_TISSUE, ImageOptions, add_image_options, cut, reads, values, write_image
+
+NAME = "trim_tissue"
+COLUMNS = ("slide", "image", "um_px_x", "um_px_y", "width", "height", "kept_share", "runs_x", "runs_y")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this step."""
+    add_image_options(parser.add_argument_group("trimmed slides"), "trim", 2.0)
+
+
+def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
+    """The step with its options."""
+    options = ImageOptions(reading, opts.trim_um_px, opts.trim_gap, opts.trim_format, opts.trim_quality)
+    return Step(NAME, 1, make, options, reads, finish)
+
+
+def make(case: Case, out: Path, options: ImageOptions) -> Made:
+    """Trim one slide."""
+    found = cut(case, out, options)
+    if found is None:
+        return Made(fault=NO_TISSUE.format(case.slide_id))
+    names = write_image(found, out / NAME, case.slide_id, options)
+    row = {"image": names[0], **values(found), "runs_x": len(found.trim.runs_x), "runs_y": len(found.trim.runs_y)}
+    return Made(row, (), tuple(f"{NAME}/{name}" for name in names))
+
+
+def finish(out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+    """Write the table over all slides."""
+    good = [result for result in results if result.state != FAILED]
+    rows = [{"slide": result.slide_id, **result.made.values} for result in good]
+    store.write_text(out / NAME / f"{NAME}.csv", csv_text(COLUMNS, rows))
+    if not rows:
+        return []
+    px = sum(row["width"] * row["height"] for row in rows)
+    share = px / sum(row["width"] * row["height"] / row["kept_share"] for row in rows)
+    return [f"{NAME:<15} {px / 1e6:.1f} Mpx, {share:.0%} of {len(rows)} slides: {out / NAME}"]
+
+
+if __name__ == "__main__":
+    from preprocessing.command import main
+
+    sys.exit(main([NAME]))

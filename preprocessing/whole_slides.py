@@ -1,0 +1,130 @@
+"""What the steps trim_tissue and extract_tissue share: how a slide's tissue becomes one image file."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing import store
+from preprocessing.arguments import positive, whole
+from preprocessing.pairing import Case
+from preprocessing.reading import Reading, read_cells
+from preprocessing.tissue import mask_path
+from slides.geometry import Pair, Trim
+from slides.jpeg_files import JPEG_MAX_PX, TILE, write_jpeg, write_jpeg_pyramid
+from slides.reader import Slide
+from slides.trimming import read_strips, trim_text, trimmed, whole_grid
+
+FORMATS = ("tif", "jpg")
+NO_TISSUE = "no tissue was found: look at tissue/{}.png; another stain may want --tissue_method otsu in the step tissue"
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How a slide becomes one image.
+
+    Attributes:
+        reading: how slides are read.
+        um_px: um per px.
+        gap_px: empty rows or columns in a row that stay at most; None: nothing is cut out.
+        format: one of `FORMATS`.
+        quality: of JPEG.
+    """
+
+    reading: Reading
+    um_px: float
+    gap_px: int | None
+    format: str = "tif"
+    quality: int = 90
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A slide, its tissue and what is kept of it.
+
+    Attributes:
+        slide: the slide.
+        tissue_RS: cells of the tissue mask, see `reading.read_cells`.
+        cell_l0: side of a cell, level-0 px.
+        grid: the whole slide at the output spacing.
+        trim: what is kept.
+    """
+
+    slide: Slide
+    tissue_RS: NDArray[np.bool_]
+    cell_l0: int
+    grid: Trim
+    trim: Trim
+
+    @property
+    def um_px_xy(self) -> Pair:
+        """Spacing of the image, um per px along x and y."""
+        (step_x, step_y), (um_x, um_y) = self.trim.step_xy_l0, self.slide.um_px_xy_l0
+        return step_x * um_x, step_y * um_y
+
+
+def add_image_options(group: argparse._ArgumentGroup, prefix: str, um_px: float) -> None:
+    """Options of `ImageOptions`, named after the step: several steps may run at once."""
+    group.add_argument(f"--{prefix}_um_px", type=positive, default=um_px, help="um per px of the images")
+    group.add_argument(
+        f"--{prefix}_gap", type=whole(0), default=64, help="empty rows or columns in a row that stay at most, px"
+    )
+    group.add_argument(
+        f"--{prefix}_format", choices=FORMATS, default="tif",
+        help=f"tiled pyramid, or one JPEG (up to {JPEG_MAX_PX} px a side)",
+    )  # fmt: skip
+    group.add_argument(f"--{prefix}_quality", type=whole(1, 100), default=90, help="of JPEG, without subsampling")
+
+
+def reads(case: Case, out: Path) -> list[Path]:
+    """The slide's tissue mask."""
+    return [mask_path(out, case.slide_id)]
+
+
+def cut(case: Case, out: Path, options: ImageOptions) -> Cut | None:
+    """Find out what is to be kept of a slide; None where it has no tissue.
+
+    Raises:
+        ValueError: the slide or its mask cannot be read, or the spacing does not fit.
+    """
+    slide = options.reading.slide(case)
+    tissue_RS, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
+    grid = whole_grid(slide, options.um_px)
+    part = trimmed(grid, tissue_RS, cell_l0, options.gap_px or 0)
+    if part is None:
+        return None
+    return Cut(slide, tissue_RS, cell_l0, grid, grid if options.gap_px is None else part)
+
+
+def write_image(found: Cut, folder: Path, slide_id: str, options: ImageOptions) -> tuple[str, ...]:
+    """Write FOLDER/SLIDE.tif (or .jpg) and FOLDER/SLIDE.json; returns their names.
+
+    Raises:
+        ValueError: the image is too large for its format, or the slide cannot be decoded.
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write = write_jpeg if options.format == "jpg" else write_jpeg_pyramid
+    names = f"{slide_id}.{options.format}", f"{slide_id}.json"
+    strips = read_strips(found.slide, found.trim, TILE)
+    write(folder / names[0], found.trim.size_xy_trim, found.um_px_xy, strips, options.quality)
+    store.write_text(folder / names[1], trim_text(found.slide, found.trim))
+    return names
+
+
+def values(found: Cut) -> dict[str, Any]:
+    """Columns of a table: size, spacing, share of the slide that is kept."""
+    width, height = found.trim.size_xy_trim
+    whole_width, whole_height = found.grid.size_xy_trim
+    return {
+        "um_px_x": round(found.um_px_xy[0], 6),
+        "um_px_y": round(found.um_px_xy[1], 6),
+        "width": width,
+        "height": height,
+        "kept_share": round(width * height / (whole_width * whole_height), 5),
+    }
