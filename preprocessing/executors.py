@@ -130,13 +130,12 @@ def on_all_ranks(story: Callable[[Executor], int], processes: int | None) -> int
         processes: how many; None for one per CPU this process may use. Without meaning under MPI.
 
     Raises:
-        ValueError: a number of processes was given to an MPI job.
+        ValueError: a number of processes was given to an MPI job, or there is no MPI library for one.
     """
     if any(name in os.environ for name in _RANK_VARIABLES):
-        from mpi4py import MPI
-
-        if MPI.COMM_WORLD.size > 1:
-            return _over_mpi(story, processes, MPI.COMM_WORLD)
+        world = _world()
+        if world.size > 1:
+            return _over_mpi(story, processes, world)
     count = len(os.sched_getaffinity(0)) if processes is None else processes
     return story(Serial() if count == 1 else Processes(count))
 
@@ -144,6 +143,18 @@ def on_all_ranks(story: Callable[[Executor], int], processes: int | None) -> int
 def is_first_rank() -> bool:
     """Whether this process may speak; known before MPI is loaded."""
     return all(os.environ.get(name, "0") == "0" for name in _RANK_VARIABLES)
+
+
+def _world() -> Any:
+    """All ranks of the job."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"started by an MPI launcher, but mpi4py cannot load an MPI library ({error}): load the module of that "
+            "MPI, or start one process without a launcher"
+        ) from error
+    return MPI.COMM_WORLD
 
 
 def _over_mpi(story: Callable[[Executor], int], processes: int | None, world: Any) -> int:

@@ -92,6 +92,32 @@ def test_the_tissue_mask_must_be_there(data: Path, tmp_path: Path, capsys: pytes
     assert "tissue/normal_2.tif cannot be read: [Errno 2]" in capsys.readouterr().out
 
 
+def manifest_rows(*words: str | Path) -> list[tuple[str, str, str, str]]:
+    """Slide, patient, centre and class of a run of tissue and manifest."""
+    out = Path(words[-1])
+    assert main(["tissue", "manifest"], [*map(str, words), "--num_processes", "1"]) == 0
+    with (out / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        return [(row["slide"], row["patient"], row["centre"], row["class"]) for row in csv.DictReader(file)]
+
+
+def test_centres_of_camelyon17(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = tmp_path / "CAMELYON17"
+    for name, centre in (("patient_004_node_4", 0), ("patient_021_node_0", 1), ("patient_022_node_1", 1)):
+        write_slide(root / "training" / f"center_{centre}" / f"{name}.tif", (301, 263), tumour=True)
+        write_label(root / "training" / "lesion_annotations" / f"{name}.xml", "metastases")
+    words = ["--dataset", "17", "--data_root", str(tmp_path)]
+    assert manifest_rows(*words, "--proc_center", "1", "--out", tmp_path / "one") == [
+        ("patient_021_node_0", "patient_021", "1", "tumor"), ("patient_022_node_1", "patient_022", "1", "tumor"),
+    ]  # fmt: skip
+    assert len(manifest_rows(*words, "--out", tmp_path / "all")) == 3
+    capsys.readouterr()
+    assert main(["manifest"], [*words, "--proc_center", "3", "--out", str(tmp_path / "x")]) == 2
+    assert "no slides of centre 3; there are slides of centres 0 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["manifest"], [*words, "--slide_path", "S", "--out", "O"])
+    assert "--dataset takes the place of the path options" in capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------------------------------------- split
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from preprocessing import store
-from preprocessing.executors import Processes, Serial
+from preprocessing.executors import Processes, Serial, on_all_ranks
 from preprocessing.runner import DONE, FAILED, UNCHANGED, DiskFullError, Step, failures, run_step, summary
 from preprocessing.store import Held, Made
 from tests.single.tiny_step import Options, cases_of, make, step
@@ -217,3 +217,10 @@ def test_mpi_ranks_share_the_slides_and_the_lock(slides: Path, tmp_path: Path):
         "a b",
         "é$(touch p)",
     ]
+
+
+def test_a_launcher_without_an_mpi_library_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ValueError, match=r"mpi4py cannot load an MPI library .*: load the module"):
+        on_all_ranks(lambda executor: len(executor.words), None)
