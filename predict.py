@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,19 @@ class Prediction:
 
     def go(self) -> int:
         """The whole story; returns the exit code."""
+        from preprocessing.store import Held
+
         start = time.perf_counter()
         self.pulse.start()
-        self.open_model()
-        self.find_slides()
-        self.plan()
-        self.predict()
-        return self.conclude(time.perf_counter() - start)
+        with ExitStack() as held:
+            # Ranks: one holds the folder for all.
+            lock = Held(self.opts.out) if self.comm.rank == 0 else nullcontext()
+            together(self.comm, lambda: held.enter_context(lock))
+            self.open_model()
+            self.find_slides()
+            self.plan()
+            self.predict()
+            return self.conclude(time.perf_counter() - start)
 
     def open_model(self) -> None:
         """The network and what it was trained for."""
@@ -134,8 +141,7 @@ class Prediction:
         self.say(f"slides      {len(found)}" + (f", {before} of them done before" if before else ""))
 
     def prepare_folders(self) -> None:
-        """Make the folder of results; remove what a killed run left. Rank 0 only."""
-        self.opts.out.mkdir(parents=True, exist_ok=True)
+        """Remove what a killed run left. Rank 0 only."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         for left in self.opts.out.glob(".*.part"):
             shutil.rmtree(left, ignore_errors=True)
@@ -198,9 +204,9 @@ class Prediction:
 
         # A slide is finished while the next is predicted.
         with ThreadPoolExecutor(1, thread_name_prefix="finish") as pool:
-            for run in mine:
+            for number, run in enumerate(mine, start=1):
                 planned = self.planned[run.slide]
-                bar.set_postfix_str(planned.slide_id, refresh=False)
+                bar.set_postfix_str(f"slide {number} of {len(mine)}, {planned.slide_id}", refresh=False)
                 slide = Slide(planned.path, um_px=opts.mpp)
                 weights = Weights(planned.grid, planned.windows)
                 words = (slide, weights, planned.windows, run, model.probabilities, how)

@@ -43,6 +43,11 @@ def maps(out: Path, name: str = "probability.tif") -> dict[str, np.ndarray]:
     return {path.parent.name: tifffile.imread(path, level=0) for path in sorted(out.glob(f"*/{name}"))}
 
 
+def results(out: Path) -> list[str]:
+    """Names of what is in a folder of results, but for the file that says who works in it."""
+    return sorted(path.name for path in out.iterdir() if path.name != ".lock")
+
+
 @pytest.fixture(scope="module")
 def once(tiny: TinySet) -> Path:
     """The results of one rank."""
@@ -53,7 +58,7 @@ def once(tiny: TinySet) -> Path:
 
 
 def test_every_slide_has_all_its_results(tiny: TinySet, once: Path) -> None:
-    folders = sorted(path.name for path in once.iterdir())
+    folders = results(once)
     assert folders == ["normal_001", "tumor_001", "tumor_002"]
     assert [{path.name for path in (once / name).iterdir()} for name in folders] == [WHOLE] * 3
     summary = json.loads((once / "tumor_001" / "summary.json").read_text(encoding="utf-8"))
@@ -74,7 +79,7 @@ def test_ranks_share_the_windows(tiny: TinySet, once: Path) -> None:
     assert list(shared) == list(alone) != []
     for name, map_HW in alone.items():
         assert np.abs(shared[name].astype(int) - map_HW).max() <= 1
-    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    assert results(out) == results(once)
     # Every rank took part: three slides of some 12 windows are cut at thirds.
     assert len(re.findall(r"^done ", done.stdout, re.MULTILINE)) == 3
 
@@ -89,14 +94,14 @@ def test_another_spacing_is_warned_of(tiny: TinySet) -> None:
 
 
 def test_what_is_done_stays_and_other_options_are_refused(tiny: TinySet, once: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in once.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in once.glob("*/*")}
     again = predict(tiny, once)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "3, 3 of them done before" in again.stdout
     other = predict(tiny, once, "--overlap", "0.5")
     assert other.returncode == 2
     assert re.search(r"error: .*normal_001 was predicted with other options \(overlap\)", other.stderr)
-    assert {path: path.stat().st_mtime_ns for path in once.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in once.glob("*/*")} == before
 
 
 def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
@@ -105,7 +110,7 @@ def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
     words = ["--model", tiny.log_dir, "--slide_path", tiny.folder / "train" / "images", "--out", out, "--no_cuda"]
     process = subprocess.Popen(
         [str(ROOT / "run_train.sh"), *map(str, words)],
-        env=environment(NP="1", SCRIPT=SCRIPT, OMP_NUM_THREADS="1", SLOWLY="0.3"),
+        env=environment(NP="1", SCRIPT=SCRIPT, OMP_NUM_THREADS="1", SLOWLY="1"),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
@@ -114,6 +119,9 @@ def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
+        second = predict(tiny, out)
+        assert second.returncode == 2
+        assert re.search(r"error: --out \S+ is in use by process \d+", second.stderr)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -121,7 +129,7 @@ def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
     done = predict(tiny, out)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (out / "normal_001" / "summary.json").stat().st_mtime_ns == kept
-    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    assert results(out) == results(once)
     for name in ("probability.tif", "label.tif", "polygons.geojson", "detections.csv"):
         for path in sorted(once.glob(f"*/{name}")):
             assert (out / path.parent.name / name).read_bytes() == path.read_bytes(), path
@@ -138,7 +146,7 @@ def test_one_bad_slide_does_not_lose_the_others(tiny: TinySet, tmp_path: Path) -
     assert done.returncode == 1, done.stderr[-2000:]
     failed = re.findall(r"^FAILED +(\w+):", done.stdout.split("ended ")[1], re.MULTILINE)
     assert failed == ["cut", "none"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a good one"]
+    assert results(tmp_path / "out") == ["a good one"]
     strict = predict(tiny, tmp_path / "strict", "--strict", slides=folder)
     assert strict.returncode == 2
     assert len(re.findall(r"error: .*cut\.tif", strict.stderr)) == 1
@@ -150,7 +158,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny: TinySet, tmp_path: Path) 
     out = tmp_path / "out"
     with small_disk(out, "48k"):
         done = predict(tiny, out)
-        left = [path for path in out.rglob("*") if path.is_file()]
+        left = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
         whole = [path.parent for path in out.glob("*/summary.json")]
     assert done.returncode == 2, done.stdout[-2000:]
     assert len(re.findall("error: .*No space left on device", done.stderr)) == 1
