@@ -16,6 +16,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +66,26 @@ def steps(case: Case, out: Path, rounds: int) -> dict[str, Any]:
     cells_HW, cell_l0 = read_cells(tissue.mask_path(out, case.slide_id), slide)
     tumor_HW = reading.truth(case, slide).label_max(cell_l0, 1)
     places, _ = Grid(SIDE_PX, SIDE_PX, UM_PX, 0.05).places(slide, cells_HW, tumor_HW, cell_l0)
-    windows = [place.window for place in places]
-    found["decode"] = timed(lambda: dropped(slide.read(window) for window in windows), rounds)
+    truth, options = (
+        reading.truth(case, slide),
+        extract_patches.Options(reading, SIDE_PX, UM_PX, SIDE_PX, save_neg=True),
+    )
+    # Whether a place is written: glass is only read.
+    kept = [extract_patches.judge(place, slide, truth, options)[2] is not None for place in places]
+    found["decode"] = timed(lambda: dropped(slide.read(place.window) for place in places), rounds)
+
+    def decode_encode(encoder: Encoder) -> None:
+        for place, written in zip(places, kept, strict=True):
+            image_HWC = slide.read(place.window)
+            if written:
+                encoder.image(image_HWC)
+
     for codec in ("png", "jpeg"):
-        encoder = Encoder(codec, 95)
-        found[f"decode, encode {codec}"] = timed(
-            lambda encoder=encoder: dropped(encoder.image(slide.read(window)) for window in windows), rounds
-        )
+        found[f"decode, encode {codec}"] = timed(partial(decode_encode, Encoder(codec, 95)), rounds)
     for name in FORMATS:
         options = extract_patches.Options(reading, SIDE_PX, UM_PX, SIDE_PX, save_neg=True, format=name)
         found[name] = timed(lambda options=options: extract_patches.make(case, out, options), rounds)
-    found["patches"] = len(places)
+    found["patches"], found["written"] = len(places), sum(kept)
     return found
 
 
@@ -116,8 +126,11 @@ def main() -> None:
     out = arguments.data / "out"
     shutil.rmtree(out, ignore_errors=True)
     found = steps(Case(slide.stem, slide, xml), out, arguments.rounds)
-    patches, truth = found.pop("patches"), found["truth"]["median_s"]
-    print(f"{arguments.side} x {arguments.side} px, {patches} patches of {SIDE_PX} px; medians of {arguments.rounds}")
+    patches, written, truth = found.pop("patches"), found.pop("written"), found["truth"]["median_s"]
+    print(
+        f"{arguments.side} x {arguments.side} px, {patches} places of {SIDE_PX} px, {written} written; medians of "
+        f"{arguments.rounds}"
+    )
     for name, times in found.items():
         seconds = times["median_s"]
         line = f"{name:<20} {seconds:6.2f} s"
@@ -126,10 +139,10 @@ def main() -> None:
             limit = found[f"decode, encode {'png' if name == 'png' else 'jpeg'}"]["median_s"]
             rest = seconds - truth
             line += (
-                f"  {1000 * rest / patches:5.1f} ms a patch without truth, {limit / rest:4.0%} of it decode and encode"
+                f"  {1000 * rest / patches:5.1f} ms a place without truth, {limit / rest:4.0%} of it decode and encode"
             )
         elif name.startswith("decode"):
-            line += f"  {1000 * seconds / patches:5.1f} ms a patch"
+            line += f"  {1000 * seconds / patches:5.1f} ms a place"
         print(line)
     result: dict[str, Any] = {
         "side": arguments.side,
