@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export_options import given, model_options
-
 from option_groups import common_options
 from option_types import Parser, not_negative, positive, share_below_1, whole
 
