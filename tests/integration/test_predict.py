@@ -110,7 +110,7 @@ def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
     words = ["--model", tiny.log_dir, "--slide_path", tiny.folder / "train" / "images", "--out", out, "--no_cuda"]
     process = subprocess.Popen(
         [str(ROOT / "run_train.sh"), *map(str, words)],
-        env=environment(NP="1", SCRIPT=SCRIPT, OMP_NUM_THREADS="1", SLOWLY="1"),
+        env=environment(NP="1", SCRIPT=SCRIPT, OMP_NUM_THREADS="1", SLOWLY="0.5"),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
@@ -119,6 +119,8 @@ def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
+        # So that it holds the folder however long the second takes to start.
+        os.killpg(process.pid, signal.SIGSTOP)
         second = predict(tiny, out)
         assert second.returncode == 2
         assert re.search(r"error: --out \S+ is in use by process \d+", second.stderr)
