@@ -25,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import psutil
 
+import exits
 import models
 import train
 from tests.integration.small_train import small
@@ -125,7 +126,7 @@ def past(place: str, tensors):
         return [tf.identity(tensor) for tensor in tensors]
 
 
-def faulty_connect(horovod: bool, real: Callable = train.connect):
+def faulty_connect(horovod: bool, real: Callable = exits.connect):
     return FaultyComm(real(horovod))
 
 
@@ -157,7 +158,7 @@ def faulty_keep(*arguments, real: Callable = validate._keep) -> None:
 
 if __name__ == "__main__":
     models.build = small
-    train.connect = faulty_connect
+    exits.connect = faulty_connect
     train.Run = FaultyRun
     checkpoint.write_atomically = faulty_write
     validate._keep = faulty_keep

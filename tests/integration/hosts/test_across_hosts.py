@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.hosts import jobs
 from tests.integration.hosts.netns import Hosts
-from tests.integration.tiny import TinySet, environment
+from tests.integration.tiny import SMALL, TinySet, environment
 
 # Each host also has a bridge docker0 with the same address, for Open MPI to fall for.
 
@@ -21,7 +21,7 @@ def arguments(folder: Path) -> tuple[list[str], Path]:
 def one_host(folder: Path, ranks: int) -> Path:
     """The folder of the same run with all ranks on this machine."""
     words, log_dir = arguments(folder)
-    given = {"NP": str(ranks), "SCRIPT": jobs.SMALL, "OMP_NUM_THREADS": "1"}
+    given = {"NP": str(ranks), "SCRIPT": SMALL, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [jobs.RUN_TRAIN, *words], env=environment(**given), stdin=subprocess.DEVNULL,
         capture_output=True, text=True, timeout=300, check=False,
@@ -44,7 +44,7 @@ def three_ranks_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(hosts: Hosts, folder: Path, **given: str) -> tuple[str, Path]:
     """A training with one rank on each host: what it printed, and the run's folder."""
     words, log_dir = arguments(folder)
-    said = jobs.start(hosts, folder / "output", jobs.SMALL, words, **given).wait()
+    said = jobs.start(hosts, folder / "output", SMALL, words, **given).wait()
     ranks = len(hosts.names)
     assert f"{ranks} x batch 1 = {ranks} images a step" in said
     # Of its memory each host gives all to its one rank: nobody else is local.

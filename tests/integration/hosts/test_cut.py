@@ -10,7 +10,7 @@ import pytest
 from tests.integration.bench import ROOT
 from tests.integration.hosts import jobs
 from tests.integration.hosts.netns import Hosts
-from tests.integration.tiny import TinySet
+from tests.integration.tiny import SMALL, TinySet
 
 pytestmark = pytest.mark.usefixtures("watched")
 
@@ -28,7 +28,7 @@ def watched() -> None:
 def cut_in_mid_run(hosts: Hosts, folder: Path, **given: str) -> str:
     """Trains on two hosts, cuts the second one off, and waits for the end; what was printed after the cut."""
     long = {"num_steps": "1000000", "log_every": "20", "validate_every": "1000000", "stall_timeout": "10"}
-    job = jobs.start(hosts, folder / "output", jobs.SMALL, TinySet(folder).arguments(**long), **given)
+    job = jobs.start(hosts, folder / "output", SMALL, TinySet(folder).arguments(**long), **given)
     try:
         job.wait_for("train       20")
         before = len(job.said())

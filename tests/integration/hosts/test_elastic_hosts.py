@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.integration.hosts import jobs
 from tests.integration.hosts.netns import Hosts
-from tests.integration.tiny import TinySet
+from tests.integration.tiny import SMALL, TinySet
 
 # As ~/.ssh/config has it: or horovodrun never learns that a silent host is gone.
 KEEPALIVE = "-oServerAliveInterval=10"
@@ -44,7 +44,7 @@ def test_hosts_leave_join_and_are_cut_off(three_hosts: Hosts, tmp_path: Path) ->
     )  # fmt: skip
     elastic = f"--gloo --min-np 1 --max-np 2 --network-interface eth0 --host-discovery-script {script}"
     given = {"LAUNCHER": "horovodrun", "LAUNCHER_ARGS": elastic, "HOSTS": "", "NP": "2"}
-    job = jobs.start(three_hosts, tmp_path / "output", jobs.SMALL, words, WIDEFOV_TEST_SSH_OPTIONS=KEEPALIVE, **given)
+    job = jobs.start(three_hosts, tmp_path / "output", SMALL, words, WIDEFOV_TEST_SSH_OPTIONS=KEEPALIVE, **given)
     try:
         job.wait_for("loss 0.", times=6)
         here(first, third)
