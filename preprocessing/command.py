@@ -46,6 +46,10 @@ class _Asked(BaseException):
     signal: int
 
 
+# The signals that came.
+_signals: list[int] = []
+
+
 def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int:
     """Run steps; returns the exit code.
 
@@ -58,6 +62,7 @@ def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int
     """
     parser, modules = _parser(names)
     opts = parser.parse_args(argv)
+    _signals.clear()
     before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         reading = _check(parser, opts)
@@ -68,7 +73,9 @@ def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int
 
             return _story(parser.prog, opts, steps_of, executor, only_check=list(names) == ["check"])
 
-        return on_all_ranks(story, opts.num_processes)
+        code = on_all_ranks(story, opts.num_processes)
+        # A library may have taken the exception for an error of its own: a slide then failed that would not have.
+        return 128 + _signals[0] if _signals else code
     except ValueError as error:
         if is_first_rank():
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -232,4 +239,5 @@ def _say(line: str, error: bool = False) -> None:
 def _end(number: int, _: FrameType | None) -> NoReturn:
     # A second one must not interrupt the cleaning up.
     signal.signal(number, signal.SIG_IGN)
+    _signals.append(number)
     raise _Asked(number)
