@@ -1,4 +1,4 @@
-"""How a run ends when it does not end well: one message, and an exit code that all ranks agree on."""
+"""What a run says, and how it ends when it does not end well: one message, and an exit code all ranks agree on."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ def connected(horovod: bool) -> Comm | None:
         if launched_rank() == 0:
             print(f"{program()}: error: {error}", file=sys.stderr)  # noqa: T201  # on behalf of an entry script
         return None
+
+
+def speaker(comm: Comm) -> Callable[..., None]:
+    """A function that prints lines on rank 0, above a progress bar."""
+
+    def say(*lines: str) -> None:
+        if comm.rank == 0:
+            for line in lines:
+                tqdm.write(line)
+            sys.stdout.flush()
+
+    return say
 
 
 def guarded(action: Callable[[], int], comm: Comm, out_of_memory: Callable[[], str], elastic: bool = False) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from exits import connected, guarded
+from exits import connected, guarded, speaker
 from prediction_options import predict_options
 from training.comm import together
 from training.pulse import Pulse
@@ -59,15 +59,9 @@ class Prediction:
         self.comm = comm
         self.pulse = pulse
         self.devices = devices
+        self.say = speaker(comm)
         self.failures: list[tuple[str, str]] = []
         self.scratch: Path = opts.out / ".scratch"
-
-    def say(self, *lines: str) -> None:
-        """Print on rank 0, above the progress bar."""
-        if self.comm.rank == 0:
-            for line in lines:
-                tqdm.write(line)
-            sys.stdout.flush()
 
     def go(self) -> int:
         """The whole story; returns the exit code."""
@@ -110,6 +104,7 @@ class Prediction:
             f"ranks       {comm.size}, {self.devices}",
             f"view        {model.img_size} px at {model.um_px:g} um/px = {model.img_size * model.um_px:.0f} um",
         )
+        self.say(*(f"note        {note}" for note in model.notes))
         if model.um_px != trained.um_px:
             self.say(f"WARNING     the model was trained at {trained.um_px:g} um/px, not at {model.um_px:g}")
 

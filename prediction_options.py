@@ -73,6 +73,8 @@ def predict_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _parser()
     opts = parser.parse_args(argv)
     opts.given = given(parser, opts)
+    if not opts.min_probability:
+        parser.error("--min_probability 0: a number above 0 is needed, or every px without tumour would be a candidate")
     missing = [path for path in opts.slide_path if not path.exists()]
     if missing:
         parser.error(f"--slide_path {missing[0]}: no such file or folder")

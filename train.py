@@ -13,9 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
-from exits import COME_TOGETHER, connected, guarded, smaller_training
+from exits import COME_TOGETHER, connected, guarded, smaller_training, speaker
 from inputs import Inputs
 from options import SIZE_STEP, as_json, train_options
 from training import leaving
@@ -73,19 +71,13 @@ class Run:
         self.devices = devices
         self.joint_batch = opts.batch_size * opts.accumulate_batch * comm.size
         self.leaving = leaving.Leaving()
+        self.say = speaker(comm)
         self.inputs = Inputs(opts, comm, self.say)
         self.images = 0  # over all ranks
         self.best_miou = -1.0
         self.validation_due = False
         self.scores: dict[str, float] = {}
         self.picture: Path | None = None
-
-    def say(self, *lines: str) -> None:
-        """Print on rank 0, above the progress bar."""
-        if self.comm.rank == 0:
-            for line in lines:
-                tqdm.write(line)
-            sys.stdout.flush()
 
     def go(self) -> int:
         """The whole story; returns the exit code."""

@@ -173,6 +173,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny: TinySet, tmp_path: Path) 
     [
         (["--model", "/nowhere"], "no such file or folder"),
         (["--resolution", "0"], "above 0"),
+        (["--min_probability", "0"], "above 0"),
         (["--context_spacing", "8"], "without a context view"),
         (["--overlap", "1"], "below 1"),
     ],
