@@ -21,9 +21,6 @@ def evaluate_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Score predictions of whole slides against their truth: pixels, lesions, slides, patients.",
         epilog="evaluate.py --submission FILE --reference FILE compares two CAMELYON17 tables of stages and nothing "
         "else. What each number is: docs/evaluation.md.",
-        fromfile_prefix_chars="@",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     _data_options(parser)
     _score_options(parser)

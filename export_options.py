@@ -61,9 +61,6 @@ def export_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="export.py",
         description="Write a trained model for use elsewhere: uint8 RGB in, class probabilities out.",
         epilog="Every file written is opened again and compared with the model: exit code 1 where they differ.",
-        fromfile_prefix_chars="@",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     model_options(parser)
     files = parser.add_argument_group("files")

@@ -21,9 +21,6 @@ def _train_parser() -> Parser:
         prog="train.py",
         description="Train a segmentation network on large fields of view of whole-slide images, on one or many ranks.",
         epilog="Options can be kept in a file: train.py @experiments/demo.args. Paths are read on every rank.",
-        fromfile_prefix_chars="@",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     option_groups.data_options(parser)
     option_groups.sampling_options(parser)

@@ -16,9 +16,6 @@ def _parser() -> Parser:
         prog="predict.py",
         description="Predict whole slides with a trained network: probability maps, outlines, detections, pictures.",
         epilog="Several ranks: NP=4 SCRIPT=predict.py ./run_train.sh --model ... Options can be kept in a file: @FILE.",
-        fromfile_prefix_chars="@",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     model_options(parser)
     data = parser.add_argument_group("slides")

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=widefov-prepro
 #SBATCH --open-mode=append
-# Prepares a data set: checks, tissue masks, patches, manifest. The first use on a machine also sets it up
+# Prepares a data set: checks, masks of tissue and tumour, patches, manifest. The first use on a machine also sets it up
 # (setup_env.sh).
 #
 #   ./run_prepro.sh                                  the demo: makes small slides and prepares them
 #   ./run_prepro.sh --slide_path DIR --label_path DIR --out OUT ...      on every CPU of this machine
 #   ./run_prepro.sh --num_processes 4 ...            on four
+#   ./run_prepro.sh --steps tissue trim_tissue ...   these steps, in place of a full run
 #   mpirun -np 8 ./run_prepro.sh ...                 on MPI ranks, also of several machines: rank 0 gives out slides
 #   ./run_prepro.sh --dataset 17 --data_root DIR --proc_center 1 3 --out OUT         CAMELYON17, two centres
 #   ./run_prepro.sh --help                           the arguments of prepro.py
@@ -15,7 +16,7 @@
 # finished; 1: some failed, see the table at the end; 2: wrong arguments or folders, or a full disk.
 #
 # Choices, all optional:
-#   STEP=NAME         one step only: check, tissue, extract_patches or manifest, with its own arguments
+#   STEP=NAME         one step only, or pack, with its own arguments (STEP=no ./run_prepro.sh says which there are)
 #   DRY_RUN=1         print the command, run nothing, set nothing up
 # and those of setup_env.sh (WIDEFOV_VENV, WIDEFOV_ENV=active ...: ./setup_env.sh --help).
 
@@ -38,6 +39,9 @@ find_root() {
 root=$(find_root)
 # shellcheck source=setup_env.sh
 . "$root/setup_env.sh"
+
+# As in preprocessing/command.py; a test compares them.
+steps="check, tissue, xml_to_mask, mask_to_xml, extract_patches, manifest, trim_tissue, extract_tissue"
 
 # Ranks: all run this script; one speaks.
 is_first_rank() { [[ ${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-${PMIX_RANK:-0}}} == 0 ]]; }
@@ -82,7 +86,7 @@ if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate
 if [[ -n ${STEP:-} ]]; then
     if ! [[ $STEP =~ ^[a-z_]+$ ]] || ! grep -qs __main__ -- "$root/preprocessing/$STEP.py"; then
-        fail "STEP=$STEP is no step: check, tissue, extract_patches or manifest."
+        fail "STEP=$STEP is no step; there are: $steps and pack"
     fi
     # The caller's folder stays: paths may be relative to it.
     export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}

@@ -15,8 +15,35 @@ from typing import NoReturn
 from preprocessing.executors import is_first_rank
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the default of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class _Prose(_Defaults, argparse.RawDescriptionHelpFormatter):
+    """The same, and descriptions as they are."""
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse that reads `@files` like command lines and speaks on rank 0 only."""
+    """argparse that reads `@files` like command lines, takes no abbreviations and speaks on rank 0 only.
+
+    Args:
+        prog: what users call the program.
+        description: what it does.
+        epilog: what to know after the options.
+        prose: keep the line breaks of description and epilog.
+        add_help: have --help.
+    """
+
+    def __init__(
+        self, prog: str, description: str, epilog: str | None = None, prose: bool = False, add_help: bool = True
+    ) -> None:
+        super().__init__(
+            prog, None, description, epilog, fromfile_prefix_chars="@", allow_abbrev=False, add_help=add_help,
+            formatter_class=_Prose if prose else _Defaults,
+        )  # fmt: skip
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         """One or more words per line, shell quoting, `#` comments."""
@@ -90,7 +117,7 @@ def share(text: str) -> Fraction:
 def pair(text: str) -> tuple[str, int]:
     """NAME:CLASS, the name in small letters."""
     name, colon, number = text.rpartition(":")
-    if not (name and colon and number.isdigit() and int(number) <= 255):
+    if not (name and colon and number.isdecimal() and int(number) <= 255):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:CLASS, e.g. _0:1")
     return name.strip().lower(), int(number)
 
@@ -125,11 +152,14 @@ def mask_values(pairs: Sequence[tuple[str, int]] | None) -> dict[int, int] | Non
     """--mask_values as given; None for the default.
 
     Raises:
-        ValueError: a value is no whole number from 0 to 255.
+        ValueError: a value is no whole number from 0 to 255, or is named twice.
     """
     if pairs is None:
         return None
-    wrong = [name for name, _ in pairs if not (name.isdigit() and int(name) <= 255)]
+    wrong = [name for name, _ in pairs if not (name.isdecimal() and int(name) <= 255)]
     if wrong:
         raise ValueError(f"--mask_values {wrong[0]}: mask values are whole numbers from 0 to 255")
-    return {int(name): cls for name, cls in pairs}
+    classes = {int(name): cls for name, cls in pairs}
+    if len(classes) < len(pairs):
+        raise ValueError(f"--mask_values {' '.join(f'{name}:{cls}' for name, cls in pairs)}: name each value once")
+    return classes

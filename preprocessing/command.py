@@ -23,8 +23,12 @@ from preprocessing.runner import FAILED, Result, Step, failures, run_step, summa
 from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
 from preprocessing.store import Held, marked
 
-# In the order of a full run.
-STEPS = ("check", "tissue", "extract_patches", "manifest")
+# In the order in which they run, whatever the order they are asked for in.
+STEPS = (
+    "check", "tissue", "xml_to_mask", "mask_to_xml", "extract_patches", "manifest", "trim_tissue", "extract_tissue",
+)  # fmt: skip
+FULL_RUN = ("check", "tissue", "xml_to_mask", "extract_patches", "manifest")
+_PREPRO = "prepro.py"
 
 
 class StepModule(Protocol):
@@ -50,17 +54,30 @@ class _Asked(BaseException):
 _signals: list[int] = []
 
 
-def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int:
+def program(name: str, one_file_option: str, one_file: Callable[[], int]) -> int:
+    """Run a step, or what it does to a single file where the command line names one; returns the exit code.
+
+    Args:
+        name: the step.
+        one_file_option: the option that names the file.
+        one_file: what is done then; reads the command line itself.
+    """
+    asked = any(word.partition("=")[0] == one_file_option for word in sys.argv[1:])
+    return one_file() if asked else main([name])
+
+
+def main(names: Sequence[str] | None = None, argv: Sequence[str] | None = None) -> int:
     """Run steps; returns the exit code.
 
     0: all slides are finished. 1: some slide failed. 2: bad options, folders or files, or a full disk; one line says
     which. 128 + N: signal N ended the run; what is finished stays.
 
     Args:
-        names: steps, in their order.
+        names: steps, in their order; None: those of --steps.
         argv: words of the command line; default: those of this process.
     """
-    parser, modules = _parser(names)
+    asked = _asked_steps(argv) if names is None else names
+    parser, modules = _parser(asked, names is None)
     opts = parser.parse_args(argv)
     _signals.clear()
     before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -71,10 +88,10 @@ def main(names: Sequence[str] = STEPS, argv: Sequence[str] | None = None) -> int
             def steps_of(slides: Slides) -> list[Step]:
                 return [module.step(opts, reading, slides) for module in modules]
 
-            return _story(parser.prog, opts, steps_of, executor, only_check=list(names) == ["check"])
+            return _story(parser.prog, opts, steps_of, executor, only_check=list(asked) == ["check"])
 
         code = on_all_ranks(story, opts.num_processes)
-        # A library may have taken the exception for an error of its own: a slide then failed that would not have.
+        # Once a SIGINT ended with 1 here: perhaps a library took the exception for an error of its own.
         return 128 + _signals[0] if _signals else code
     except ValueError as error:
         if is_first_rank():
@@ -157,17 +174,24 @@ def find(opts: argparse.Namespace, only_check: bool = False) -> Slides:
 # ------------------------------------------------------------------------------------------------------------- options
 
 
-def _parser(names: Sequence[str]) -> tuple[Parser, list[StepModule]]:
+def _asked_steps(argv: Sequence[str] | None) -> list[str]:
+    """The steps of --steps, in their order: the options there are depend on them."""
+    parser = Parser(_PREPRO, "", add_help=False)
+    _add_steps(parser)
+    asked = parser.parse_known_args(argv)[0].steps
+    return [name for name in STEPS if name in asked]
+
+
+def _parser(names: Sequence[str], steps: bool) -> tuple[Parser, list[StepModule]]:
     modules = [cast("StepModule", importlib.import_module(f"preprocessing.{name}")) for name in names]
-    one = modules[0].__doc__ if len(modules) == 1 else f"Prepare a data set: {', '.join(names)}."
     parser = Parser(
-        prog=f"python -m preprocessing.{names[0]}" if len(names) == 1 else "prepro.py",
-        description=one,
-        epilog="Options can be kept in a file: @FILE. Finished slides are not made again; the same command goes on.",
-        fromfile_prefix_chars="@",
-        formatter_class=_Help,
-        allow_abbrev=False,
+        _PREPRO if len(names) > 1 or steps else f"python -m preprocessing.{names[0]}",
+        f"Prepare a data set: {', '.join(names)}." if len(names) > 1 else modules[0].__doc__,
+        "Options can be kept in a file: @FILE. Finished slides are not made again; the same command goes on.",
+        prose=True,
     )
+    if steps:
+        _add_steps(parser)
     _data_options(parser)
     if {"check", "extract_patches"}.intersection(names):
         parser.add_argument("--resolution", type=positive, default=0.25, help="um per px of the patches")
@@ -178,8 +202,11 @@ def _parser(names: Sequence[str]) -> tuple[Parser, list[StepModule]]:
     return parser, modules
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults in the help of options; descriptions as they are."""
+def _add_steps(parser: Parser) -> None:
+    parser.add_argument(
+        "--steps", nargs="+", choices=STEPS, default=list(FULL_RUN), metavar="STEP",
+        help=f"which of {', '.join(STEPS)}; each adds its options to --help",
+    )  # fmt: skip
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,15 @@
-"""A mask to ASAP XML: the exact edges of its px, whatever its size; the other way round of `xml_to_mask`.
+"""Masks to ASAP XML: the exact edges of their px, whatever their size; the other way round of `xml_to_mask`.
 
-python -m preprocessing.mask_to_xml --mask tumor_001_Mask.tif --out tumor_001.xml
+    OUT/annotations/SLIDE.xml    of slides with a mask as label
 
 Class 1 becomes group `_0`, class C group `class_C`, holes group `_2` (see `slides.asap_areas`), so `xml_to_mask` makes
-the same mask again.
+the same mask again. Class 255 (ignore) has no outline.
+
+python -m preprocessing.mask_to_xml --slide_path DIR --label_path DIR --out OUT
+
+One file, without its slide:
+
+python -m preprocessing.mask_to_xml --mask tumor_001_Mask.tif --out tumor_001.xml
 """
 
 from __future__ import annotations
@@ -11,12 +17,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import shapely
 
+from preprocessing import arguments
+from preprocessing.arguments import Parser, pair
+from preprocessing.pairing import Case
+from preprocessing.reading import Reading
+from preprocessing.runner import FAILED, Result, Step
+from preprocessing.sets import Slides
+from preprocessing.store import Made
 from slides.asap import YELLOW, write_outlines
 from slides.asap_areas import Area, asap_group, asap_label_map, outlines_of
 from slides.files import written_whole
@@ -27,8 +42,22 @@ from slides.outline import outlines
 from slides.raster import polygons_of
 from slides.reader import Slide
 
+NAME = "mask_to_xml"
+FOLDER = "annotations"
+
 # Side of the blocks that are outlined one at a time, px; larger ones leave the core's cache.
 BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Options:
+    """How masks are read.
+
+    Attributes:
+        reading: how slides and labels are read.
+    """
+
+    reading: Reading
 
 
 def mask_to_xml(mask: Path, out: Path, mask_values: Mapping[int, int] | None = None, block: int = BLOCK) -> int:
@@ -91,40 +120,67 @@ def _polygons(truth: MaskTruth, size_xy: tuple[int, int], block: int) -> dict[in
     return whole
 
 
-def value_class(text: str) -> tuple[int, int]:
-    """Parse VALUE:CLASS of `--mask_values`."""
-    value, colon, cls = text.partition(":")
-    if not colon or not value.isdecimal() or not cls.isdecimal() or max(int(value), int(cls)) > 255:
-        raise argparse.ArgumentTypeError(f"{text!r} is not VALUE:CLASS, both from 0 to 255, e.g. 2:1")
-    return int(value), int(cls)
+def add_options(_parser: argparse.ArgumentParser) -> None:
+    """This step has no options of its own."""
 
 
-def main() -> None:
-    """Convert one file, and say what became of it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m preprocessing.mask_to_xml", description="write the outlines of a mask as an ASAP annotation"
-    )
+def step(_opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
+    """The step with its options."""
+    values = None if reading.mask_values is None else dict(reading.mask_values)
+    return Step(NAME, 1, make, Options(reading), finish=partial(finish, values), folder=FOLDER)
+
+
+def make(case: Case, out: Path, options: Options) -> Made:
+    """Write the annotation of one slide; nothing where its label is no mask."""
+    if case.label_path is None or case.label_path.suffix.lower() == ".xml":
+        return Made()
+    reading = options.reading
+    reading.truth(case, reading.slide(case))  # a mask of another size has outlines elsewhere
+    path = out / FOLDER / f"{case.slide_id}.xml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = None if reading.mask_values is None else dict(reading.mask_values)
+    return Made({"areas": mask_to_xml(case.label_path, path, values)}, (), (f"{FOLDER}/{path.name}",))
+
+
+def finish(values: Mapping[int, int] | None, out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+    """Say how many areas there are, and how they are read where that is not the default."""
+    good = [result.made.values for result in results if result.state != FAILED]
+    areas = [row["areas"] for row in good if row]
+    without = f"; {len(good) - len(areas)} slides have no mask" if len(areas) < len(good) else ""
+    line = f"{NAME:<15} {sum(areas)} areas in {len(areas)} annotations: {out / FOLDER}{without}"
+    return [line, *(f"{NAME:<15} {words}" for words in _reading_words(values) if areas)]
+
+
+def _reading_words(values: Mapping[int, int] | None) -> list[str]:
+    """How annotations of these classes are read, where the default label map does not do."""
+    classes = max([1, *(cls for cls in (values or {}).values() if cls != IGNORE)]) + 1
+    groups = " ".join(f"{group}:{cls}" for group, cls in asap_label_map(classes).items())
+    return [f"read with --label_map {groups}"] if classes > 2 else []
+
+
+def one_file(argv: Sequence[str] | None = None) -> int:
+    """Convert one file, and say what became of it; returns the exit code: 0, or 2 where it cannot be done."""
+    parser = Parser(f"python -m preprocessing.{NAME}", "Write the outlines of one mask as an ASAP annotation.")
     parser.add_argument("--mask", type=Path, required=True, help="one-channel TIFF")
     parser.add_argument("--out", type=Path, required=True, help="annotation to write (.xml)")
     parser.add_argument(
-        "--mask_values", type=value_class, nargs="+", metavar="VALUE:CLASS",
-        help="class of each stored value; default: 0 is class 0, all else class 1",
-    )  # fmt: skip
-    opts = parser.parse_args()
-    values = dict(opts.mask_values) if opts.mask_values else None
-    if values is not None and len(values) < len(opts.mask_values):
-        parser.error("--mask_values: name each value once")
+        "--mask_values", type=pair, nargs="+", metavar="VALUE:CLASS", help="default: 0 is class 0, all else class 1"
+    )
+    opts = parser.parse_args(argv)
     start = time.perf_counter()
     try:
+        values = arguments.mask_values(opts.mask_values)
         count = mask_to_xml(opts.mask, opts.out, values)
     except (ValueError, OSError) as error:
-        sys.exit(f"mask_to_xml: {error}")
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
     print(f"{opts.out}: {count} areas in {time.perf_counter() - start:.1f} s")
-    classes = max([1, *(cls for cls in (values or {}).values() if cls != IGNORE)]) + 1
-    if classes > 2:
-        words = " ".join(f"{group}:{cls}" for group, cls in asap_label_map(classes).items())
-        print(f"read it with --label_map {words}")
+    for line in _reading_words(values):
+        print(line)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    from preprocessing.command import program
+
+    sys.exit(program(NAME, "--mask", one_file))

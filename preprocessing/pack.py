@@ -178,10 +178,7 @@ def finish(name: str, out: Path, cases: Sequence[Case], results: Sequence[Result
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Pack; returns the exit code, as of `preprocessing.command.main`."""
-    parser = Parser(
-        prog="python -m preprocessing.pack", description=__doc__, fromfile_prefix_chars="@", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("python -m preprocessing.pack", __doc__, prose=True)
     parser.add_argument("--files", type=Path, required=True, help="folder of the files to be packed")
     parser.add_argument("--suffix", nargs="+", default=[], metavar="SUFFIX", help="only these: tif jpg csv ...")
     parser.add_argument("--name", help="of the archive; default: the name of the folder")

@@ -1,10 +1,16 @@
-"""ASAP XML to a mask: a tiled pyramid that lies on its slide px by px, whatever the size of the slide.
+"""ASAP XML to masks: tiled pyramids that lie on their slides px by px, whatever the size of the slide.
 
-python -m preprocessing.xml_to_mask --xml tumor_001.xml --slide tumor_001.tif --out tumor_001_Mask.tif
-python -m preprocessing.xml_to_mask --xml tumor_001.xml --size 97792 221184 --um_px 0.243 --out tumor_001_Mask.tif
+    OUT/masks/SLIDE_Mask.tif    classes; of slides with an XML label
 
 Every px has the class under its centre, as in training from XML (`slides.truth.XmlTruth`). Tiles that no edge passes
 through are known without looking at their px, so time goes with the length of the outlines and not with the area.
+
+python -m preprocessing.xml_to_mask --slide_path DIR --label_path DIR --label_format xml --out OUT
+
+One file, also without its slide:
+
+python -m preprocessing.xml_to_mask --xml tumor_001.xml --slide tumor_001.tif --out tumor_001_Mask.tif
+python -m preprocessing.xml_to_mask --xml tumor_001.xml --size 97792 221184 --um_px 0.243 --out tumor_001_Mask.tif
 """
 
 from __future__ import annotations
@@ -12,19 +18,29 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocessing import arguments
+from preprocessing.arguments import Parser, pair, positive, whole
+from preprocessing.pairing import Case
+from preprocessing.reading import Reading
+from preprocessing.runner import FAILED, Result, Step
+from preprocessing.sets import Slides
+from preprocessing.store import Made
 from slides.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, describe
 from slides.geometry import Pair, Window
 from slides.pyramid import write_mask_pyramid
 from slides.reader import Slide
 from slides.truth import XmlTruth
 
+NAME = "xml_to_mask"
+FOLDER = "masks"
 TILE = 512
 
 
@@ -43,6 +59,19 @@ class Field:
     path: Path
     size_xy_l0: tuple[int, int]
     um_px_xy_l0: Pair
+
+
+@dataclass(frozen=True)
+class Options:
+    """How masks are written.
+
+    Attributes:
+        reading: how slides and labels are read.
+        tile: side of the tiles, px, a multiple of 16.
+    """
+
+    reading: Reading
+    tile: int = TILE
 
 
 def xml_to_mask(
@@ -93,63 +122,103 @@ def xml_to_mask(
     return truth.notes
 
 
-def group_class(text: str) -> tuple[str, int]:
-    """Parse GROUP:CLASS of `--label_map`."""
-    group, colon, cls = text.rpartition(":")
-    if not colon or not group or not cls.isdecimal() or int(cls) > 255:
-        raise argparse.ArgumentTypeError(f"{text!r} is not GROUP:CLASS with a class from 0 to 255, e.g. _0:1")
-    return group.lower(), int(cls)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this step."""
+    group = parser.add_argument_group("masks of annotations")
+    group.add_argument("--mask_tile", type=_tile, default=TILE, help="side of the tiles, px")
 
 
-def _field(parser: argparse.ArgumentParser, opts: argparse.Namespace) -> Slide | Field:
+def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
+    """The step with its options."""
+    classes = sorted({0, *(cls for _, cls in reading.label_map)})
+    return Step(NAME, 1, make, Options(reading, opts.mask_tile), finish=partial(finish, classes), folder=FOLDER)
+
+
+def make(case: Case, out: Path, options: Options) -> Made:
+    """Write the mask of one slide; nothing where its label is no XML."""
+    if case.label_path is None or case.label_path.suffix.lower() != ".xml":
+        return Made()
+    slide, reading = options.reading.slide(case), options.reading
+    path = out / FOLDER / f"{case.slide_id}_Mask.tif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    xml_to_mask(case.label_path, slide, path, dict(reading.label_map), reading.ignore_groups, options.tile)
+    return Made({"bytes": path.stat().st_size}, (), (f"{FOLDER}/{path.name}",))
+
+
+def finish(classes: Sequence[int], out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+    """Say how many masks there are, and how they are read where that is not the default."""
+    good = [result.made.values for result in results if result.state != FAILED]
+    sizes = [values["bytes"] for values in good if values]
+    without = f"; {len(good) - len(sizes)} slides have no XML" if len(sizes) < len(good) else ""
+    line = f"{NAME:<15} {len(sizes)} masks, {sum(sizes) / 1e6:.1f} MB: {out / FOLDER}{without}"
+    if not sizes or set(classes) <= {0, 1}:
+        return [line]
+    return [line, f"{NAME:<15} read them with --mask_values {' '.join(f'{cls}:{cls}' for cls in classes)}"]
+
+
+def _tile(text: str) -> int:
+    tile = whole(16, 16384)(text)
+    if tile % 16:
+        raise argparse.ArgumentTypeError(f"{tile} given, a multiple of 16 needed")
+    return tile
+
+
+_tile.__name__ = "whole number"  # argparse names the type in its message
+
+
+# ------------------------------------------------------------------------------------------------------------ one file
+
+
+def _field(parser: Parser, opts: argparse.Namespace) -> Slide | Field:
     """The slide, or what was said of it."""
+    um_px = opts.um_px and (opts.um_px[0], opts.um_px[-1])
     if opts.slide is not None:
-        if opts.size is not None:
-            parser.error("--slide has a size of its own: give --slide, or --size with --um_px")
-        return Slide(opts.slide, tuple(opts.um_px * 2)[:2] if opts.um_px else None)
-    if opts.size is None or opts.um_px is None:
+        return Slide(opts.slide, um_px)
+    if opts.size is None or um_px is None:
         parser.error("give --slide, or --size with --um_px")
-    return Field(opts.xml.stem, opts.xml, tuple(opts.size), tuple(opts.um_px * 2)[:2])
+    return Field(opts.xml.stem, opts.xml, tuple(opts.size), um_px)
 
 
-def main() -> None:
-    """Convert one file, and say what became of it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m preprocessing.xml_to_mask", description="write an ASAP annotation as a pyramidal mask"
-    )
+def _one_file_options(argv: Sequence[str] | None) -> tuple[Parser, argparse.Namespace]:
+    parser = Parser(f"python -m preprocessing.{NAME}", "Write one ASAP annotation as a pyramidal mask.")
     parser.add_argument("--xml", type=Path, required=True, help="ASAP annotation")
     parser.add_argument("--out", type=Path, required=True, help="mask to write (.tif)")
     parser.add_argument("--slide", type=Path, help="slide of the annotation: gives size, levels and spacing")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="level-0 px, in place of --slide")
+    parser.add_argument("--size", type=whole(1), nargs=2, metavar=("W", "H"), help="level-0 px, in place of --slide")
     parser.add_argument(
-        "--um_px", type=float, nargs="+", metavar="UM", help="um per level-0 px (x and y, or one for both)"
+        "--um_px", type=positive, nargs="+", metavar="UM", help="um per level-0 px (x and y, or one for both)"
     )
-    parser.add_argument(
-        "--label_map", type=group_class, nargs="+", metavar="GROUP:CLASS",
-        help="class of each group, in the order of painting; default: CAMELYON's groups",
-    )  # fmt: skip
-    parser.add_argument("--ignore_groups", nargs="+", metavar="GROUP", default=list(DEFAULT_IGNORE_GROUPS))
-    parser.add_argument("--tile", type=int, default=TILE, help="side of the tiles, px (default: %(default)s)")
-    opts = parser.parse_args()
+    parser.add_argument("--label_map", type=pair, nargs="+", metavar="GROUP:CLASS", help="default: CAMELYON's")
+    parser.add_argument("--ignore_groups", nargs="+", metavar="GROUP", help="annotation groups to skip; default: None")
+    parser.add_argument("--mask_tile", type=_tile, default=TILE, help="side of the tiles, px")
+    opts = parser.parse_args(argv)
     if opts.um_px is not None and len(opts.um_px) > 2:
         parser.error("--um_px: give one number, or one for x and one for y")
-    skipped = {group.lower() for group in opts.ignore_groups}
-    label_map = {group: cls for group, cls in DEFAULT_LABEL_MAP.items() if group not in skipped}
-    if opts.label_map:
-        label_map = dict(opts.label_map)
-        if len(label_map) < len(opts.label_map) or skipped & set(label_map):
-            parser.error("--label_map: name each group once, and none of --ignore_groups")
+    if opts.slide is not None and opts.size is not None:
+        parser.error("--slide has a size of its own: give --slide, or --size with --um_px")
+    return parser, opts
+
+
+def one_file(argv: Sequence[str] | None = None) -> int:
+    """Convert one file, and say what became of it; returns the exit code: 0, or 2 where it cannot be done."""
+    parser, opts = _one_file_options(argv)
     start = time.perf_counter()
     try:
+        label_map = arguments.label_map(opts.label_map, opts.ignore_groups) or DEFAULT_LABEL_MAP
+        ignored = opts.ignore_groups or DEFAULT_IGNORE_GROUPS
         field = _field(parser, opts)
         print(describe(label_map))
-        for note in xml_to_mask(opts.xml, field, opts.out, label_map, opts.ignore_groups, opts.tile):
+        for note in xml_to_mask(opts.xml, field, opts.out, label_map, ignored, opts.mask_tile):
             print(note)
     except (ValueError, OSError) as error:
-        sys.exit(f"xml_to_mask: {error}")
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
     width, height = field.size_xy_l0
     print(f"{opts.out}: {width} x {height} px in {time.perf_counter() - start:.1f} s")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    from preprocessing.command import program
+
+    sys.exit(program(NAME, "--xml", one_file))

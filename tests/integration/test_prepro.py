@@ -1,6 +1,5 @@
-"""Preprocessing as users start it: run_prepro.sh, killed and resumed runs, full disks, MPI ranks, real slides."""
+"""Preprocessing as users start it: run_prepro.sh, killed and resumed runs, full disks, MPI ranks."""
 
-import csv
 import os
 import shutil
 import signal
@@ -13,49 +12,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from preprocessing.command import STEPS
+from preprocessing.command import FULL_RUN, STEPS
 from preprocessing.store import Held
 from tests.integration.bench import ROOT, Bench
+from tests.integration.small_prepro import PATCHES, make_set, prepare, table, words_of, written
 from tests.integration.test_launcher import shell_words
-from tests.integration.tiny import environment, tissue, write_label, write_slide
-from tests.single.sparse import write_sparse
-
-DATA = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")
-PATCHES = ["--patch_size", "64", "--resolution", "2", "--save_neg"]
-
-
-def make_set(folder: Path, names: list[str]) -> Path:
-    """Slides of a few hundred px, 2 um/px; those called tumor* with annotation."""
-    for seed, name in enumerate(names):
-        write_slide(folder / "img" / f"{name}.tif", (297 + seed, 271), seed, tumour=name.startswith("tumor"))
-        if name.startswith("tumor"):
-            write_label(folder / "xml" / f"{name}.xml")
-    return folder
-
-
-def words_of(data: Path, out: Path, *more: str, processes: int = 1) -> list[str]:
-    words = ["--slide_path", str(data / "img"), "--label_path", str(data / "xml"), "--label_format", "xml"]
-    return [*words, "--out", str(out), "--num_processes", str(processes), *PATCHES, *more]
-
-
-def prepare(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "prepro.py"), *words],
-        cwd=cwd, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-
-
-def written(out: Path) -> dict[str, bytes]:
-    """All files but locks and marks."""
-    every = (path for path in out.rglob("*") if path.is_file() and ".done" not in path.parts and path.name != ".lock")
-    return {str(path.relative_to(out)): path.read_bytes() for path in every}
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
+from tests.integration.tiny import environment, tissue, write_label
 
 # ------------------------------------------------------------------------------------------------------- run_prepro.sh
 
@@ -72,6 +34,7 @@ def test_the_script_passes_words_on_as_they_are(bench: Bench):
     for wrong in ("runner", "no_such", "../train"):
         done = bench.run(ROOT / "run_prepro.sh", STEP=wrong, **given)
         assert (done.returncode, done.stderr.startswith(f"run_prepro.sh: STEP={wrong} is no step")) == (2, True)
+        assert done.stderr.endswith(f": {', '.join(STEPS)} and pack\n")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -91,7 +54,7 @@ def test_relative_paths_and_names_that_break_quoting(tmp_path: Path):
     assert {row["slide"] for row in table(tmp_path / "out é" / "patches" / "patches.csv")} == set(names)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my 'set'", "out é"]
     again = prepare(*words_of(Path("my 'set'"), Path("out é"), processes=2), cwd=tmp_path)
-    assert again.stdout.count("nothing to do, all 5 slides are finished") == len(STEPS)
+    assert again.stdout.count("nothing to do, all 5 slides are finished") == len(FULL_RUN)
 
 
 def test_mpi_ranks_of_the_script(tmp_path: Path):
@@ -128,19 +91,62 @@ def test_mpi_ranks_of_the_script(tmp_path: Path):
 # -------------------------------------------------------------------------------------------- ended in the middle of it
 
 
+class Eight:
+    """Eight slides, and what uninterrupted runs with all steps make of them.
+
+    Args:
+        folder: an empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        names = [*(f"tumor_{n}" for n in range(4)), *(f"normal_{n}" for n in range(4))]
+        self.data = make_set(folder / "data", names)
+        (self.data / "labels.csv").write_text("slide_id,label\n" + "".join(f"{name},{name[:-2]}\n" for name in names))
+        self.made = {"": self._made("", folder / "xml")}
+        # From here on there are masks, too.
+        shutil.copytree(folder / "xml" / "masks", self.data / "masks")
+        self.made["mask_to_xml"] = self._made("mask_to_xml", folder / "tif")
+
+    def words(self, step: str, out: Path, processes: int = 1) -> list[str]:
+        """A run that has this step: that of masks alone, or of all others."""
+        if step == "mask_to_xml":
+            words = [
+                "--slide_path",
+                str(self.data / "img"),
+                "--label_path",
+                str(self.data / "masks"),
+                "--out",
+                str(out),
+            ]
+            return [*words, "--steps", step, "--num_processes", str(processes)]
+        steps = [name for name in STEPS if name != "mask_to_xml"]
+        whole = ["--labels", str(self.data / "labels.csv"), "--trim_um_px", "4", "--extract_um_px", "4"]
+        return words_of(self.data, out, "--steps", *steps, *whole, processes=processes)
+
+    def expected(self, step: str) -> dict[str, bytes]:
+        """What `words` makes."""
+        return self.made[step if step in self.made else ""]
+
+    def _made(self, step: str, out: Path) -> dict[str, bytes]:
+        done = prepare(*self.words(step, out))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return written(out)
+
+
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    """Eight slides, and what an uninterrupted run makes of them."""
-    folder = tmp_path_factory.mktemp("eight")
-    data = make_set(folder / "data", [*(f"tumor_{n}" for n in range(4)), *(f"normal_{n}" for n in range(4))])
-    done = prepare(*words_of(data, folder / "out"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return data, written(folder / "out")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Eight:
+    return Eight(tmp_path_factory.mktemp("eight"))
 
 
-def ended_in(step: str, data: Path, out: Path, by: signal.Signals, processes: int) -> int:
+def test_every_step_has_left_something(eight: Eight):
+    folders = {name.split("/")[0] for name in [*eight.expected(""), *eight.expected("mask_to_xml")]}
+    whole = {"trim_tissue", "extract_tissue"}
+    assert folders == {"check", "tissue", "masks", "annotations", "patches", "manifest.csv"} | whole
+
+
+def ended_in(step: str, eight: Eight, out: Path, by: signal.Signals, processes: int) -> int:
     """Start a run and end it when `step` has finished its first slide; returns its exit code."""
-    command = [sys.executable, str(ROOT / "prepro.py"), *words_of(data, out, processes=processes)]
+    command = [sys.executable, str(ROOT / "prepro.py"), *eight.words(step, out, processes)]
     run = subprocess.Popen(
         command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -155,32 +161,27 @@ def ended_in(step: str, data: Path, out: Path, by: signal.Signals, processes: in
     return run.returncode
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_in_every_step_and_resumed(
-    step: str, processes: int, tmp_path: Path, eight: tuple[Path, dict[str, bytes]]
-):
-    data, expected = eight
+@pytest.mark.parametrize(("step", "processes"), [*((step, 2) for step in STEPS), ("tissue", 1), ("extract_patches", 1)])
+def test_killed_in_every_step_and_resumed(step: str, processes: int, tmp_path: Path, eight: Eight):
     for attempt in range(5):
         out = tmp_path / f"out{attempt}"
-        code = ended_in(step, data, out, signal.SIGKILL, processes)
+        code = ended_in(step, eight, out, signal.SIGKILL, processes)
         marks = [path for path in (out / ".done" / step).iterdir() if path.suffix == ".json"]
         if code == -signal.SIGKILL and len(marks) < 8:
             break
     else:
         pytest.fail("every run had finished the step before it was killed")
-    done = prepare(*words_of(data, out, processes=processes))
+    done = prepare(*eight.words(step, out, processes))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert written(out) == expected
+    assert written(out) == eight.expected(step)
     assert not [path for path in out.rglob(".*.part") if ".done" not in path.parts]
 
 
 @pytest.mark.parametrize(("by", "processes"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
-def test_asked_to_end(by: signal.Signals, processes: int, tmp_path: Path, eight: tuple[Path, dict[str, bytes]]):
-    data, expected = eight
-    assert ended_in("tissue", data, tmp_path / "out", by, processes) == 128 + by
-    assert prepare(*words_of(data, tmp_path / "out", processes=processes)).returncode == 0
-    assert written(tmp_path / "out") == expected
+def test_asked_to_end(by: signal.Signals, processes: int, tmp_path: Path, eight: Eight):
+    assert ended_in("tissue", eight, tmp_path / "out", by, processes) == 128 + by
+    assert prepare(*eight.words("tissue", tmp_path / "out", processes)).returncode == 0
+    assert written(tmp_path / "out") == eight.expected("tissue")
 
 
 def test_two_runs_on_one_folder(tmp_path: Path):
@@ -195,22 +196,21 @@ def test_two_runs_on_one_folder(tmp_path: Path):
     assert prepare(*words).returncode == 0
 
 
-def test_a_full_disk(tmp_path: Path, eight: tuple[Path, dict[str, bytes]]):
-    data, expected = eight
+def test_a_full_disk(tmp_path: Path, eight: Eight):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mounted, capture_output=True, check=False).returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
-        done = prepare(*words_of(data, disk / "out"))
+        done = prepare(*eight.words("", disk / "out"))
         assert done.returncode == 2
         assert f"prepro.py: error: the disk of --out {disk}/out is full" in done.stderr
         assert "make room and run the same command again" in done.stderr
         assert "Traceback" not in done.stderr
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
-        assert prepare(*words_of(data, disk / "out")).returncode == 0
-        assert written(disk / "out") == expected
+        assert prepare(*eight.words("", disk / "out")).returncode == 0
+        assert written(disk / "out") == eight.expected("")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -254,85 +254,3 @@ def test_ome_tiff_is_read_or_refused_clearly(tmp_path: Path):
     assert "several one-channel images of one size" in done.stdout
     (row,) = table(tmp_path / "out" / "manifest.csv")
     assert (row["slide"], row["um_px_x"], row["width"]) == ("rgb.ome", "0.5", "311")
-
-
-# --------------------------------------------------------------------------------------------------------- real slides
-
-
-@needs_data
-@pytest.mark.parametrize("labels", ["annotations", "masks"])
-def test_mosaics(labels: str, tmp_path: Path):
-    base = DATA / "c16mosaic"
-    words = [
-        "--slide_path", str(base / "train/images"), "--label_path", str(base / "train" / labels), "--valid_slide_path",
-        str(base / "val/images"), "--valid_label_path", str(base / "val" / labels), "--label_format",
-        "xml" if labels == "annotations" else "tif", "--out", str(tmp_path), "--patch_size", "256", "--resolution",
-        "0.5", "--save_neg", "--format", "jpeg",
-    ]  # fmt: skip
-    done = prepare(*words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    expected = {row["slide"]: row for row in table(base / "slides.csv")}
-    rows = table(tmp_path / "manifest.csv")
-    assert len(rows) == 8
-    px_mm2 = 0.243**2 / 1e6
-    for row in rows:
-        wanted = expected[row["slide"]]
-        assert row["split"] == wanted["split"]
-        tumour_mm2, tissue_mm2 = int(wanted["tumour_px_level0"]) * px_mm2, int(wanted["tissue_px_level0"]) * px_mm2
-        # Masks are exact; these also have the px on their outlines, of which the outlines hold a half.
-        assert float(row["tumor_mm2"]) == pytest.approx(tumour_mm2, rel=2e-5 if labels == "masks" else 5e-3, abs=1e-6)
-        assert float(row["tissue_mm2"]) == pytest.approx(tissue_mm2, rel=0.03)
-    patches = table(tmp_path / "patches" / "patches.csv")
-    tumor = [row for row in patches if row["class"] == "tumor"]
-    assert len(tumor) > 40
-    assert len(patches) > 150
-    # Tumour in the patches is tumour of the slides, but for the traces left out.
-    area_mm2 = sum(float(row["tumor_share"]) for row in tumor) * (256 * 0.5e-3) ** 2
-    assert area_mm2 == pytest.approx(sum(float(row["tumor_mm2"]) for row in rows), rel=0.01)
-    assert all((tmp_path / "patches" / row["slide"] / row["file"]).is_file() for row in patches)
-
-
-@needs_data
-def test_areas_of_the_published_annotations(tmp_path: Path):
-    expected = table(DATA / "annotations" / "expected_areas.csv")
-    (tmp_path / "xml").mkdir()
-    for row in expected:
-        name = f"camelyon16_{row['slide'].lower()}"
-        shutil.copy(DATA / "annotations" / f"{name}.xml", tmp_path / "xml")
-        write_sparse(tmp_path / "img" / f"{name}.tif", (int(row["maxx"]) + 513, int(row["maxy"]) + 1031))
-    words = ["--slide_path", str(tmp_path / "img"), "--label_path", str(tmp_path / "xml"), "--label_format", "xml"]
-    patches = ["--patch_size", "256", "--resolution", "8", "--tissue_um_px", "16"]
-    done = prepare(*words, "--out", str(tmp_path / "out"), *patches)
-    assert done.returncode == 0, done.stdout + done.stderr
-    # All is glass.
-    assert "7 slides have under 1% tissue" in done.stdout
-    rows = {row["slide"]: row for row in table(tmp_path / "out" / "manifest.csv")}
-    assert len(rows) == 7
-    for row in expected:
-        found = rows[f"camelyon16_{row['slide'].lower()}"]
-        area_l0 = float(found["tumor_mm2"]) * 1e6 / 0.243**2
-        assert area_l0 == pytest.approx(float(row["positive_minus_negative_px2"]), rel=1e-3)
-        groups = dict(part.split(":") for part in found["annotations"].split())
-        # Of tumor_054's rings one has two points.
-        assert int(groups["_0"]) == int(row["n_positive"]) - (row["slide"] == "Tumor_054")
-        assert int(groups.get("_2", 0)) == int(row["n_negative"])
-
-
-@needs_data
-def test_formats_of_scanners(tmp_path: Path):
-    for suffix, mpp in (("svs", ["--mpp", "0.5"]), ("ndpi", []), ("tif", ["--mpp", "0.5"])):
-        folder = tmp_path / suffix
-        folder.mkdir()
-        for path in (DATA / "slides").glob(f"*.{suffix}"):
-            (folder / path.name).symlink_to(path)
-        words = ["--slide_path", str(folder), "--slide_format", suffix, "--out", str(folder / "out")]
-        done = prepare(*words, *mpp, "--patch_size", "256", "--resolution", "0.5", "--save_neg")
-        assert "Traceback" not in done.stderr
-        slides = {row["slide"]: row for row in table(folder / "out" / "manifest.csv")}
-        assert len(slides) == {"svs": 2, "ndpi": 1, "tif": 2}[suffix], done.stdout
-    # Read whole, though OpenSlide refuses it.
-    assert (slides["kidney-48-5"]["width"], slides["kidney-48-5"]["height"]) == ("1493", "901")
-    done = prepare("--slide_path", str(DATA / "slides" / "kidney-48-5.tif"), "--out", str(tmp_path / "k"))
-    assert done.returncode == 1
-    assert "its spacing is unknown" in done.stdout
-    assert "--mpp" in done.stdout

@@ -114,7 +114,7 @@ def test_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "m.xml: 4 areas in" in done.stdout
     done = run("--mask", tmp_path / "ä m.tif", "--out", tmp_path / "m.xml", "--mask_values", "0:0", "3:2")
-    assert "read it with --label_map _0:1 class_2:2 _2:0" in done.stdout
+    assert "read with --label_map _0:1 class_2:2 _2:0" in done.stdout
     assert (tmp_path / "m.xml").read_text().count('PartOfGroup="class_2"') == 4
 
 
@@ -123,14 +123,15 @@ def test_the_command_line(tmp_path):
     [
         (["0:0"], "holds values [1]"),
         (["0:0", "0:1"], "name each value once"),
-        (["0:256"], "is not VALUE:CLASS"),
-        (["0"], "is not VALUE:CLASS"),
+        (["0:256"], "is not NAME:CLASS"),
+        (["0"], "is not NAME:CLASS"),
+        (["\u00b2:1"], "whole numbers from 0 to 255"),
     ],
 )
 def test_mistakes_are_said_in_one_line(tmp_path, values, message):
     write_levels(tmp_path / "m.tif", [rings()], tile=16)
     done = run("--mask", tmp_path / "m.tif", "--out", tmp_path / "m.xml", "--mask_values", *values)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["m.tif"]

@@ -195,7 +195,7 @@ def test_the_command_line(tmp_path, slide):
     assert (levels_of(out)[0] == 7).sum() == 600
     done = run(
         "--xml", tmp_path / "ä 'a'.xml", "--size", 40, 50, "--um_px", 0.25, 0.5, "--out", out, "--label_map", "mine:1",
-        "--tile", 16,
+        "--mask_tile", 16,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert levels_of(out)[0].shape == (50, 40)
@@ -210,9 +210,12 @@ def test_the_command_line(tmp_path, slide):
         (["--size", 40, 50, "--um_px", 1, 2, 3], "--um_px: give one number"),
         (["--slide", "s.tif", "--size", 40, 50], "--slide has a size of its own"),
         (["--slide", "s.tif"], "no such file"),
-        (["--size", 40, 50, "--um_px", 0.25, "--label_map", "_0:256"], "is not GROUP:CLASS"),
+        (["--size", 40, 50, "--um_px", 0.25, "--label_map", "_0:256"], "is not NAME:CLASS"),
         (["--size", 40, 50, "--um_px", 0.25, "--label_map", "_0:1", "_0:2"], "name each group once"),
         (["--size", 40, 50, "--um_px", 0.25, "--label_map", "_0:1", "--ignore_groups", "_0"], "name each group once"),
+        (["--size", 40, 50, "--um_px", 0.25, "--mask_tile", 100], "a multiple of 16"),
+        (["--size", 0, 50, "--um_px", 0.25], "at least 1"),
+        (["--size", 40, 50, "--um_px", 0], "above 0"),
         (["--size", 40, 50, "--um_px", 0.25, "--label_map", "_1:1"], "unknown group '_0'"),
         (["--size", 4, 5, "--um_px", 0.25], "every annotation lies outside"),
     ],
@@ -220,7 +223,7 @@ def test_the_command_line(tmp_path, slide):
 def test_mistakes_are_said_in_one_line(tmp_path, arguments, message):
     write_asap(tmp_path / "a.xml", [("_0", square(10, 10, 20, 30))])
     done = run("--xml", tmp_path / "a.xml", "--out", tmp_path / "m.tif", *arguments)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.xml"]
