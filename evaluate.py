@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation_options import evaluate_options
+from slides.files import written_whole
 
 # Longer side and bytes of a picture in the report, and of how many slides there are any.
 PICTURE_PX = 480
@@ -167,15 +168,12 @@ def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with written_whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OSError(
             f"{path} cannot be written: {error.strerror or error}; free space or give another --out"
         ) from error

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.maps import MapPyramid, Maps
+from model_facts import class_count
 from preprocessing.pairing import Case, ids_of_label, list_files, named, pair, pair_files
-from slides.backends import READ_ERRORS, drop_handle, file_key, handle, tiff_levels
-from slides.tiled_tiff import open_tiff
 
 SUMMARY = "summary.json"
 DETECTIONS = "detections.csv"
@@ -209,8 +209,7 @@ def _check_classes(opts: argparse.Namespace, predictions: Sequence[Prediction]) 
             f"predictions of different models: {first.folder} has {first.classes} classes, {other.folder} "
             f"{other.classes}; evaluate them apart"
         )
-    values = [*(opts.label_map or {}).values(), *(opts.mask_values or {}).values()]
-    mapped = max([2, *(value + 1 for value in values if value != 255)])
+    mapped = class_count(opts.label_map or {}, opts.mask_values)
     classes = opts.classes or mapped
     if mapped > classes:
         raise ValueError(f"--classes {classes}: --label_map and --mask_values have class {mapped - 1}; give {mapped}")
@@ -221,44 +220,24 @@ def _check_classes(opts: argparse.Namespace, predictions: Sequence[Prediction]) 
         )
 
 
-class MapFile:
-    """One of a prediction's maps, read in rectangles; one channel of 8 bits.
-
-    Args:
-        path: the TIFF.
-        size_xy: the size it must have, px.
+def open_maps(prediction: Prediction) -> tuple[MapPyramid, MapPyramid]:
+    """Open a prediction's maps of classes and of probabilities.
 
     Raises:
-        ValueError: missing, unreadable, or of another size or kind.
+        ValueError: missing, unreadable, or of another size or kind than its summary says.
     """
-
-    def __init__(self, path: Path, size_xy: tuple[int, int]) -> None:
-        self._path = path
-        try:
-            self._key = "map", *file_key(path)
-            self._pages = tiff_levels(path)
-        except READ_ERRORS as error:
-            raise ValueError(f"{path} cannot be opened: {error}; predict this slide again") from error
-        first = self._pages[0]
-        if first.size_xy != size_xy or first.samples != 1 or first.bits != 8:
+    names = dict(enumerate(prediction.class_names))
+    try:
+        maps = Maps(prediction.folder, prediction.size_xy_l0, prediction.um_px_xy_l0, prediction.step_xy_l0, names)
+    except ValueError as error:
+        raise ValueError(f"{error}; predict this slide again") from error
+    for found in (maps.label, maps.probability):
+        if found.levels[0].size_xy != prediction.size_xy:
             raise ValueError(
-                f"{path} has {first.size_xy} px, {first.samples} channels of {first.bits} bits; its {SUMMARY} says "
-                f"{size_xy}, one channel of 8 bits: predict this slide again"
+                f"{found.path} has {found.levels[0].size_xy} px; its {SUMMARY} says {prediction.size_xy}: predict this "
+                "slide again"
             )
-
-    def read(self, corner_xy: tuple[int, int], hw: tuple[int, int]) -> NDArray[np.uint8]:
-        """Px of a rectangle inside the map, (H, W).
-
-        Raises:
-            ValueError: they cannot be decoded.
-        """
-        try:
-            backend = handle(self._key, lambda: open_tiff(self._path, self._key, self._pages, unwritten=0))
-            return backend.fetch(0, corner_xy, hw)[0][..., 0]
-        except READ_ERRORS as error:
-            drop_handle(self._key)
-            reason = str(error).strip().splitlines()[:2]
-            raise ValueError(f"{self._path} cannot be read at {corner_xy}: {reason}; predict it again") from error
+    return maps.label, maps.probability
 
 
 def read_detections(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

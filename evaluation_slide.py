@@ -18,7 +18,7 @@ from evaluation.froc import slide_hits
 from evaluation.lesions import MAP_UM_PX, lesion_map, longest_diameters_um
 from evaluation.regions import false_regions
 from evaluation.summary import FalseRegion, SlideScores
-from evaluation_inputs import DETECTIONS, MapFile, Prediction, read_detections
+from evaluation_inputs import DETECTIONS, Prediction, open_maps, read_detections
 from preprocessing.pairing import Case
 from samplers.index import find_tissue
 from slides.annotation import DEFAULT_LABEL_MAP
@@ -83,8 +83,7 @@ def measure(prediction: Prediction, case: Case, opts: argparse.Namespace) -> Sli
     truth = open_truth(
         case.label_path, slide, opts.label_map or DEFAULT_LABEL_MAP, opts.ignore_groups, opts.mask_values
     )
-    label = MapFile(prediction.folder / "label.tif", prediction.size_xy)
-    probability = MapFile(prediction.folder / "probability.tif", prediction.size_xy)
+    label, probability = open_maps(prediction)
     detections = read_detections(prediction.folder / DETECTIONS)
     tissue = _tissue(slide)
     notes = [*truth.notes] if tissue[1].any() else [f"{slide.id}: no tissue found", *truth.notes]
@@ -95,8 +94,8 @@ def measure(prediction: Prediction, case: Case, opts: argparse.Namespace) -> Sli
     histogram_2N = np.zeros((2, 256), np.int64)
     for corner_xy, window in _blocks(prediction):
         truth_HW = truth.label(window)
-        label_HW = label.read(corner_xy, window.hw_out)
-        probability_HW = probability.read(corner_xy, window.hw_out)
+        label_HW = label.read(label.levels[0], corner_xy, window.hw_out)
+        probability_HW = probability.read(probability.levels[0], corner_xy, window.hw_out)
         _gather(maps, corner_xy, window, prediction.size_xy, truth_HW, label_HW, probability_HW)
         if opts.pixels == "tissue":
             truth_HW[(truth_HW == 0) & ~_under(*tissue, window)] = IGNORE

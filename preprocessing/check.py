@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from preprocessing.check_report import PICTURE_PX, write_report
 from preprocessing.findings import FAIL, WARN, Finding, failed, passed, warned
 from preprocessing.pairing import Case, known_problems
-from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, thumbnail, write_png
+from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, write_png
 from preprocessing.runner import Result, Step, one_line
 from preprocessing.sets import Slides
 from preprocessing.split import NORMAL
 from preprocessing.store import Made
 from slides.annotation import read_annotations
 from slides.reader import Slide
-from slides.tissue import tissue_mask
+from slides.tissue import in_cells, tissue_mask
 from slides.truth import EmptyTruth, Truth, XmlTruth
 
 NAME = "check"
@@ -80,7 +80,7 @@ def make(case: Case, out: Path, options: Options) -> Made:
         width, height = slide.size_xy_l0
         slide.read(slide.window((width / 2, height / 2), (WINDOW_PX, WINDOW_PX), options.um_px))
         cell_l0 = cell_side_l0(slide, CELL_UM)
-        tissue_HW = tissue_mask(thumbnail(slide, cell_l0), cell_l0 * max(slide.um_px_xy_l0))
+        tissue_HW = tissue_mask(in_cells(slide, cell_l0), cell_l0 * max(slide.um_px_xy_l0))
     except (ValueError, OSError) as error:
         return _made([_of_error("slide", error)])
     grey_HW = cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2GRAY)

@@ -37,8 +37,9 @@ from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made
 from preprocessing.tables import csv_text
-from preprocessing.tissue import mask_path
+from preprocessing.tissue import mask_path, reads_mask
 from slides.artefacts import has_pen, is_black, is_blank
+from slides.files import part_of
 from slides.label import IGNORE
 from slides.reader import Slide
 from slides.truth import Truth
@@ -118,12 +119,7 @@ def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
         reading, opts.patch_size, opts.resolution, stride, opts.min_tissue, opts.min_tumor, opts.keep_pen,
         opts.save_neg, opts.save_png, opts.format, opts.codec, opts.jpeg_quality, opts.shard_patches,
     )  # fmt: skip
-    return Step(NAME, 1, make, options, reads, finish, FOLDER)
-
-
-def reads(case: Case, out: Path) -> list[Path]:
-    """The slide's tissue mask."""
-    return [mask_path(out, case.slide_id)]
+    return Step(NAME, 1, make, options, reads_mask, finish, FOLDER)
 
 
 def make(case: Case, out: Path, options: Options) -> Made:
@@ -137,7 +133,7 @@ def make(case: Case, out: Path, options: Options) -> Made:
     grid = Grid(options.side_px, options.stride_px, options.um_px, options.min_tissue)
     places, in_grid = grid.places(slide, tissue_HW, tumor_HW, cell_l0)
     folder = out / FOLDER / case.slide_id
-    part = store.part_of(folder)
+    part = part_of(folder)
     store.remove(part)
     part.mkdir(parents=True)
     target = writer(part, case.slide_id, options.format, options.codec, options.quality, options.shard_patches)

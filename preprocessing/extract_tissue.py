@@ -31,7 +31,8 @@ from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made
 from preprocessing.tables import csv_text
-from preprocessing.whole_slides import NO_TISSUE, Cut, ImageOptions, add_image_options, cut, reads, values, write_image
+from preprocessing.tissue import reads_mask
+from preprocessing.whole_slides import NO_TISSUE, Cut, ImageOptions, add_image_options, cut, values, write_image
 from slides.pyramid import write_mask_pyramid
 from slides.shrink import Pixels
 from slides.trimming import tissue_tile
@@ -88,7 +89,7 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
     slides.cases[:] = [case for case in slides.cases if case.slide_id in labels]
     gap_px = None if opts.keep_glass else opts.extract_gap
     image = ImageOptions(reading, opts.extract_um_px, gap_px, opts.extract_format, opts.extract_quality)
-    return Step(NAME, 1, make, Options(image, opts.mask_step), reads, partial(finish, labels))
+    return Step(NAME, 1, make, Options(image, opts.mask_step), reads_mask, partial(finish, labels))
 
 
 def read_labels(path: Path) -> dict[str, str]:

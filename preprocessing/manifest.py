@@ -34,7 +34,7 @@ from preprocessing.split import NORMAL, stratified
 from preprocessing.staging import parts_of
 from preprocessing.store import Made
 from preprocessing.tables import csv_text
-from preprocessing.tissue import mask_path
+from preprocessing.tissue import mask_path, reads_mask
 from slides.annotation import read_annotations
 from slides.geometry import Window
 from slides.label import IGNORE
@@ -96,12 +96,7 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
     if opts.val_split == 0:
         raise ValueError("--val_split 0: a share above 0 and below 1 is needed")
     split = Split(opts.val_split, opts.seed, slides.val_ids)
-    return Step(NAME, 1, make, Options(reading, opts.checksums), reads, partial(finish, split), ".")
-
-
-def reads(case: Case, out: Path) -> list[Path]:
-    """The slide's tissue mask."""
-    return [mask_path(out, case.slide_id)]
+    return Step(NAME, 1, make, Options(reading, opts.checksums), reads_mask, partial(finish, split), ".")
 
 
 def make(case: Case, out: Path, options: Options) -> Made:

@@ -19,10 +19,9 @@ from slides.annotation import DEFAULT_LABEL_MAP
 from slides.geometry import Window
 from slides.reader import Slide
 from slides.tags import read_pages
+from slides.tissue import fewer_cells
 from slides.truth import Truth, open_truth
 
-MAX_CELLS = 64_000_000  # of a thumbnail; a larger slide gets coarser px
-BAND_ROWS = 512  # rows per read: bounds memory whatever the slide's size
 OVERVIEW_PX = 1024  # longer side of the pictures to look at
 TILE = 256
 
@@ -54,23 +53,8 @@ class Reading:
 
 
 def cell_side_l0(slide: Slide, um_px: float) -> int:
-    """Side of a thumbnail's px in whole level-0 px, near to `um_px` micrometres and such that it has `MAX_CELLS`."""
-    side = max(1, round(um_px / max(slide.um_px_xy_l0)))
-    width, height = slide.size_xy_l0
-    cells = (width / side) * (height / side)
-    return side if cells <= MAX_CELLS else math.ceil(side * math.sqrt(cells / MAX_CELLS))
-
-
-def thumbnail(slide: Slide, cell_l0: int) -> NDArray[np.uint8]:
-    """Return rgb_HWC of the whole slide, ceil(size / cell_l0) px a side; white beyond its border."""
-    width, height = slide.size_xy_l0
-    rows, columns = -(-height // cell_l0), -(-width // cell_l0)
-    rgb_HWC = np.empty((rows, columns, 3), np.uint8)
-    for top in range(0, rows, BAND_ROWS):
-        count = min(BAND_ROWS, rows - top)
-        window = Window((0.0, float(top * cell_l0)), (count, columns), (float(cell_l0), float(cell_l0)))
-        rgb_HWC[top : top + count] = slide.read(window)
-    return rgb_HWC
+    """Side of a cell in whole level-0 px, near to `um_px` micrometres; larger where there would be too many."""
+    return fewer_cells(slide, max(1, round(um_px / max(slide.um_px_xy_l0))))
 
 
 def overview(slide: Slide, longer: int = OVERVIEW_PX) -> tuple[NDArray[np.uint8], float]:

@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from slides.files import written_whole
+
 _LOCK, _DONE = ".lock", ".done"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -102,11 +104,6 @@ class Held:
 # ------------------------------------------------------------------------------------------------------ atomic writing
 
 
-def part_of(path: Path) -> Path:
-    """Where a file or folder is written before it gets its name."""
-    return path.with_name(f".{path.name}.part")
-
-
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that it is there as a whole or not at all; its folder is made.
 
@@ -114,14 +111,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         OSError: it could not be written; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
-    try:
+    with written_whole(path) as part:
         part.write_bytes(data)
-        part.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:

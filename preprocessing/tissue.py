@@ -20,12 +20,12 @@ import numpy as np
 from preprocessing import store
 from preprocessing.arguments import positive
 from preprocessing.pairing import Case
-from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, thumbnail, write_cells, write_png
+from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, write_cells, write_png
 from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made
 from preprocessing.tables import csv_text
-from slides.tissue import METHODS, pen_marks, tissue_mask
+from slides.tissue import METHODS, in_cells, pen_marks, tissue_mask
 
 NAME = "tissue"
 LEAST_SHARE = 0.01  # of a slide's area; less is said aloud
@@ -69,12 +69,17 @@ def mask_path(out: Path, slide_id: str) -> Path:
     return out / NAME / f"{slide_id}.tif"
 
 
+def reads_mask(case: Case, out: Path) -> list[Path]:
+    """For steps that read the mask of a slide, see `Step.reads`."""
+    return [mask_path(out, case.slide_id)]
+
+
 def make(case: Case, out: Path, options: Options) -> Made:
     """Find the tissue of one slide."""
     slide = options.reading.slide(case)
     cell_l0 = cell_side_l0(slide, options.um_px)
     um_px = cell_l0 * max(slide.um_px_xy_l0)
-    rgb_HWC = thumbnail(slide, cell_l0)
+    rgb_HWC = in_cells(slide, cell_l0)
     tissue_HW = tissue_mask(rgb_HWC, um_px, options.method)
     found = int(tissue_HW.sum())
     pen_HW = np.zeros_like(tissue_HW) if options.keep_pen else pen_marks(rgb_HWC, um_px)

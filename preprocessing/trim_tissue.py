@@ -23,7 +23,8 @@ from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made
 from preprocessing.tables import csv_text
-from preprocessing.whole_slides import NO_TISSUE, ImageOptions, add_image_options, cut, reads, values, write_image
+from preprocessing.tissue import reads_mask
+from preprocessing.whole_slides import NO_TISSUE, ImageOptions, add_image_options, cut, values, write_image
 
 NAME = "trim_tissue"
 COLUMNS = ("slide", "image", "um_px_x", "um_px_y", "width", "height", "kept_share", "runs_x", "runs_y")
@@ -37,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
     options = ImageOptions(reading, opts.trim_um_px, opts.trim_gap, opts.trim_format, opts.trim_quality)
-    return Step(NAME, 1, make, options, reads, finish)
+    return Step(NAME, 1, make, options, reads_mask, finish)
 
 
 def make(case: Case, out: Path, options: ImageOptions) -> Made:

@@ -81,11 +81,6 @@ def add_image_options(group: argparse._ArgumentGroup, prefix: str, um_px: float)
     group.add_argument(f"--{prefix}_quality", type=whole(1, 100), default=90, help="of JPEG, without subsampling")
 
 
-def reads(case: Case, out: Path) -> list[Path]:
-    """The slide's tissue mask."""
-    return [mask_path(out, case.slide_id)]
-
-
 def cut(case: Case, out: Path, options: ImageOptions) -> Cut | None:
     """Find out what is to be kept of a slide; None where it has no tissue.
 

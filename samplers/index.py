@@ -12,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely import Polygon
 
-from slides.geometry import Window
 from slides.reader import Slide
-from slides.tissue import tissue_mask
+from slides.tissue import fewer_cells, in_cells, tissue_mask
 from slides.truth import Truth
 
 MIN_CELL_UM = 2.0  # tissue is found by its texture at a few um; a slide without coarse levels is sampled down to this
-MAX_CELLS = 64_000_000  # of a search grid; a slide whose coarsest level is larger gets larger cells
-BAND_ROWS = 512  # cells per read: bounds memory whatever the slide's size
 
 
 class Places:
@@ -95,9 +92,7 @@ def cell_side_l0(slide: Slide, bb_downsample: int) -> tuple[int, str]:
     """Side of a search cell (level-0 px) for pyramid level `bb_downsample`, and a note where the level was clamped."""
     level = slide.levels[min(bb_downsample, len(slide.levels) - 1)]
     side = max(1, round(max(level.downsample_xy)), math.ceil(MIN_CELL_UM / max(slide.um_px_xy_l0)))
-    cells = (slide.size_xy_l0[0] / side) * (slide.size_xy_l0[1] / side)
-    if cells > MAX_CELLS:
-        side = math.ceil(side * math.sqrt(cells / MAX_CELLS))
+    side = fewer_cells(slide, side)
     if level.index == bb_downsample:
         return side, ""
     return side, (
@@ -120,19 +115,7 @@ def find_tissue(slide: Slide, bb_downsample: int) -> tuple[NDArray[np.bool_], in
         SlideError: the slide could not be read.
     """
     cell_l0, clamped = cell_side_l0(slide, bb_downsample)
-    return _tissue_cells(slide, cell_l0), cell_l0, clamped
-
-
-def _tissue_cells(slide: Slide, cell_l0: int) -> NDArray[np.bool_]:
-    """Tissue on the search grid, bool (rows, columns)."""
-    width, height = slide.size_xy_l0
-    rows, columns = -(-height // cell_l0), -(-width // cell_l0)
-    thumb_HWC = np.empty((rows, columns, 3), np.uint8)
-    for top in range(0, rows, BAND_ROWS):
-        count = min(BAND_ROWS, rows - top)
-        window = Window((0.0, float(top * cell_l0)), (count, columns), (float(cell_l0), float(cell_l0)))
-        thumb_HWC[top : top + count] = slide.read(window)
-    return tissue_mask(thumb_HWC, cell_l0 * slide.um_px_xy_l0[0])
+    return tissue_mask(in_cells(slide, cell_l0), cell_l0 * slide.um_px_xy_l0[0]), cell_l0, clamped
 
 
 def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) -> SlideIndex:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def part_of(path: Path) -> Path:
+    """Where a file or folder is written before it gets its name."""
+    return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
@@ -23,10 +28,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: Whatever writing, or the renaming at the end, raised.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     try:
         yield part
         os.replace(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
@@ -9,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slides.artefacts import pen_px
+from slides.geometry import Window
+from slides.reader import Slide
 
 METHODS = ("hsv", "otsu")
 # HSV saturation (0..255) of stained tissue; glass and JPEG noise stay below it.
@@ -26,6 +29,31 @@ LEAST_OTSU = 8
 PEN_AREA_UM2 = 40_000.0
 PEN_OPEN_UM = 20.0
 PEN_RIM_UM = 60.0
+MAX_CELLS = 64_000_000  # of a slide seen in cells; a larger slide gets larger ones
+BAND_ROWS = 512  # rows of cells per read: bounds memory whatever the slide's size
+
+
+def fewer_cells(slide: Slide, side_l0: int) -> int:
+    """Return `side_l0`, or a larger side of cells (level-0 px) where the slide would have more than `MAX_CELLS`."""
+    width, height = slide.size_xy_l0
+    cells = (width / side_l0) * (height / side_l0)
+    return side_l0 if cells <= MAX_CELLS else math.ceil(side_l0 * math.sqrt(cells / MAX_CELLS))
+
+
+def in_cells(slide: Slide, cell_l0: int) -> NDArray[np.uint8]:
+    """Return rgb_HWC of the whole slide, a px per cell, ceil(size / cell_l0) a side; white beyond its border.
+
+    Raises:
+        SlideError: The slide could not be read.
+    """
+    width, height = slide.size_xy_l0
+    rows, columns = -(-height // cell_l0), -(-width // cell_l0)
+    rgb_HWC = np.empty((rows, columns, 3), np.uint8)
+    for top in range(0, rows, BAND_ROWS):
+        count = min(BAND_ROWS, rows - top)
+        window = Window((0.0, float(top * cell_l0)), (count, columns), (float(cell_l0), float(cell_l0)))
+        rgb_HWC[top : top + count] = slide.read(window)
+    return rgb_HWC
 
 
 def tissue_mask(rgb_HWC: NDArray[np.uint8], um_px: float, method: str = "hsv") -> NDArray[np.bool_]:

@@ -190,7 +190,7 @@ def test_a_bad_slide_is_left_out_and_named_everywhere(data: Path, capsys: pytest
         "tumor_002": "no prediction in",
         "tumor_003": "summary.json cannot be read",
         "tumor_004": "has 200 x 140 px, its slide",
-        "tumor_005": "label.tif has (200, 140) px",
+        "tumor_005": "label.tif: (200, 140) px of",
         "tumor_006": "the header is 'x,y,probability', not 'probability,x,y'",
         "tumor_007": "has (400, 300) px, its prediction",
     }

@@ -9,12 +9,12 @@ import tifffile
 
 from preprocessing.command import main
 from preprocessing.pairing import Case
-from preprocessing.reading import Reading, draw_outline, read_cells, thumbnail, write_cells
+from preprocessing.reading import Reading, draw_outline, read_cells, write_cells
 from preprocessing.tissue import Options, make
 from slides.artefacts import is_black, pen_px
 from slides.reader import Slide
 from slides.synthetic import write_levels, write_pyramid
-from slides.tissue import pen_marks, tissue_mask
+from slides.tissue import in_cells, pen_marks, tissue_mask
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")
@@ -126,9 +126,9 @@ def test_a_single_cell_does_not_vanish_from_a_small_picture():
 def test_bands_join_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(1)
     write_levels(tmp_path / "a.tif", [rng.integers(0, 255, (301, 203, 3)).astype(np.uint8)], um_px=1.0)
-    whole_HWC = thumbnail(Slide(tmp_path / "a.tif"), 3)
-    monkeypatch.setattr("preprocessing.reading.BAND_ROWS", 7)
-    np.testing.assert_array_equal(thumbnail(Slide(tmp_path / "a.tif"), 3), whole_HWC)
+    whole_HWC = in_cells(Slide(tmp_path / "a.tif"), 3)
+    monkeypatch.setattr("slides.tissue.BAND_ROWS", 7)
+    np.testing.assert_array_equal(in_cells(Slide(tmp_path / "a.tif"), 3), whole_HWC)
     assert whole_HWC.shape == (101, 68, 3)
 
 

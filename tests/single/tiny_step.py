@@ -12,6 +12,7 @@ from preprocessing.executors import on_all_ranks
 from preprocessing.pairing import Case
 from preprocessing.runner import DONE, Step, run_step
 from preprocessing.store import Held, Made
+from slides.files import part_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Options:
 def make(case: Case, out: Path, options: Options) -> Made:
     text = case.slide_path.read_text(encoding="utf-8")
     folder = out / "tiny" / case.slide_id
-    part = store.part_of(folder)
+    part = part_of(folder)
     store.remove(part)
     part.mkdir(parents=True)
     (part / "first.txt").write_text("first", encoding="utf-8")
