@@ -146,8 +146,8 @@ def finish(values: Mapping[int, int] | None, out: Path, _cases: Sequence[Case], 
     """Say how many areas there are, and how they are read where that is not the default."""
     good = [result.made.values for result in results if result.state != FAILED]
     areas = [row["areas"] for row in good if row]
-    without = f"; {len(good) - len(areas)} slides have no mask" if len(areas) < len(good) else ""
-    line = f"{NAME:<15} {sum(areas)} areas in {len(areas)} annotations: {out / FOLDER}{without}"
+    others = "; the others have no mask" if len(areas) < len(good) else ""
+    line = f"{NAME:<15} {sum(areas)} areas of {len(areas)} of {len(good)} slides: {out / FOLDER}{others}"
     return [line, *(f"{NAME:<15} {words}" for words in _reading_words(values) if areas)]
 
 

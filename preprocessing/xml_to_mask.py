@@ -149,8 +149,8 @@ def finish(classes: Sequence[int], out: Path, _cases: Sequence[Case], results: S
     """Say how many masks there are, and how they are read where that is not the default."""
     good = [result.made.values for result in results if result.state != FAILED]
     sizes = [values["bytes"] for values in good if values]
-    without = f"; {len(good) - len(sizes)} slides have no XML" if len(sizes) < len(good) else ""
-    line = f"{NAME:<15} {len(sizes)} masks, {sum(sizes) / 1e6:.1f} MB: {out / FOLDER}{without}"
+    others = "; the others have no XML" if len(sizes) < len(good) else ""
+    line = f"{NAME:<15} masks of {len(sizes)} of {len(good)} slides, {sum(sizes) / 1e6:.1f} MB: {out / FOLDER}{others}"
     if not sizes or set(classes) <= {0, 1}:
         return [line]
     return [line, f"{NAME:<15} read them with --mask_values {' '.join(f'{cls}:{cls}' for cls in classes)}"]
