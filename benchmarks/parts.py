@@ -95,7 +95,7 @@ def patches() -> dict[str, Ways]:
         },
         "every eighth px of a patch": {
             "NumPy stride": lambda: np.ascontiguousarray(image_HWC[::8, ::8]),
-            "OpenCV resize": lambda: artefacts._spread(image_HWC),
+            "OpenCV resize": lambda: artefacts.spread(image_HWC),
         },
         "quality checks of a patch": {"all": lambda: quality.fault(image_HWC, 0.25)},
     }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from preprocessing import store
 from preprocessing.pairing import Case
+from preprocessing.patch_writers import png
 from slides.annotation import DEFAULT_LABEL_MAP
 from slides.geometry import Window
 from slides.reader import Slide
@@ -99,9 +100,7 @@ def write_png(path: Path, rgb_HWC: NDArray[np.uint8]) -> None:
     Raises:
         OSError: it could not be written.
     """
-    good, data = cv2.imencode(".png", cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2BGR))
-    assert good, "OpenCV writes PNG"
-    store.write_bytes(path, data.tobytes())
+    store.write_bytes(path, png(rgb_HWC))
 
 
 def write_cells(path: Path, cells_HW: NDArray[np.bool_], um_px: float) -> None:

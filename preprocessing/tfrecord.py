@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Value = bytes | int | float
 _POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
-_LANE = 128  # bytes of one lane; all lanes of a message are worked on at once
+_LANE = 128  # bytes of one lane, a multiple of 4; all lanes of a message are worked on at once
 _BYTES, _FLOATS, _INTS = 1, 2, 3  # fields of a Feature: bytes_list, float_list, int64_list
 _DELIMITED = 2  # wire type
 
@@ -59,16 +59,20 @@ def _lanes(lanes_NL: NDArray[np.uint8], register: np.uint32) -> np.uint32:
     """The register after all bytes of the lanes, row after row.
 
     CRC is linear: each lane's own remainder (from a register of 0, the first from the given one) is worked out for all
-    lanes at once, a byte each; then neighbours are joined, the left one pushed on by the length of the right one.
+    lanes at once, four bytes each; then neighbours are joined, the left one pushed on by the length of the right one.
     """
-    table = _byte_table()
-    state = np.zeros(lanes_NL.shape[0], np.uint32)
+    low, high = _word_tables()
+    state = np.zeros(lanes_NL.shape[0], "<u4")
     state[0] = register
-    for column in range(lanes_NL.shape[1]):
-        state = table[(state ^ lanes_NL[:, column]) & 255] ^ (state >> 8)
+    halves = state.view("<u2").reshape(-1, 2)
+    # Each step's words side by side in memory.
+    for words in np.ascontiguousarray(lanes_NL.view("<u4").T):
+        state ^= words
+        # Half-words are never beyond the tables: "clip" only spares the question.
+        np.bitwise_xor(low.take(halves[:, 0], mode="clip"), high.take(halves[:, 1], mode="clip"), out=state)
     # Empty lanes in front leave a sum from 0 as it is; there must be a power of two of lanes.
     count = 1 << (state.size - 1).bit_length()
-    state = np.concatenate([np.zeros(count - state.size, np.uint32), state])
+    state = np.concatenate([np.zeros(count - state.size, np.uint32), state.astype(np.uint32, copy=False)])
     level = 0
     while state.size > 1:
         state = _push(state[0::2], level) ^ state[1::2]
@@ -93,8 +97,23 @@ def _push_tables(level: int) -> NDArray[np.uint32]:
     if level:
         # Twice as far is twice the way.
         return _push(_push(state, level - 1), level - 1)
+    return _after_zeros(state, _LANE)
+
+
+@cache
+def _word_tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Where each value of the lower and of the upper half of a register goes in four bytes, shape (65536,) each.
+
+    Two look-ups for four bytes; 256 KB each, which stay in a core's second cache.
+    """
+    values = np.arange(65536, dtype=np.uint32)
+    return _after_zeros(values, 4), _after_zeros(values << np.uint32(16), 4)
+
+
+def _after_zeros(state: NDArray[np.uint32], count: int) -> NDArray[np.uint32]:
+    """Registers after `count` zero bytes."""
     table = _byte_table()
-    for _ in range(_LANE):
+    for _ in range(count):
         state = table[state & 255] ^ (state >> 8)
     return state
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import shapely
 from lxml import etree
+from numpy.typing import NDArray
 
 from slides.raster import polygons_of
 
@@ -95,11 +96,11 @@ def read_annotations(
         if kind not in _AREAS:
             raise AnnotationError(f"{where}: unknown type {kind!r}; allowed are {', '.join(_AREAS + _NO_AREAS)}")
         ring = _ring(element, where)
-        polygons = _polygons(ring)
+        polygons, repaired = _polygons(ring)
         if not polygons:
             notes.append(f"{where}: {len(ring)} points without area, skipped")
             continue
-        if len(polygons) > 1 or not shapely.is_valid(shapely.Polygon(ring)):
+        if repaired:
             notes.append(f"{where}: the outline crosses or touches itself, repaired into {len(polygons)} polygons")
         annotations.append(Annotation(name, group, polygons))
     return tuple(annotations), tuple(notes)
@@ -170,26 +171,45 @@ def _parse(path: Path) -> etree._Element:
     return root
 
 
-def _ring(element: etree._Element, where: str) -> list[tuple[float, float]]:
-    """Points of an annotation in the order of their Order attribute (document order where there is none)."""
-    points: list[tuple[int, tuple[float, float]]] = []
+def _ring(element: etree._Element, where: str) -> NDArray[np.float64]:
+    """Points (N, 2) of an annotation in the order of their Order attribute (document order where there is none)."""
+    rows = []
     for number, coordinate in enumerate(element.iterfind("./Coordinates/Coordinate")):
+        given = coordinate.get
         try:
-            order = int(float(coordinate.get("Order", str(number))))
-            x, y = float(coordinate.get("X", "")), float(coordinate.get("Y", ""))
-        except (ValueError, OverflowError) as error:
-            raise AnnotationError(
-                f"{where}: coordinate {number} {dict(coordinate.attrib)} is no number; expected Order, X, Y in "
-                "level-0 pixels with a decimal point"
-            ) from error
-        if not (math.isfinite(x) and math.isfinite(y)) or max(abs(x), abs(y)) > MAX_COORDINATE:
-            raise AnnotationError(f"{where}: coordinate {number} ({x}, {y}) is not a place on a slide")
-        points.append((order, (x, y)))
-    return [xy for _, xy in sorted(points, key=lambda point: point[0])]
+            rows.append((float(given("Order", number)), float(given("X", "")), float(given("Y", ""))))
+        except ValueError as error:
+            raise _not_numbers(where, number, coordinate) from error
+    points = np.array(rows, np.float64).reshape(-1, 3)
+    # Judged all at once; the first that is wrong is named, found again by its number. NaN is not near enough either.
+    fine = np.isfinite(points[:, 0]) & (np.abs(points[:, 1:]) <= MAX_COORDINATE).all(axis=1)
+    if not fine.all():
+        number = int(np.argmin(fine))
+        order, x, y = rows[number]
+        if not math.isfinite(order):
+            raise _not_numbers(where, number, element.findall("./Coordinates/Coordinate")[number])
+        raise AnnotationError(f"{where}: coordinate {number} ({x}, {y}) is not a place on a slide")
+    return points[np.argsort(np.trunc(points[:, 0]), kind="stable"), 1:]
 
 
-def _polygons(ring: list[tuple[float, float]]) -> tuple[shapely.Polygon, ...]:
-    """Valid polygons of a ring by the even-odd rule; none for fewer than three different points."""
-    if len(np.unique(np.asarray(ring).reshape(-1, 2), axis=0)) < 3:
-        return ()
-    return tuple(polygons_of(shapely.make_valid(shapely.Polygon(ring))))
+def _not_numbers(where: str, number: int, coordinate: etree._Element) -> AnnotationError:
+    return AnnotationError(
+        f"{where}: coordinate {number} {dict(coordinate.attrib)} is no number; expected Order, X, Y in level-0 pixels "
+        "with a decimal point"
+    )
+
+
+def _polygons(ring: NDArray[np.float64]) -> tuple[tuple[shapely.Polygon, ...], bool]:
+    """Valid polygons of a ring (N, 2) by the even-odd rule, and whether it had to be repaired for that.
+
+    None for fewer than three different points.
+    """
+    if len(ring) < 3:
+        return (), False
+    polygon = shapely.Polygon(ring)
+    # The rule: valid already, as nearly all are. Repairing would leave it as it is.
+    if shapely.is_valid(polygon):
+        return tuple(polygons_of(polygon)), False
+    if len(np.unique(ring, axis=0)) < 3:
+        return (), False
+    return tuple(polygons_of(shapely.make_valid(polygon))), True

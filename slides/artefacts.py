@@ -26,21 +26,35 @@ _MARKERS = ((35, 89, 60), (90, 121, 90), (173, 179, 140), (0, 8, 140))
 _BLACK_VALUE, _BLACK_SATURATION = 60, 80
 
 
+def spread(image_HWC: NDArray[np.uint8]) -> NDArray[Any]:
+    """Return the px (H, W, 3) that the tests look at: `COLOUR_PX` or more rows and columns, evenly spaced.
+
+    What it returns it leaves as it is: who asks several tests may spread a patch once and give them that.
+    """
+    height, width = (size // max(1, size // COLOUR_PX) for size in image_HWC.shape[:2])
+    # n // (n // 128) is below 256 for every n, so that it is divided by 1 the next time.
+    if (height, width) == image_HWC.shape[:2]:
+        return image_HWC
+    return cv2.resize(image_HWC, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
 def is_blank(image_HWC: NDArray[np.uint8]) -> bool:
     """True where no colour channel varies by `BLANK_STD` grey levels: glass, not tissue."""
-    _, std_C1 = cv2.meanStdDev(_spread(image_HWC))
+    _, std_C1 = cv2.meanStdDev(spread(image_HWC))
     return bool(std_C1.max() < BLANK_STD)
 
 
 def is_black(image_HWC: NDArray[np.uint8]) -> bool:
     """True where at least `BLACK_SHARE` of the patch is below `BLACK_LEVEL` in every channel."""
-    brightest_HW = _spread(image_HWC).max(axis=2)
-    return bool((brightest_HW < BLACK_LEVEL).mean() >= BLACK_SHARE)
+    spread_HWC = spread(image_HWC)
+    # OpenCV's count: twenty times faster than NumPy's maximum over three channels.
+    dark = cv2.countNonZero(cv2.inRange(spread_HWC, (0, 0, 0), (BLACK_LEVEL - 1,) * 3))
+    return bool(dark >= BLACK_SHARE * spread_HWC.shape[0] * spread_HWC.shape[1])
 
 
 def has_pen(image_HWC: NDArray[np.uint8]) -> bool:
     """True where at least `PEN_SHARE` of the patch has the colour of a marker pen: green, blue, red or black."""
-    spread_HWC = _spread(image_HWC)
+    spread_HWC = spread(image_HWC)
     marked = cv2.countNonZero(pen_px(spread_HWC).view(np.uint8))
     return bool(marked >= PEN_SHARE * spread_HWC.shape[0] * spread_HWC.shape[1])
 
@@ -54,11 +68,3 @@ def pen_px(image_HWC: NDArray[np.uint8]) -> NDArray[np.bool_]:
         pen_HW = cv2.bitwise_or(pen_HW, cv2.inRange(hsv_HWC, low, high))
     marked_HW: NDArray[np.bool_] = pen_HW > 0
     return marked_HW
-
-
-def _spread(image_HWC: NDArray[np.uint8]) -> NDArray[Any]:
-    """At least `COLOUR_PX` rows and columns of a larger patch, evenly spaced."""
-    height, width = (size // max(1, size // COLOUR_PX) for size in image_HWC.shape[:2])
-    if (height, width) == image_HWC.shape[:2]:
-        return image_HWC
-    return cv2.resize(image_HWC, (width, height), interpolation=cv2.INTER_NEAREST)

@@ -58,7 +58,8 @@ def rasterise(edges: Edges, window: Window) -> NDArray[np.bool_]:
     """Return inside_HW of shape `window.hw_out`: whether each pixel centre lies inside the polygons (even-odd).
 
     Every edge crosses the row of centres y at most once, when y0 <= y < y1, and toggles all pixels whose centre is at
-    or right of the crossing. Cost: one comparison per edge, and one step per crossing, inside the window's rows.
+    or right of the crossing. Cost, inside the window's rows: a few comparisons per edge, and one step per crossing of
+    the edges that are not wholly left or right of it.
     """
     height, width = window.hw_out
     (corner_x, corner_y), (step_x, step_y) = window.corner_xy_l0, window.step_xy_l0
@@ -69,10 +70,14 @@ def rasterise(edges: Edges, window: Window) -> NDArray[np.bool_]:
     x0, y0, x1, y1 = x0[near], y0[near], x1[near], y1[near]
     first = np.clip(np.ceil((y0 - corner_y) / step_y - 0.5), 0, height).astype(np.int64)
     last = np.clip(np.ceil((y1 - corner_y) / step_y - 0.5), 0, height).astype(np.int64)
-    crossed = last > first
+    # Left of it each edge toggles whole rows: told by counting those that begin and end above, without a step per row.
+    left = np.maximum(x0, x1) <= corner_x
+    ends = np.concatenate([first[left], last[left]])
+    whole_rows = np.flatnonzero(np.bincount(ends, minlength=height)[:height].cumsum() & 1)
+    crossed = (last > first) & ~left
     first, count = first[crossed], (last - first)[crossed]
     x0, y0, x1, y1 = x0[crossed], y0[crossed], x1[crossed], y1[crossed]
-    if not count.size:
+    if not count.size and not whole_rows.size:
         return np.zeros((height, width), np.bool_)
     edge = np.repeat(np.arange(count.size), count)
     row = np.arange(edge.size) - np.repeat(np.cumsum(count) - count, count) + first[edge]
@@ -80,8 +85,11 @@ def rasterise(edges: Edges, window: Window) -> NDArray[np.bool_]:
     x = x0[edge] + (y - y0[edge]) * ((x1 - x0) / (y1 - y0))[edge]
     column = np.clip(np.ceil((x - corner_x) / step_x - 0.5), 0, width).astype(np.int64)
     # Edges left out above toggle column `width`, which is outside: an odd row is closed there.
-    open_rows = np.flatnonzero(np.bincount(row, minlength=height) & 1)
-    toggles = np.sort(np.concatenate([row * (width + 1) + column, open_rows * (width + 1) + width]))
+    crossings = np.bincount(row, minlength=height)
+    crossings[whole_rows] += 1
+    open_rows = np.flatnonzero(crossings & 1)
+    starts = row * (width + 1) + column, whole_rows * (width + 1), open_rows * (width + 1) + width
+    toggles = np.sort(np.concatenate(starts))
     runs = np.diff(toggles, prepend=0, append=height * (width + 1))
     # Repeated as bytes: twenty times faster than repeating integers.
     inside = np.repeat((np.arange(runs.size) & 1).astype(np.uint8), runs).view(np.bool_)

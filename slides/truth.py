@@ -130,7 +130,8 @@ class XmlTruth:
                 continue
             inside_HW = rasterise(edges, window)
             if label_HW is None:
-                label_HW = np.multiply(inside_HW, np.uint8(cls))  # ten times faster than writing through a mask
+                # Ten times faster than writing through a mask; False and True are the bytes 0 and 1.
+                label_HW = np.multiply(inside_HW.view(np.uint8), np.uint8(cls))
             else:
                 label_HW[inside_HW] = cls
         return np.zeros(window.hw_out, np.uint8) if label_HW is None else label_HW

@@ -153,6 +153,28 @@ def test_coordinates_that_are_no_places_are_refused(tmp_path, x, y):
         read_annotations(xml(tmp_path, annotation([SQUARE[0], (1, x, y), *SQUARE[2:]])), DEFAULT_LABEL_MAP)
 
 
+@pytest.mark.parametrize(("order", "x"), [("nan", 1), ("1e999", 1), ("first", 1), (2, "-inf"), (2, 2.0**31 + 1)])
+def test_the_first_wrong_coordinate_is_named_with_what_stands_there(tmp_path, order, x):
+    # Numbered as they stand in the file, whatever their order says.
+    points = [SQUARE[3], SQUARE[1], (order, x, 30), (2, "nan", 0), SQUARE[0]]
+    wrong = r"\{'Order': '.*', 'X': '1', 'Y': '30'\} is no number" if x == 1 else r"\(-?(inf|2147483649.0), 30.0\) is"
+    if order == "first":
+        points.pop(3)
+    with pytest.raises(AnnotationError, match=rf"'spot': coordinate 2 {wrong}"):
+        read_annotations(xml(tmp_path, annotation(points)), DEFAULT_LABEL_MAP)
+
+
+def test_equal_orders_stay_as_in_the_file_and_fractions_do_not_count(tmp_path):
+    ring = [("1.9", 40, 20), ("0.5", 10, 20), ("1.1", 40, 30), (2, 10, 30)]
+    (found,), notes = read_annotations(xml(tmp_path, annotation(ring)), DEFAULT_LABEL_MAP)
+    assert list(found.polygons[0].exterior.coords) == [(10, 20), (40, 20), (40, 30), (10, 30), (10, 20)]
+    assert notes == ()
+    # Without the attribute a point has its number: here 1, between 0 and 2.
+    body = annotation(SQUARE).replace('Order="1" ', "")
+    (found,), _ = read_annotations(xml(tmp_path, body), DEFAULT_LABEL_MAP)
+    assert list(found.polygons[0].exterior.coords)[:2] == [(10, 20), (40, 20)]
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;"><!ENTITY d "&c;&c;&c;&c;&c;&c;&c;&c;">]>'
 FILE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'
 

@@ -93,6 +93,23 @@ def test_files_are_the_slides_px_at_the_place_in_their_name(slide_path: Path, tm
     assert mask_HW[20:25, 10:30].all()
 
 
+def test_every_class_is_tumour_and_what_is_ignored_counts_as_px(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    write_levels(tmp_path / "in" / "a.tif", [textured((140, 100))], um_px=UM_PX)
+    corners = {"a": (100, 0), "b": (110, 20), "x": (120, 50)}
+    square = np.array([(0, 0), (10, 0), (10, 10), (0, 10)], float)
+    write_asap(tmp_path / "a.xml", [(group, square + np.array(corner)) for group, corner in corners.items()])
+    reading = Reading((("a", 1), ("b", 254), ("x", 255)))
+    write_cells(tmp_path / "tissue" / "a.tif", np.ones((5, 7), np.bool_), 20 * UM_PX)
+    make(Case("a", tmp_path / "in" / "a.tif", tmp_path / "a.xml"), tmp_path, Options(reading, 100, UM_PX, 100))
+    with (tmp_path / "patches/a/patches.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    # 100 px each of classes 1 and 254; 100 px to ignore, and 60 columns beyond the slide, are none.
+    assert (row["x_l0"], row["tumor_share"]) == ("100", "0.02")
+    mask_HW = cv2.imread(str(tmp_path / "patches/a" / row["mask"]), cv2.IMREAD_UNCHANGED)
+    assert [np.count_nonzero(mask_HW == cls) for cls in (1, 254, 255)] == [100, 100, 100 + 60 * 100]
+
+
 @pytest.mark.parametrize(("right", "expected"), [(130, "tumor"), (128, "little_tumor")])
 def test_a_tumour_patch_has_one_per_cent(slide_path: Path, tmp_path: Path, right: float, expected: str):
     label_path = tumour(tmp_path / "l.xml", 110, 120, right, 125)
@@ -242,7 +259,7 @@ def test_checksums_and_numbers_of_records():
     assert tfrecord.crc32c(bytes(32)) == 0x8A9136AA
     assert tfrecord.crc32c(bytes(range(32))) == 0x46DD794E
     data = np.random.default_rng(0).integers(0, 256, 3000).astype(np.uint8).tobytes()
-    for length in (127, 128, 255, 256, 257, 385, 3000):
+    for length in (127, 128, 255, 256, 257, 258, 259, 260, 385, 3000):
         register = 0xFFFFFFFF
         for byte in data[:length]:
             register ^= byte

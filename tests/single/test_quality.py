@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from samplers.quality import BLANK, BLURRED, PEN, fault, is_blurred
-from slides.artefacts import has_pen
+from slides.artefacts import has_pen, is_black, is_blank, spread
 from slides.reader import Slide
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -78,3 +78,24 @@ def test_focus_is_not_judged_on_coarse_patches():
     assert fault(smooth, 0.5) == BLURRED
     assert fault(smooth, 8.0) is None
     assert fault(smooth, 0.5, judge=False) is None
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (5, 127), (128, 255), (256, 257), (300, 1024), (1000, 777), (4096, 383)])
+def test_spread_px_are_spread_no_further(hw):
+    image_HWC = np.random.default_rng(0).integers(0, 256, (*hw, 3)).astype(np.uint8)
+    once = spread(image_HWC)
+    assert min(hw[0], 128) <= once.shape[0] < 256
+    assert min(hw[1], 128) <= once.shape[1] < 256
+    np.testing.assert_array_equal(spread(once), once)
+    assert (is_blank(once), is_black(once), has_pen(once)) == (
+        is_blank(image_HWC), is_black(image_HWC), has_pen(image_HWC),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("dark_rows", "value", "expected"), [(5, 29, True), (4, 29, False), (5, 30, False)])
+def test_half_of_a_black_patch_is_below_30_in_every_channel(dark_rows, value, expected):
+    image_HWC = np.full((10, 7, 3), 200, np.uint8)
+    image_HWC[:dark_rows] = (0, value, 0)
+    # Dark in two channels only.
+    image_HWC[9] = (0, 0, 200)
+    assert is_black(image_HWC) is expected
