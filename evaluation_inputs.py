@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from inference.maps import MapPyramid, Maps
 from model_facts import class_count
-from preprocessing.pairing import Case, ids_of_label, list_files, named, pair, pair_files
+from preprocessing.pairing import Case, ids_of_label, is_mask, list_files, named, pair, pair_files
 
 SUMMARY = "summary.json"
 DETECTIONS = "detections.csv"
@@ -187,12 +187,15 @@ def _cases_of_predictions(
     for path in list_files(opts.label_path, opts.label_format, "label"):
         ids = ids_of_label(path)
         # Slides and masks may share a folder; there only those called masks are labels.
-        if path.resolve() in taken or (path.resolve().parent in folders and path.suffix != ".xml" and len(ids) == 1):
+        beside = path.resolve().parent in folders and path.suffix != ".xml"
+        if path.resolve() in taken or (beside and not is_mask(path)):
             continue
         if any(name in there for name in ids):
             labels.append(path)
         elif not any(name in found.left_out for name in ids):
-            found.left_out[ids[-1]] = f"no prediction in {opts.predictions} for the slide of {path}"
+            found.left_out[ids[1 if is_mask(path) else 0]] = (
+                f"no prediction in {opts.predictions} for the slide of {path}"
+            )
     return {case.slide_id: case for case in pair_files(there.values(), labels)}
 
 

@@ -2,7 +2,8 @@
 
 A slide's id is its file name without the last suffix. The label of slide `tumor_001` is `tumor_001.xml`, or one of
 `tumor_001_Mask.tif`, `tumor_001_mask.tif` and, outside the slides' folder, `tumor_001.tif`. Whatever does not pair that
-way is an error that names the files.
+way is an error that names the files. `.ome` before the suffix, which OME-TIFF has, may be left out of a label's name or
+stand behind its `_mask`.
 """
 
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 SLIDE_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff")} | {
     name: (f".{name}",) for name in ("svs", "ndpi", "mrxs", "vms", "vmu", "scn", "bif", "svslide", "czi")
 }
+SLIDE_SUFFIXES |= {"ome.tif": (".ome.tif", ".ome.tiff"), "ome.tiff": (".ome.tif", ".ome.tiff")}
 LABEL_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff"), "xml": (".xml",)}
 
 # Source: the CAMELYON16 organisers' notes on their data (README of the data set).
@@ -25,6 +27,7 @@ _KNOWN_PROBLEMS = {
 _CENTER_FOLDER = re.compile(r"cent(?:er|re)_(\d+)", re.IGNORECASE)
 _PATIENT = re.compile(r"(patient_(\d{3}))(?:_|$)", re.IGNORECASE)
 _MASK_ENDING = "_mask"
+_OME = ".ome"
 _NAMED_AT_MOST = 10
 
 
@@ -168,7 +171,7 @@ def list_files(path: Path, file_format: str, what: str) -> list[Path]:
     if suffixes is None:
         raise ValueError(f"{what}_format {file_format!r} is unknown; allowed are {', '.join(allowed)}")
     if path.is_file():
-        if path.suffix.lower() not in suffixes:
+        if not path.name.lower().endswith(suffixes):
             raise ValueError(
                 f"{what}_path {path} is not a {' or '.join(suffixes)} file; set {what}_format to what it is"
             )
@@ -242,7 +245,7 @@ def case_of(slide_id: str, slide_path: Path, label_path: Path | None) -> Case:
 def slides_and_masks(slide_path: Path, slide_format: str) -> tuple[list[Path], list[Path]]:
     """Slides at a path, and the files among them that are masks by their names."""
     found = list_files(slide_path, slide_format, "slide")
-    masks = [path for path in found if path.stem.lower().endswith(_MASK_ENDING)]
+    masks = [path for path in found if is_mask(path) or path.stem.lower().endswith(_MASK_ENDING)]
     slides = [path for path in found if path not in masks]
     if not slides:
         raise ValueError(f"slide_path {slide_path} holds masks only: {named(masks)}; give the folder of the slides")
@@ -259,10 +262,24 @@ def _slides_by_id(slides: Iterable[Path]) -> dict[str, Path]:
     return {slide_id: paths[0] for slide_id, paths in paths_of.items()}
 
 
+def is_mask(path: Path) -> bool:
+    """Whether a file is called like a mask: `x_mask.tif`, `x_Mask.ome.tif`."""
+    return path.suffix.lower() in LABEL_SUFFIXES["tif"] and _without_ome(path.stem).lower().endswith(_MASK_ENDING)
+
+
 def ids_of_label(path: Path) -> list[str]:
-    """The slide ids a label file may belong to, the exact name first."""
-    is_mask = path.suffix.lower() in LABEL_SUFFIXES["tif"] and path.stem.lower().endswith(_MASK_ENDING)
-    return [path.stem, path.stem[: -len(_MASK_ENDING)]] if is_mask else [path.stem]
+    """The slide ids a label may belong to: its name, that without `_mask` where it `is_mask`, and both with .ome."""
+    names = [path.stem]
+    if is_mask(path):
+        names.append(_without_ome(path.stem)[: -len(_MASK_ENDING)])
+    elif path.suffix.lower() in LABEL_SUFFIXES["tif"]:
+        names.append(_without_ome(path.stem))
+    # `x.ome` is the id of the slide x.ome.tif; people and programs call its label after `x`.
+    return list(dict.fromkeys([*names, *(one + _OME for one in names if _without_ome(one) == one)]))
+
+
+def _without_ome(stem: str) -> str:
+    return stem[: -len(_OME)] if stem.lower().endswith(_OME) else stem
 
 
 def _labels_by_id(by_id: dict[str, Path], labels: Iterable[Path]) -> dict[str, list[Path]]:
@@ -295,7 +312,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _of_format(entries: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
-    return [entry for entry in entries if entry.suffix.lower() in suffixes and not entry.is_dir()]
+    return [entry for entry in entries if entry.name.lower().endswith(suffixes) and not entry.is_dir()]
 
 
 def named(paths: Iterable[Path]) -> str:

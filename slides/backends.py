@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -39,13 +39,11 @@ READ_ERRORS = (OSError, ValueError, openslide.OpenSlideError, pyvips.Error)
 
 
 class Backend(Protocol):
-    """An open slide. Not thread-safe: get one through `handle`.
+    """An open slide. Not thread-safe: get one through `handle`."""
 
-    Attributes:
-        held_bytes: Upper bound of the decoded pixels it keeps for later reads.
-    """
-
-    held_bytes: int
+    @property
+    def held_bytes(self) -> int:
+        """Upper bound of the decoded pixels it keeps for later reads."""
 
     def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
         """Decode a rectangle that lies inside a level.
@@ -162,8 +160,13 @@ def tiff_levels(path: Path) -> tuple[Page, ...]:
         )
     if first.samples == 1 and any(page.size_xy == first.size_xy for page in pages[1:]):
         raise ValueError("the TIFF holds several one-channel images of one size (channels or focal planes), not RGB")
+    return pyramid(first, pages[1:])
+
+
+def pyramid(first: Page, others: Iterable[Page]) -> tuple[Page, ...]:
+    """Return `first` and, largest first, those of `others` that show the same field: see `tiff_levels`."""
     levels = [first]
-    for page in sorted(pages[1:], key=lambda page: -page.size_xy[0]):
+    for page in sorted(others, key=lambda page: -page.size_xy[0]):
         if page.tiled == first.tiled and page.samples == first.samples and _shrinks(levels[-1], first, page):
             levels.append(page)
     return tuple(levels)

@@ -25,8 +25,9 @@ from slides.backends import (
     vendor_of,
 )
 from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centred
+from slides.ome import ome_slide
 from slides.tags import Page
-from slides.tiled_tiff import open_tiff
+from slides.tiled_tiff import open_planes
 
 SNAP = 1e-4
 # Largest distance, in px of a level, between the px asked for and those the backend gives, that is left as it is.
@@ -81,16 +82,15 @@ class Slide:
     def __init__(self, path: str | Path, um_px: float | Pair | None = None) -> None:
         self.path = Path(path)
         self.id = self.path.stem
-        self._pages: tuple[Page, ...] | None = None
+        self._planes: tuple[tuple[Page, ...], ...] | None = None
         if not self.path.is_file():
             raise SlideError(f"slide {self.path}: no such file")
         try:
             self._key = file_key(self.path)
             vendor = vendor_of(self.path)
             if vendor == "tiff":
-                self._pages = tiff_levels(self.path)
-                sizes = [page.size_xy for page in self._pages]
-                found = self._pages[0].um_px_xy
+                self._planes, found = _tiff_planes(self.path)
+                sizes = [page.size_xy for page in self._planes[0]]
             else:
                 sizes, found = _openslide_levels(self.path, vendor)
         except READ_ERRORS as error:
@@ -208,9 +208,9 @@ class Slide:
         return self.read_level(level, (0, 0), (height, width))
 
     def _open(self) -> Backend:
-        if self._pages is None:
+        if self._planes is None:
             return OpenSlideFile(self.path)
-        return open_tiff(self.path, self._key, self._pages)
+        return open_planes(self.path, self._key, self._planes)
 
     def _fetch(
         self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]
@@ -285,6 +285,15 @@ def _reason(error: Exception) -> str:
         return type(error).__name__
     lines = list(dict.fromkeys(line.strip() for line in str(error).splitlines() if line.strip()))
     return "; ".join(lines[:2]) or type(error).__name__
+
+
+def _tiff_planes(path: Path) -> tuple[tuple[tuple[Page, ...], ...], Pair | None]:
+    """Levels of a TIFF, once for each channel that has pages of its own, and micrometres per level-0 px."""
+    found = ome_slide(path)
+    if found is not None:
+        return found.planes, found.um_px_xy
+    pages = tiff_levels(path)
+    return (pages,), pages[0].um_px_xy
 
 
 def _openslide_levels(path: Path, vendor: str | None) -> tuple[list[tuple[int, int]], Pair | None]:

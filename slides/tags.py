@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +25,7 @@ _DTYPES |= {12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS, _XRES, _YRES, _UNIT = 273, 277, 279, 282, 283, 296
 _COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 320, 322, 323, 324, 325, 330
-_PLANAR, _PREDICTOR, _JPEG_TABLES = 284, 317, 347
+_PLANAR, _PREDICTOR, _JPEG_TABLES, _DESCRIPTION = 284, 317, 347, 270
 _WANTED = {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS}
 _WANTED |= {_XRES, _YRES, _UNIT, _COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS}
 _WANTED |= {_PLANAR, _PREDICTOR, _JPEG_TABLES}
@@ -57,6 +57,7 @@ class Page:
         planar: 1 where the samples of a px lie together, 2 where each has a plane of its own.
         directory: Byte where its directory starts.
         colormap: (2**bits, 3) uint8 RGB of a palette image, else None.
+        plane: Which plane of samples this is, and of how many; (0, 1) unless `split`.
     """
 
     page: int
@@ -74,11 +75,30 @@ class Page:
     planar: int
     directory: int
     colormap: NDArray[np.uint8] | None = None
+    plane: tuple[int, int] = (0, 1)
 
     @property
     def tiled(self) -> bool:
         """Whether parts can be read without the rest."""
         return min(self.tile_xy) > 0
+
+
+def split(page: Page) -> tuple[Page, ...]:
+    """Return the planes of a page whose samples have planes of their own (`planar` 2) as grey pages, one per sample."""
+    grey = replace(page, samples=1, planar=1, photometric=1)
+    return tuple(replace(grey, plane=(number, page.samples)) for number in range(page.samples))
+
+
+def description(path: Path) -> bytes:
+    """Return the ImageDescription of a TIFF's first page; empty where it has none.
+
+    Raises:
+        TagError: As of `read_pages`.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        text = _Directory(file).first({_DESCRIPTION}).get(_DESCRIPTION, np.empty(0, np.uint8))
+    return text.tobytes().rstrip(b"\0")
 
 
 def is_tiff(path: Path) -> bool:
@@ -131,8 +151,11 @@ def tile_layout(path: Path, page: Page) -> TileLayout:
     nothing = np.empty(0, np.int64)
     offsets, counts = (tags.get(tag, nothing).astype(np.int64) for tag in (_TILE_OFFSETS, _TILE_COUNTS))
     across, down = (-(-size // side) for size, side in zip(page.size_xy, page.tile_xy, strict=True))
-    if not offsets.size == counts.size == across * down:
-        raise TagError(f"damaged directory: {offsets.size} tiles and {counts.size} lengths, not {across} x {down}")
+    plane, planes = page.plane
+    if not offsets.size == counts.size == across * down * planes:
+        wanted = f"{across} x {down}" + (f" x {planes} planes" if planes > 1 else "")
+        raise TagError(f"damaged directory: {offsets.size} tiles and {counts.size} lengths, not {wanted}")
+    offsets, counts = (values.reshape(planes, -1)[plane] for values in (offsets, counts))
     return TileLayout(offsets, counts, bytes(tags.get(_JPEG_TABLES, np.empty(0, np.uint8)).astype(np.uint8)))
 
 
@@ -169,6 +192,10 @@ class _Directory:
             raise TagError("a TIFF without any image")
         return tuple(pages)
 
+    def first(self, wanted: set[int]) -> dict[int, Values]:
+        """Tags of the first page among `wanted`."""
+        return self.entries(self._first, set(), wanted)[0]
+
     def _bytes(self, offset: int, count: int) -> bytes:
         if offset < 0 or offset + count > self._size:
             raise TagError(
@@ -180,7 +207,7 @@ class _Directory:
     def _number(self, offset: int, code: str) -> int:
         return int(struct.unpack(self._order + code, self._bytes(offset, struct.calcsize(code)))[0])
 
-    def entries(self, offset: int, seen: set[int]) -> tuple[dict[int, Values], int]:
+    def entries(self, offset: int, seen: set[int], wanted: set[int] = _WANTED) -> tuple[dict[int, Values], int]:
         if offset in seen or len(seen) >= MAX_PAGES:
             raise TagError(f"damaged directory: a loop or more than {MAX_PAGES} images")
         seen.add(offset)
@@ -191,7 +218,7 @@ class _Directory:
         tags: dict[int, Values] = {}
         for at in range(0, len(block), entry):
             tag, kind = struct.unpack(self._order + "HH", block[at : at + 4])
-            if tag in _WANTED and kind in _DTYPES:
+            if tag in wanted and kind in _DTYPES:
                 tags[tag] = self._values(kind, block[at + 4 : at + entry], word)
         return tags, self._number(start + count * entry, word)
 

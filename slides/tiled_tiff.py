@@ -1,49 +1,60 @@
 """Tiles of a TIFF decoded one by one: JPEG by libjpeg-turbo, the format of nearly all large slides, and Deflate.
 
+Also what libvips as we have it cannot read: JPEG 2000, Zstandard, and tiles whose samples lie in planes of their own.
+
 libvips decodes the same tiles to the same pixels, but takes 1.5 times as long for a window (it moves them through
 caches of its own) and passes damaged JPEG tiles on as grey; here a tile that is not whole is an error.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import struct
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
+import PIL.Jpeg2KImagePlugin
+import PIL.TiffImagePlugin
 import simplejpeg
 from isal import isal_zlib
 from numpy.typing import NDArray
 
 from slides.backends import Backend, VipsTiff
-from slides.tags import Page, TileLayout, tile_layout
+from slides.tags import Page, TileLayout, split, tile_layout
 
 JPEG, DEFLATES = 7, (8, 32946)  # Compression; Deflate by the standard's number and by an old one
+# JPEG 2000: Aperio's number for YCbCr, that of Bio-Formats for lossy, Aperio's for RGB, the registered one.
+JPEG_2000, JPEG_2000_UNSURE = (33003, 33004, 33005, 34712), (33003, 33004)
+NONE, LZW, PACKBITS, ZSTDS = 1, 5, 32773, (50000, 34926)
 CACHE_BYTES = 128 * 2**20
 # Tiles of so few bytes may show one value only (glass; most of a mask): these are decoded once and kept as a number.
 PLAIN_BYTES, PLAIN_TILES = 2048, 64
 ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that start at a multiple, and copies others
 _GREY, _RGB, _YCBCR = 1, 2, 6  # PhotometricInterpretation
 _NO_PREDICTOR, _HORIZONTAL = 1, 2  # Predictor
+_DECODE_ERRORS = (ValueError, OSError, PIL.Image.DecompressionBombError)
 _START, _END = b"\xff\xd8", b"\xff\xd9"  # markers of a JPEG stream
 Image = NDArray[np.uint8]
 
 
 def readable(page: Page) -> bool:
-    """Whether `TiledTiff` reads this page: 8 bits, in tiles of JPEG (grey, RGB, YCbCr) or Deflate (grey, RGB)."""
+    """Whether `TiledTiff` reads this page: 8 bits, in tiles, grey or RGB (JPEG: also YCbCr), compressed as above."""
     if not page.tiled or (page.planar, page.bits) != (1, 8):
         return False
     colours = page.samples, page.photometric
     if page.compression == JPEG:
         return colours in ((1, _GREY), (3, _RGB), (3, _YCBCR))
-    return (
-        page.compression in DEFLATES
-        and page.predictor in (_NO_PREDICTOR, _HORIZONTAL)
-        and colours in ((1, _GREY), (3, _RGB))
-    )
+    if colours not in ((1, _GREY), (3, _RGB)) or page.predictor not in (_NO_PREDICTOR, _HORIZONTAL):
+        return False
+    if page.compression in (NONE, LZW, PACKBITS):
+        return page.plane != (0, 1)  # libvips reads all others of these, and faster
+    return page.compression in (*DEFLATES, *JPEG_2000, *ZSTDS)
 
 
 class TileCache:
@@ -159,8 +170,8 @@ class TiledTiff:
         if plain_HWC is not None:
             return plain_HWC
         try:
-            tile_HWC = _jpeg(stream, shape) if page.compression == JPEG else _deflate(stream, shape, page.predictor)
-        except (ValueError, isal_zlib.error) as error:  # type: ignore[misc]  # its stub calls the class an instance
+            tile_HWC = _decoded(stream, shape, page)
+        except (isal_zlib.error, *_DECODE_ERRORS) as error:  # type: ignore[misc]  # its stub calls the class an instance
             raise ValueError(f"{where}: {error}") from error
         if may_be_plain and len(self._plain) < PLAIN_TILES and (tile_HWC == tile_HWC[0, 0]).all():
             self._plain[level, bytes(stream)] = np.broadcast_to(tile_HWC[0, 0].copy(), shape)
@@ -198,7 +209,58 @@ def open_tiff(path: Path, key: object, pages: tuple[Page, ...], unwritten: int =
     """Open a TIFF by `TiledTiff` where that reads all its levels, else by libvips; arguments as of `TiledTiff`."""
     if all(map(readable, pages)):
         return TiledTiff(path, key, pages, unwritten)
+    if all(page.tiled and page.planar == 2 and page.samples > 1 for page in pages):
+        # libvips: "tiled separate planes not supported". YCbCr in planes would need a conversion nobody here does.
+        planes = tuple(zip(*map(split, pages), strict=True))
+        if all(page.photometric == _RGB for page in pages) and all(map(readable, planes[0])):
+            return open_planes(path, key, planes, unwritten)
     return VipsTiff(path, pages)
+
+
+class Planes:
+    """Channels of a slide that are stored one by one, joined; see `backends.Backend`.
+
+    Args:
+        parts: One backend per channel, all with the same levels, each giving one channel.
+    """
+
+    def __init__(self, parts: tuple[Backend, ...]) -> None:
+        self._parts = parts
+
+    @property
+    def held_bytes(self) -> int:
+        """See `backends.Backend`."""
+        return sum(part.held_bytes for part in self._parts)
+
+    def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
+        """See `Backend.fetch`."""
+        image_HWC = _aligned((*hw, len(self._parts)))
+        for channel, part in enumerate(self._parts):
+            image_HWC[..., channel] = part.fetch(level, corner_xy_lv, hw)[0][..., 0]
+        return image_HWC, 0.0, 0.0
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        for part in self._parts:
+            part.close()
+
+
+def open_planes(path: Path, key: object, planes: tuple[tuple[Page, ...], ...], unwritten: int = 255) -> Backend:
+    """Open a TIFF by `open_tiff`; where `planes` has several, each holds the levels of one channel of its own."""
+    if len(planes) == 1:
+        return open_tiff(path, key, planes[0], unwritten)
+    # Keys: the tiles of one channel are not those of another.
+    return Planes(tuple(open_tiff(path, (key, number), pages, unwritten) for number, pages in enumerate(planes)))
+
+
+def _decoded(stream: bytearray, shape: tuple[int, int, int], page: Page) -> Image:
+    if page.compression == JPEG:
+        return _jpeg(stream, shape)
+    if page.compression in DEFLATES:
+        return _deflate(stream, shape, page.predictor)
+    if page.compression in JPEG_2000:
+        return _jpeg_2000(stream, shape, page.compression in JPEG_2000_UNSURE)
+    return _by_libtiff(stream, shape, page)
 
 
 def _jpeg(stream: bytearray, shape: tuple[int, int, int]) -> Image:
@@ -215,6 +277,48 @@ def _deflate(stream: bytearray, shape: tuple[int, int, int], predictor: int) -> 
         raise ValueError(f"holds {len(pixels)} of {size} bytes")
     tile_HWC = np.frombuffer(pixels, np.uint8).reshape(shape)
     return _summed(tile_HWC) if predictor == _HORIZONTAL else tile_HWC
+
+
+def _jpeg_2000(stream: bytearray, shape: tuple[int, int, int], unsure: bool) -> Image:
+    """Decode JPEG 2000.
+
+    Args:
+        stream: A codestream.
+        shape: Of the tile.
+        unsure: Its number in the TIFF is Aperio's for YCbCr, under which Bio-Formats writes RGB. The latter goes
+            through the standard's transform, the former does not (https://openslide.org/formats/aperio), and a flag of
+            the stream says which it is (ITU-T T.800, A.6.1).
+    """
+    coding = stream.find(b"\xff\x52")
+    if unsure and shape[2] == 3 and (coding < 0 or stream[coding + 8 : coding + 9] != b"\1"):
+        raise ValueError("JPEG 2000 that may be YCbCr or RGB; write the file anew: bfconvert -compression LZW IN OUT")
+    with PIL.Image.open(io.BytesIO(stream), formats=["JPEG2000"]) as image:
+        # Before decoding: memory follows from what the TIFF says, not from the tile.
+        if (image.height, image.width, len(image.getbands())) != shape or image.mode not in ("L", "RGB"):
+            raise ValueError(f"is of {image.mode}, {image.width} x {image.height} px, not of shape {shape}")
+        return np.asarray(image).reshape(shape)
+
+
+def _by_libtiff(stream: bytearray, shape: tuple[int, int, int], page: Page) -> Image:
+    """Decode a tile as the only strip of a TIFF in memory, by the libtiff of Pillow."""
+    height, width, samples = shape
+    if page.compression == NONE:
+        if len(stream) < math.prod(shape):
+            raise ValueError(f"holds {len(stream)} of {math.prod(shape)} bytes")
+        return np.frombuffer(stream, np.uint8, math.prod(shape)).reshape(shape)
+    tags = {256: width, 257: height, 258: 8, 259: page.compression, 262: page.photometric, 273: 0, 277: samples}
+    tags |= {278: height, 279: len(stream), 317: page.predictor}
+    # Behind the directory stand the bits of each sample, which do not fit into an entry, and then the tile.
+    bits = 8 + 2 + 12 * len(tags) + 4
+    tags[273] = bits + 2 * samples
+    entries = {tag: (4, 1, value) for tag, value in tags.items()}
+    if samples > 2:
+        entries[258] = 3, samples, bits
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    head += b"".join(struct.pack("<HHII", tag, *entry) for tag, entry in entries.items())
+    head += bytes(4) + struct.pack(f"<{samples}H", *[8] * samples)
+    with PIL.Image.open(io.BytesIO(head + stream), formats=["TIFF"]) as image:
+        return np.asarray(image).reshape(shape)
 
 
 def _summed(steps_HWC: Image) -> Image:

@@ -255,3 +255,28 @@ def test_real_folders(folder: str, label_format: str) -> None:
         "tumor_951": f"tumor_951{ending}",
         "tumor_952": f"tumor_952{ending}",
     }
+
+
+@pytest.mark.parametrize("label", ["x.xml", "x.ome.xml"])
+def test_xml_labels_pair_with_and_without_ome(tmp_path: Path, label: str) -> None:
+    make(tmp_path, "x.ome.tif", "y.ome.tiff", "z.tif", label)
+    found = pair(tmp_path, tmp_path, "ome.tif", "xml")
+    assert [(case.slide_id, case.label_path) for case in found] == [("x.ome", tmp_path / label), ("y.ome", None)]
+    assert [case.slide_id for case in find_slides(tmp_path, "tif")] == ["x.ome", "y.ome", "z"]
+
+
+@pytest.mark.parametrize("mask", ["x_mask.tif", "x_mask.ome.tif", "x.ome_mask.tif", "x_Mask.ome.tiff"])
+def test_masks_pair_with_and_without_ome(tmp_path: Path, mask: str) -> None:
+    make(tmp_path, "x.ome.tif", mask)
+    assert [case.label_path for case in pair(tmp_path, tmp_path, "tif", "tif")] == [tmp_path / mask]
+    assert [case.slide_id for case in find_slides(tmp_path, "tif")] == ["x.ome"]
+
+
+def test_exact_names_go_before_those_without_ome(tmp_path: Path) -> None:
+    make(tmp_path, "x.tif", "x.ome.tif", "x.xml", "x.ome.xml")
+    labels = {case.slide_id: case.label_path.name for case in pair(tmp_path, tmp_path, "tif", "xml")}
+    assert labels == {"x": "x.xml", "x.ome": "x.ome.xml"}
+    (tmp_path / "x.ome.tif").unlink()
+    (tmp_path / "x.xml").unlink()
+    with pytest.raises(ValueError, match="labels without a slide"):
+        pair(tmp_path, tmp_path, "tif", "xml")
