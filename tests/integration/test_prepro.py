@@ -244,13 +244,24 @@ def test_ome_tiff_is_read_or_refused_clearly(tmp_path: Path):
         tmp_path / "img" / "rgb.ome.tif", image_HWC, ome=True, photometric="rgb", tile=(128, 128), metadata=about,
         resolution=(20_000, 20_000), resolutionunit="centimeter",
     )  # fmt: skip
-    tifffile.imwrite(
-        tmp_path / "img" / "planes.ome.tif", np.moveaxis(image_HWC, 2, 0).copy(), ome=True, photometric="minisblack",
-        tile=(128, 128), resolution=(20_000, 20_000), resolutionunit="centimeter",
-    )  # fmt: skip
+    planes_CHW = np.moveaxis(image_HWC, 2, 0).copy()
+    for name, channels in (("planes", None), ("stained", {"Name": ["DAPI", "FITC", "TRITC"]})):
+        about = {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5} | (
+            {"Channel": channels} if channels else {}
+        )
+        tifffile.imwrite(
+            tmp_path / "img" / f"{name}.ome.tif", planes_CHW, ome=True, photometric="minisblack", tile=(128, 128),
+            metadata=about,
+        )  # fmt: skip
     done = prepare("--slide_path", str(tmp_path / "img"), "--out", str(tmp_path / "out"), *PATCHES)
     assert done.returncode == 1
-    assert "planes.ome slide " in done.stdout
-    assert "several one-channel images of one size" in done.stdout
-    (row,) = table(tmp_path / "out" / "manifest.csv")
-    assert (row["slide"], row["um_px_x"], row["width"]) == ("rgb.ome", "0.5", "311")
+    assert "stained.ome slide " in done.stdout
+    assert "'DAPI', 'FITC', 'TRITC'" in done.stdout
+    assert "fluorescence is not read" in done.stdout
+    rows = table(tmp_path / "out" / "manifest.csv")
+    assert [(row["slide"], row["um_px_x"], row["width"]) for row in rows] == [
+        ("planes.ome", "0.5", "311"), ("rgb.ome", "0.5", "311"),
+    ]  # fmt: skip
+    # The same image in two layouts.
+    one, other = (sorted((tmp_path / "out" / "patches" / name).rglob("*.png")) for name in ("planes.ome", "rgb.ome"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other] != []
