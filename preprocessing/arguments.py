@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         """Exit with code 2 and one line: the usage of fifty flags would hide it."""
         # Ranks: all ranks see the same command line and leave; one says why.
         if self.may_speak():
-            sys.stderr.write(f"{self.prog}: error: {message}\n{self.prog} --help lists all options\n")
+            print(f"{self.prog}: error: {message}\n{self.prog} --help lists all options", file=sys.stderr)
         sys.exit(2)
 
     def may_speak(self) -> bool:

@@ -9,17 +9,18 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Protocol, cast
 
 from tqdm import tqdm
 
-from preprocessing import arguments
+from preprocessing import arguments, store
 from preprocessing.arguments import Parser, pair, positive, whole
 from preprocessing.executors import Executor, is_first_rank, on_all_ranks
 from preprocessing.reading import Reading
-from preprocessing.runner import FAILED, Result, Step, failures, run_step, summary
+from preprocessing.runner import FAILED, Result, Step, claim, failures, run_step, summary
 from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
 from preprocessing.store import Held, marked
 
@@ -62,8 +63,9 @@ def program(name: str, one_file_option: str, one_file: Callable[[], int]) -> int
         one_file_option: the option that names the file.
         one_file: what is done then; reads the command line itself.
     """
-    asked = any(word.partition("=")[0] == one_file_option for word in sys.argv[1:])
-    return one_file() if asked else main([name])
+    parser = Parser(f"python -m preprocessing.{name}", "", add_help=False)
+    parser.add_argument(one_file_option, dest="file")
+    return main([name]) if parser.parse_known_args()[0].file is None else one_file()
 
 
 def main(names: Sequence[str] | None = None, argv: Sequence[str] | None = None) -> int:
@@ -79,6 +81,8 @@ def main(names: Sequence[str] | None = None, argv: Sequence[str] | None = None) 
     asked = _asked_steps(argv) if names is None else names
     parser, modules = _parser(asked, names is None)
     opts = parser.parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without ö must not end the run
     _signals.clear()
     before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -132,17 +136,22 @@ def _story(
 def _run(out: Path, slides: Slides, steps: Sequence[Step], executor: Executor) -> int:
     cases = slides.cases
     failed = [("pairing", Result("all", FAILED, error=fault)) for fault in slides.faults]
-    for step in steps:
+    claim(steps, cases, out)
+    for number, step in enumerate(steps):
+        if not cases:
+            step.finish(out, [], [])  # tables of earlier runs would still name slides that are bad now
+            continue
         results = run_step(step, cases, out, executor, _say)
         for line in step.finish(out, cases, results):
             _say(line)
         _say(summary(step, results, marked(out, step.name)))
         bad = [result for result in results if result.state == FAILED]
         failed += [(step.name, result) for result in bad]
-        # Later steps would fail at these again.
+        # Later steps would fail at these again, and what they had made is of a slide that is no more.
+        for result in bad:
+            for later in steps[number + 1 :]:
+                store.forget(out, later.name, result.slide_id)
         cases = [case for case, result in zip(cases, results, strict=True) if result.state != FAILED]
-        if not cases:
-            break
     for line in failures(failed):
         _say(line)
     return int(bool(failed))
@@ -256,11 +265,13 @@ def _check(parser: Parser, opts: argparse.Namespace) -> Reading:
 def _say(line: str, error: bool = False) -> None:
     """Print, on a terminal above the progress bar."""
     file = sys.stderr if error else sys.stdout
-    if sys.stderr.isatty():
+    if file is None:  # closed by who started this
+        return
+    if sys.stderr is not None and sys.stderr.isatty():
         tqdm.write(line, file=file)
     else:
         print(line, file=file)
-    sys.stdout.flush()
+    file.flush()
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:

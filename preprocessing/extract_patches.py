@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--shard_patches", type=whole(1), default=1000, help="most patches in a shard")
 
 
-def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
-    """The step with its options."""
+def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
+    """The step with its options.
+
+    Raises:
+        ValueError: a slide is called like a file of another one's patches.
+    """
+    taken = {f"{FOLDER}.csv", *(f"{case.slide_id}.png" for case in slides.cases)}
+    for case in slides.cases:
+        if case.slide_id in taken:
+            raise ValueError(
+                f"the patches of slide {case.slide_path} would be called {FOLDER}/{case.slide_id}, which "
+                "is the name of a table or of another slide's picture: rename the slide"
+            )
     stride = opts.stride or max(1, round(opts.patch_size * (1 - (opts.overlap or 0))))
     options = Options(
         reading, opts.patch_size, opts.resolution, stride, opts.min_tissue, opts.min_tumor, opts.keep_pen,
@@ -137,8 +149,14 @@ def make(case: Case, out: Path, options: Options) -> Made:
     store.remove(part)
     part.mkdir(parents=True)
     target = writer(part, case.slide_id, options.format, options.codec, options.quality, options.shard_patches)
-    fates, rows = _extract(places, slide, truth, options, target)
-    store.write_text(part / f"{FOLDER}.csv", csv_text(COLUMNS, rows))
+    try:
+        fates, rows = _extract(places, slide, truth, options, target)
+        store.write_text(part / f"{FOLDER}.csv", csv_text(COLUMNS, rows))
+    except BaseException:
+        # Where the disk is full, this must not be what fills it.
+        with suppress(OSError):
+            store.remove(part)
+        raise
     outputs = [f"{FOLDER}/{case.slide_id}"]
     if options.save_png:
         outputs.append(f"{FOLDER}/{case.slide_id}.png")

@@ -16,8 +16,8 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
     if opts.val_split == 0:
         raise ValueError("--val_split 0: a share above 0 and below 1 is needed")
     split = Split(opts.val_split, opts.seed, slides.val_ids)
-    return Step(NAME, 1, make, Options(reading, opts.checksums), reads_mask, partial(finish, split), ".")
+    return Step(NAME, 1, make, Options(reading, opts.checksums), reads_mask, partial(finish, split), f"{NAME}.csv")
 
 
 def make(case: Case, out: Path, options: Options) -> Made:
@@ -147,12 +147,14 @@ def finish(split: Split, out: Path, cases: Sequence[Case], results: Sequence[Res
     """Split the slides and write the table."""
     rows = {result.slide_id: dict(result.made.values) for result in results if result.state != FAILED}
     good = [case for case in cases if case.slide_id in rows]
+    path = out / f"{NAME}.csv"
     if not good:
+        path.unlink(missing_ok=True)
         return []
     class_of = {slide_id: str(row["class"]) for slide_id, row in rows.items()}
     val = split.val_ids
     if val is None:
-        val = stratified(good, class_of, split.val_share, split.seed)
+        val = stratified(_same_file_together(good, rows), class_of, split.val_share, split.seed)
     paths = [path for case in good for path in (case.slide_path, case.label_path) if path is not None]
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     for case in good:
@@ -163,7 +165,6 @@ def finish(split: Split, out: Path, cases: Sequence[Case], results: Sequence[Res
             "slide_path": case.slide_path.absolute().relative_to(root).as_posix(),
             "label_path": label.absolute().relative_to(root).as_posix() if label else None,
         }
-    path = out / f"{NAME}.csv"
     store.write_text(path, csv_text(COLUMNS, [rows[case.slide_id] for case in good]))
     counts = Counter((rows[case.slide_id]["split"], rows[case.slide_id]["class"]) for case in good)
     words = (
@@ -172,6 +173,24 @@ def finish(split: Split, out: Path, cases: Sequence[Case], results: Sequence[Res
         if counts[name, TUMOR] + counts[name, NORMAL]
     )
     return [f"{NAME:<15} {'; '.join(words)}: {path}"]
+
+
+def _same_file_together(cases: Sequence[Case], rows: Mapping[str, Mapping[str, Any]]) -> list[Case]:
+    """The cases, where slides of the same bytes (of one file, without checksums) count as of one patient."""
+    first: dict[str, Case] = {}
+    together = []
+    for case in cases:
+        holder = first.setdefault(str(rows[case.slide_id].get("slide_sha256") or case.slide_path.resolve()), case)
+        if holder is not case:
+            together.append(replace(case, patient=holder.patient or holder.slide_id))
+        else:
+            together.append(case)
+    # The first of them stands for itself by its id only where no other joins it.
+    joined = {case.patient for case in together}
+    return [
+        replace(case, patient=case.slide_id) if case.patient is None and case.slide_id in joined else case
+        for case in together
+    ]
 
 
 def _annotations(case: Case, reading: Reading) -> str | None:

@@ -31,7 +31,7 @@ from preprocessing.pairing import Case
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
-from preprocessing.store import Made
+from preprocessing.store import Made, check_output
 from slides.asap import YELLOW, write_outlines
 from slides.asap_areas import Area, asap_group, asap_label_map, outlines_of
 from slides.files import written_whole
@@ -127,7 +127,7 @@ def add_options(_parser: argparse.ArgumentParser) -> None:
 def step(_opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
     values = None if reading.mask_values is None else dict(reading.mask_values)
-    return Step(NAME, 1, make, Options(reading), finish=partial(finish, values), folder=FOLDER)
+    return Step(NAME, 1, make, Options(reading), finish=partial(finish, values), target=FOLDER)
 
 
 def make(case: Case, out: Path, options: Options) -> Made:
@@ -170,6 +170,7 @@ def one_file(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         values = arguments.mask_values(opts.mask_values)
+        check_output(opts.out, (".xml",), [opts.mask])
         count = mask_to_xml(opts.mask, opts.out, values)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ from preprocessing import store
 from preprocessing.arguments import Parser, positive, whole
 from preprocessing.executors import Executor, is_first_rank, on_all_ranks
 from preprocessing.pairing import Case
-from preprocessing.runner import DONE, FAILED, UNCHANGED, Result, Step, failures, run_step
+from preprocessing.runner import DONE, FAILED, UNCHANGED, Result, Step, claim, failures, run_step
 from preprocessing.store import Held, Made, marked
 from slides.files import written_whole
 from slides.packed import PackedFiles, PackError, check_name, index_path, index_text
@@ -211,6 +211,8 @@ def _story(prog: str, opts: argparse.Namespace, executor: Executor) -> int:
         with Held(opts.out) as held:
             for note in held.notes:
                 print(f"note    {note}")
+            # That the files do not lie in it was seen above.
+            claim([packing], [], opts.out)
             results = run_step(packing, cases, opts.out, executor, partial(print, flush=True))
             bad = [(NAME, result) for result in results if result.state == FAILED]
             lines = packing.finish(opts.out, cases, results)

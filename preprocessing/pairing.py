@@ -164,7 +164,8 @@ def list_files(path: Path, file_format: str, what: str) -> list[Path]:
         At least one file. Folders (such as the data folders of MRXS) and hidden files are never among them.
 
     Raises:
-        ValueError: unknown format, missing path, empty folder, no file of the format, or a dangling link.
+        ValueError: unknown format, missing path, empty folder, no file of the format, a dangling link, or a name that
+            is not UTF-8.
     """
     allowed = SLIDE_SUFFIXES if what == "slide" else LABEL_SUFFIXES
     suffixes = allowed.get(file_format.lower().lstrip("."))
@@ -197,6 +198,11 @@ def list_files(path: Path, file_format: str, what: str) -> list[Path]:
     if dangling:
         raise ValueError(
             f"{what}_path {path} holds links to files that do not exist: {named(dangling)}; repair or remove them"
+        )
+    strange = [entry for entry in found if not _has_text_name(entry)]
+    if strange:
+        raise ValueError(
+            f"names of files that are not UTF-8: {', '.join(map(repr, map(str, strange[:10])))}; rename them"
         )
     return found
 
@@ -301,6 +307,15 @@ def _labels_by_id(by_id: dict[str, Path], labels: Iterable[Path]) -> dict[str, l
         f"labels without a slide: {named(orphans)}{hint}; a label is called <slide id>.xml or "
         f"<slide id>{_MASK_ENDING}.tif: add the slides, rename the labels or take them out"
     )
+
+
+def _has_text_name(path: Path) -> bool:
+    """Whether a name can be written into tables."""
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -67,9 +67,17 @@ class Grid:
 
         Returns:
             The places, and how many the whole grid has.
+
+        Raises:
+            ValueError: patches would start less than a px of the slide apart.
         """
         hw = self.side_px, self.side_px
         step_xy_l0 = slide.window((0.0, 0.0), hw, self.um_px).step_xy_l0
+        if self.stride_px * min(step_xy_l0) < 1:
+            raise ValueError(
+                f"patches every {self.stride_px} px of {self.um_px:g} um are less than one px of the slide "
+                f"({min(slide.um_px_xy_l0):.4g} um) apart: give a larger --stride or --resolution"
+            )
         counts = []
         for size, step in zip(slide.size_xy_l0, step_xy_l0, strict=True):
             # A remainder below a thousandth of a px comes from rounding, not from the slide.

@@ -79,7 +79,7 @@ class Step:
         reads: further files a slide's result depends on.
         finish: writes tables over all slides, after them; returns lines for the user. Failed slides are among the
             results.
-        folder: of its files below the output folder; empty where it is called like the step.
+        target: the folder of its files, or its only file, in the output folder; empty: a folder called like the step.
     """
 
     name: str
@@ -88,7 +88,11 @@ class Step:
     options: Any
     reads: Callable[[Case, Path], list[Path]] = no_more
     finish: Callable[[Path, Sequence[Case], Sequence[Result]], list[str]] = no_tables
-    folder: str = ""
+    target: str = ""
+
+    def place(self, out: Path) -> Path:
+        """Where it writes."""
+        return out / (self.target or self.name)
 
     def fingerprint(self, case: Case, out: Path) -> str:
         """See `store.fingerprint`."""
@@ -97,6 +101,12 @@ class Step:
         who = {"slide": case.slide_id, "patient": case.patient, "centre": case.centre, "label": bool(label)}
         plain = json.loads(json.dumps(options | who, default=str))
         return store.fingerprint(plain, [*parts_of(case.slide_path), *label, *self.reads(case, out)])
+
+
+def claim(steps: Sequence[Step], cases: Sequence[Case], out: Path) -> None:
+    """See `store.claim`; before the first step of a run."""
+    inputs = [path for case in cases for path in (*parts_of(case.slide_path), case.label_path) if path is not None]
+    store.claim(out, {step.name: step.place(out) for step in steps}, inputs)
 
 
 def run_step(
@@ -117,12 +127,13 @@ def run_step(
     Raises:
         DiskFullError: when the disk is full.
     """
-    store.remove_leftovers(out / (step.folder or step.name))
+    store.remove_leftovers(step.place(out))
     results: dict[str, Result] = {}
     todo: list[tuple[int, Case]] = []
     for case in cases:
         made = store.read_mark(out, step.name, case.slide_id, step.fingerprint(case, out))
-        if made is None:
+        # What stood against a slide may have gone meanwhile: a file system that was away, say.
+        if made is None or made.fault:
             todo.append((_bytes(case), case))
         else:
             results[case.slide_id] = _result(case.slide_id, UNCHANGED, made)
@@ -145,7 +156,7 @@ def run_step(
                 say(f"FAILED  {step.name:<15} {case.slide_id}: {result.error}")
             for note in result.made.notes:
                 say(f"note    {step.name:<15} {case.slide_id}: {note}")
-    store.remove_leftovers(out / (step.folder or step.name))
+    store.remove_leftovers(step.place(out))
     return [results[case.slide_id] for case in cases]
 
 
@@ -218,8 +229,10 @@ def _bytes(case: Case) -> int:
 
 def _bar(name: str, total: int) -> Any:
     """A progress bar over bytes of slides; in a log a line every half minute."""
-    seconds = 0.5 if sys.stderr.isatty() else 30.0
+    closed = sys.stderr is None
+    seconds = 0.5 if not closed and sys.stderr.isatty() else 30.0
     return tqdm(
-        total=total, desc=name, unit="B", unit_scale=True, mininterval=seconds, file=sys.stderr, disable=not total,
+        total=total, desc=name, unit="B", unit_scale=True, mininterval=seconds, file=sys.stderr,
+        disable=closed or not total,
         bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left",
     )  # fmt: skip

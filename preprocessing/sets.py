@@ -124,9 +124,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                     f"{path} has no column {', '.join(absent)}; a manifest comes from run_prepro.sh (python -m "
                     "preprocessing.manifest)"
                 )
-            return [
-                (reader.line_num, {key: (value or "").strip() for key, value in row.items() if key}) for row in reader
-            ]
+            return [(reader.line_num, {key: _cell(key, value) for key, value in row.items() if key}) for row in reader]
     except OSError as error:
         raise ValueError(
             f"manifest {path} cannot be read: {error.strerror}; give the file run_prepro.sh wrote"
@@ -135,13 +133,19 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise ValueError(f"manifest {path} is no table (CSV, UTF-8): {error}") from error
 
 
+def _cell(column: str, value: str | None) -> str:
+    """What stands in a cell, without blanks around it; but names of files may begin or end with one."""
+    text = value or ""
+    return text if column in ("slide", "root", "slide_path", "label_path") and text.strip() else text.strip()
+
+
 def _case(where: str, row: dict[str, str], root: Path) -> tuple[Case, str]:
     """A slide and its split."""
     slide_id, split = row["slide"], row["split"].lower()
     if split not in _SPLITS:
         raise ValueError(f"{where}: split {row['split']!r} of {slide_id} is none of {', '.join(_SPLITS)}")
     centre = row.get("centre", "")
-    if centre and not centre.isdigit():
+    if centre and not centre.isdecimal():
         raise ValueError(f"{where}: centre {centre!r} of {slide_id} is no whole number; leave it empty where unknown")
     slide_path = root / row["slide_path"]
     label_path = root / row["label_path"] if row["label_path"] else None

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from slides.files import written_whole
+from slides.files import part_of, written_whole
 
 _LOCK, _DONE = ".lock", ".done"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -120,9 +120,10 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed runs left in a step's folder. Only for the run that holds the output folder."""
-    for part in folder.glob(".*.part"):
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed runs left of a step's folder or file. Only for the run that holds the output folder."""
+    remove(part_of(target))
+    for part in target.glob(".*.part"):
         remove(part)
 
 
@@ -132,6 +133,61 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_output(out: Path, suffixes: tuple[str, ...], inputs: Iterable[Path]) -> None:
+    """Make sure that a single file may be written.
+
+    Args:
+        out: the file.
+        suffixes: allowed ones, in small letters.
+        inputs: files that are read.
+
+    Raises:
+        ValueError: it is one of the inputs, has another suffix, is no plain file, or its folder is missing.
+    """
+    if out.suffix.lower() not in suffixes:
+        raise ValueError(f"--out {out}: its name must end in {' or '.join(suffixes)}")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} is there and no plain file: give another")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(f"--out {out} is the file {path} that is read: give another")
+
+
+def claim(root: Path, targets: Mapping[str, Path], inputs: Iterable[Path]) -> None:
+    """Make sure that steps may write and remove what they call their own.
+
+    Args:
+        root: the output folder.
+        targets: each step's folder or file in it.
+        inputs: files that the run reads.
+
+    Raises:
+        ValueError: a file to be read is, or lies in, one of these; or one is there that no run of the step has made.
+    """
+    own = {target.resolve(): (step, target) for step, target in targets.items()}
+    for path in inputs:
+        # As it is called and as what it links to: either may be removed.
+        for place in {path.parent.resolve() / path.name, path.resolve()}:
+            for folder in (place, *place.parents):
+                if folder in own:
+                    step, target = own[folder]
+                    raise ValueError(
+                        f"{path} is to be read, but {target} is where the step {step} writes: give another --out"
+                    )
+    for step, target in targets.items():
+        done = root / _DONE / step
+        if done.is_dir():
+            continue
+        if target.is_file() or (target.is_dir() and any(True for _ in target.iterdir())):
+            raise ValueError(
+                f"{target} is there already, and not from the step {step} (there is no {done}): move it away, or give "
+                "another --out"
+            )
+        done.mkdir(parents=True, exist_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- marks
@@ -224,8 +280,9 @@ def _stored(mark: Path) -> dict[str, Any] | None:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or number of entries of a folder; -1 where it is missing."""
+    """Bytes of a file, or of all files in a folder; -1 where it is missing."""
     try:
-        return sum(1 for _ in path.rglob("*")) if path.is_dir() else path.stat().st_size
+        files = (entry for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else (path,)
+        return sum(file.stat().st_size for file in files)
     except OSError:
         return -1

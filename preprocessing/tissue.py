@@ -92,8 +92,8 @@ def make(case: Case, out: Path, options: Options) -> Made:
         notes.append(f"pen marks of {removed * cell_mm2:.2f} mm2 are taken out of the tissue")
     if share < LEAST_SHARE:
         notes.append(
-            f"only {share:.2%} of the slide is tissue: look at {NAME}/{case.slide_id}.png; another stain may want "
-            "--tissue_method otsu"
+            f"only {share:.2%} of the slide is tissue: look at {NAME}/{case.slide_id}.png"
+            + ("" if options.method == "otsu" else "; another stain may want --tissue_method otsu")
         )
     picture_HWC, px_l0 = overview(slide)
     for cells_HW, colour in ((tissue_HW, GREEN), (pen_HW, MAGENTA)):

@@ -32,7 +32,7 @@ from preprocessing.pairing import Case
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
-from preprocessing.store import Made
+from preprocessing.store import Made, check_output
 from slides.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, describe
 from slides.geometry import Pair, Window
 from slides.pyramid import write_mask_pyramid
@@ -131,7 +131,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
     classes = sorted({0, *(cls for _, cls in reading.label_map)})
-    return Step(NAME, 1, make, Options(reading, opts.mask_tile), finish=partial(finish, classes), folder=FOLDER)
+    return Step(NAME, 1, make, Options(reading, opts.mask_tile), finish=partial(finish, classes), target=FOLDER)
 
 
 def make(case: Case, out: Path, options: Options) -> Made:
@@ -206,6 +206,7 @@ def one_file(argv: Sequence[str] | None = None) -> int:
     try:
         label_map = arguments.label_map(opts.label_map, opts.ignore_groups) or DEFAULT_LABEL_MAP
         ignored = opts.ignore_groups or DEFAULT_IGNORE_GROUPS
+        check_output(opts.out, (".tif", ".tiff"), [path for path in (opts.xml, opts.slide) if path is not None])
         field = _field(parser, opts)
         print(describe(label_map))
         for note in xml_to_mask(opts.xml, field, opts.out, label_map, ignored, opts.mask_tile):

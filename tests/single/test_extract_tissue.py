@@ -146,6 +146,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
         left = tmp_path / "out" / "extract_tissue" / folder / ".gone.tif.part"
         left.parent.mkdir(parents=True)
         left.touch()
+    (tmp_path / "out" / ".done" / "extract_tissue").mkdir(parents=True)
     assert main(["tissue", "extract_tissue"], words(tmp_path, "slide_id,label\na,0\n")) == 0
     assert sorted(files(tmp_path / "out")) == ["images/a.json", "images/a.tif", "manifest.csv", "masks/a.tif"]
 
