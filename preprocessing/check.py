@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from preprocessing.check_report import PICTURE_PX, write_report
 from preprocessing.findings import FAIL, WARN, Finding, failed, passed, warned
 from preprocessing.pairing import Case, known_problems
-from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, write_png
+from preprocessing.reading import Reading, draw_outline, overview, write_png
 from preprocessing.runner import Result, Step, one_line
 from preprocessing.sets import Slides
 from preprocessing.split import NORMAL
 from preprocessing.store import Made
+from preprocessing.tissue import advice, find
 from slides.annotation import read_annotations
 from slides.reader import Slide
-from slides.tissue import in_cells, tissue_mask
 from slides.truth import EmptyTruth, Truth, XmlTruth
 
 NAME = "check"
@@ -56,10 +56,14 @@ class Options:
     Attributes:
         reading: how slides and labels are read.
         um_px: um per px of the patches to come.
+        method: how tissue is found, see `tissue_mask`.
+        keep_pen: pen marks count as tissue.
     """
 
     reading: Reading
     um_px: float
+    method: str = "hsv"
+    keep_pen: bool = False
 
 
 def add_options(_parser: argparse.ArgumentParser) -> None:
@@ -69,7 +73,8 @@ def add_options(_parser: argparse.ArgumentParser) -> None:
 def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
     """The step with its options."""
     faults = [_of_error("pairing", ValueError(fault)) for fault in slides.faults]
-    return Step(NAME, 1, make, Options(reading, opts.resolution), finish=partial(finish, faults))
+    options = Options(reading, opts.resolution, opts.tissue_method, opts.keep_pen)
+    return Step(NAME, 1, make, options, finish=partial(finish, faults))
 
 
 def make(case: Case, out: Path, options: Options) -> Made:
@@ -79,13 +84,13 @@ def make(case: Case, out: Path, options: Options) -> Made:
         picture_HWC, px_l0 = overview(slide, PICTURE_PX)
         width, height = slide.size_xy_l0
         slide.read(slide.window((width / 2, height / 2), (WINDOW_PX, WINDOW_PX), options.um_px))
-        cell_l0 = cell_side_l0(slide, CELL_UM)
-        tissue_HW = tissue_mask(in_cells(slide, cell_l0), cell_l0 * max(slide.um_px_xy_l0))
+        tissue = find(slide, CELL_UM, options.method, options.keep_pen)
     except (ValueError, OSError) as error:
         return _made([_of_error("slide", error)])
     grey_HW = cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2GRAY)
     signature = cv2.resize(grey_HW, (SIGNATURE_PX, SIGNATURE_PX), interpolation=cv2.INTER_AREA)
-    findings = [*_slide(case, slide, options.um_px), *_tissue(tissue_HW)]
+    tissue_HW, cell_l0 = tissue.tissue_HW, tissue.cell_l0
+    findings = [*_slide(case, slide, options.um_px), *_tissue(tissue_HW, options.method)]
     draw_outline(picture_HWC, tissue_HW, px_l0 / cell_l0, GREEN, 1)
     try:
         truth = options.reading.truth(case, slide)
@@ -140,12 +145,10 @@ def _slide(case: Case, slide: Slide, um_px: float) -> Iterator[Finding]:
         yield warned("known", problem.partition("; ")[0], "it is used as it is: take it out if that matters")
 
 
-def _tissue(tissue_HW: NDArray[np.bool_]) -> Iterator[Finding]:
+def _tissue(tissue_HW: NDArray[np.bool_], method: str) -> Iterator[Finding]:
     share = float(tissue_HW.mean())
     if share < LEAST_TISSUE:
-        yield warned(
-            "tissue", f"{share:.2%} of the slide", "look at its thumbnail; another stain may want --tissue_method otsu"
-        )
+        yield warned("tissue", f"{share:.2%} of the slide", advice("its thumbnail", method))
     else:
         yield passed("tissue", f"{share:.0%} of the slide")
 

@@ -23,6 +23,7 @@ from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step, claim, failures, run_step, summary
 from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
 from preprocessing.store import Held, marked
+from slides.tissue import METHODS
 
 # In the order in which they run, whatever the order they are asked for in.
 STEPS = (
@@ -204,7 +205,12 @@ def _parser(names: Sequence[str], steps: bool) -> tuple[Parser, list[StepModule]
     _data_options(parser)
     if {"check", "extract_patches"}.intersection(names):
         parser.add_argument("--resolution", type=positive, default=0.25, help="um per px of the patches")
-    if {"tissue", "extract_patches"}.intersection(names):
+    if {"check", "tissue"}.intersection(names):
+        parser.add_argument(
+            "--tissue_method", choices=METHODS, default="hsv",
+            help="tissue by a fixed threshold of saturation, or by Otsu's of each slide",
+        )  # fmt: skip
+    if {"check", "tissue", "extract_patches"}.intersection(names):
         parser.add_argument("--keep_pen", action="store_true", help="leave pen marks in the tissue and in patches")
     for module in modules:
         module.add_options(parser)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from preprocessing import store
 from preprocessing.arguments import positive
@@ -25,7 +26,8 @@ from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made
 from preprocessing.tables import csv_text
-from slides.tissue import METHODS, in_cells, pen_marks, tissue_mask
+from slides.reader import Slide
+from slides.tissue import in_cells, pen_marks, tissue_mask
 
 NAME = "tissue"
 LEAST_SHARE = 0.01  # of a slide's area; less is said aloud
@@ -53,9 +55,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this step."""
     group = parser.add_argument_group("tissue")
     group.add_argument("--tissue_um_px", type=positive, default=8.0, help="um per px of the tissue masks")
-    group.add_argument(
-        "--tissue_method", choices=METHODS, default="hsv", help="a fixed threshold of saturation, or Otsu's per slide"
-    )
 
 
 def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
@@ -74,37 +73,73 @@ def reads_mask(case: Case, out: Path) -> list[Path]:
     return [mask_path(out, case.slide_id)]
 
 
+@dataclass(frozen=True)
+class Found:
+    """Where tissue is.
+
+    Attributes:
+        tissue_HW: cells with tissue.
+        pen_HW: cells that are left out of it because they show a pen mark or its rim.
+        removed: how many of these would be tissue.
+        cell_l0: side of a cell, level-0 px.
+        um_px: the same in micrometres, along the coarser axis.
+    """
+
+    tissue_HW: NDArray[np.bool_]
+    pen_HW: NDArray[np.bool_]
+    removed: int
+    cell_l0: int
+    um_px: float
+
+
+def find(slide: Slide, um_px: float, method: str, keep_pen: bool) -> Found:
+    """Find the tissue of a slide.
+
+    Args:
+        slide: the slide.
+        um_px: wanted side of the cells, um.
+        method: see `tissue_mask`.
+        keep_pen: pen marks count as tissue.
+
+    Raises:
+        SlideError: the slide could not be read.
+    """
+    cell_l0 = cell_side_l0(slide, um_px)
+    um_cell = cell_l0 * max(slide.um_px_xy_l0)
+    rgb_HWC = in_cells(slide, cell_l0)
+    tissue_HW = tissue_mask(rgb_HWC, um_cell, method)
+    pen_HW = np.zeros_like(tissue_HW) if keep_pen else pen_marks(rgb_HWC, um_cell)
+    return Found(tissue_HW & ~pen_HW, pen_HW, int((tissue_HW & pen_HW).sum()), cell_l0, um_cell)
+
+
+def advice(picture: str, method: str) -> str:
+    """What to do where there is hardly any tissue."""
+    return f"look at {picture}" + ("" if method == "otsu" else "; another stain may want --tissue_method otsu")
+
+
 def make(case: Case, out: Path, options: Options) -> Made:
     """Find the tissue of one slide."""
     slide = options.reading.slide(case)
-    cell_l0 = cell_side_l0(slide, options.um_px)
-    um_px = cell_l0 * max(slide.um_px_xy_l0)
-    rgb_HWC = in_cells(slide, cell_l0)
-    tissue_HW = tissue_mask(rgb_HWC, um_px, options.method)
-    found = int(tissue_HW.sum())
-    pen_HW = np.zeros_like(tissue_HW) if options.keep_pen else pen_marks(rgb_HWC, um_px)
-    tissue_HW &= ~pen_HW
-    cell_mm2 = cell_l0**2 * slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
-    share = float(tissue_HW.mean())
-    removed = found - int(tissue_HW.sum())
+    found = find(slide, options.um_px, options.method, options.keep_pen)
+    cell_mm2 = found.cell_l0**2 * slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
+    share = float(found.tissue_HW.mean())
     notes = []
-    if removed:
-        notes.append(f"pen marks of {removed * cell_mm2:.2f} mm2 are taken out of the tissue")
+    if found.removed:
+        notes.append(f"pen marks of {found.removed * cell_mm2:.2f} mm2 are taken out of the tissue")
     if share < LEAST_SHARE:
         notes.append(
-            f"only {share:.2%} of the slide is tissue: look at {NAME}/{case.slide_id}.png"
-            + ("" if options.method == "otsu" else "; another stain may want --tissue_method otsu")
+            f"only {share:.2%} of the slide is tissue: {advice(f'{NAME}/{case.slide_id}.png', options.method)}"
         )
     picture_HWC, px_l0 = overview(slide)
-    for cells_HW, colour in ((tissue_HW, GREEN), (pen_HW, MAGENTA)):
-        draw_outline(picture_HWC, cells_HW, px_l0 / cell_l0, colour)
-    write_cells(mask_path(out, case.slide_id), tissue_HW, um_px)
+    for cells_HW, colour in ((found.tissue_HW, GREEN), (found.pen_HW, MAGENTA)):
+        draw_outline(picture_HWC, cells_HW, px_l0 / found.cell_l0, colour)
+    write_cells(mask_path(out, case.slide_id), found.tissue_HW, found.um_px)
     write_png(out / NAME / f"{case.slide_id}.png", picture_HWC)
     values = {
-        "tissue_mm2": round(int(tissue_HW.sum()) * cell_mm2, 4),
+        "tissue_mm2": round(int(found.tissue_HW.sum()) * cell_mm2, 4),
         "tissue_share": round(share, 5),
-        "pen_mm2": round(removed * cell_mm2, 4),
-        "um_px": round(um_px, 6),
+        "pen_mm2": round(found.removed * cell_mm2, 4),
+        "um_px": round(found.um_px, 6),
     }
     return Made(values, tuple(notes), (f"{NAME}/{case.slide_id}.tif", f"{NAME}/{case.slide_id}.png"))
 

@@ -9,6 +9,7 @@ import pytest
 
 from preprocessing.check import Options, duplicates, make
 from preprocessing.command import main
+from preprocessing.findings import PASS, WARN
 from preprocessing.pairing import Case
 from preprocessing.reading import Reading
 from slides.synthetic import write_asap, write_levels, write_pyramid
@@ -222,3 +223,17 @@ def test_no_mosaic_is_taken_for_another(tmp_path: Path):
     cases = [Case(Path(name).name, DATA / "c16mosaic" / f"{name}.tif", None) for name in names]
     made = {case.slide_id: make(case, tmp_path, Options(Reading(), 0.25)) for case in cases}
     assert list(duplicates(cases, {slide: one.values["signature"] for slide, one in made.items()})) == []
+
+
+def test_tissue_is_what_the_step_tissue_takes_for_it(tmp_path: Path):
+    """A slide that shows nothing but a pen mark is no tissue, unless pen marks are to count."""
+    image_HWC = np.full((400, 600, 3), 243, np.uint8)
+    image_HWC[100:300, 100:500] = (20, 120, 60)
+    write_pyramid(tmp_path / "a.tif", image_HWC, 4.0, lossless=True)
+    case = Case("a", tmp_path / "a.tif", None)
+    for keep_pen, level in ((False, WARN), (True, PASS)):
+        made = make(case, tmp_path, Options(Reading(), 0.5, "hsv", keep_pen))
+        assert [found[0] for found in made.values["findings"] if "tissue" in found] == [level]
+    made = make(case, tmp_path, Options(Reading(), 0.5, "otsu"))
+    (told,) = (found for found in made.values["findings"] if "tissue" in found)
+    assert "--tissue_method" not in str(told)
