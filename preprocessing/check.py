@@ -30,6 +30,7 @@ from preprocessing.runner import Result, Step, one_line
 from preprocessing.sets import Slides
 from preprocessing.split import NORMAL
 from preprocessing.store import Made
+from preprocessing.tables import counted
 from preprocessing.tissue import advice, find
 from slides.annotation import read_annotations
 from slides.reader import Slide
@@ -164,18 +165,16 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
         return
     found, notes = read_annotations(case.label_path, dict(reading.label_map), reading.ignore_groups)
     groups = sorted({annotation.group for annotation in found})
-    yield passed("label", f"{len(found)} annotations in {', '.join(groups) or 'no group'}")
+    yield passed("label", f"{counted(len(found), 'annotation')} in {', '.join(groups) or 'no group'}")
     px_um2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1]
     tiny = [item.name for item in found if sum(part.area for part in item.polygons) * px_um2 < TINY_UM2]
     if tiny:
-        yield warned(
-            "outlines", f"{len(tiny)} are smaller than {TINY_UM2:g} um2: {', '.join(tiny[:5])}", "delete slips"
-        )
+        yield warned("outlines", f"{len(tiny)} smaller than {TINY_UM2:g} um2: {', '.join(tiny[:5])}", "delete slips")
     kinds = (
-        ("crosses or touches", "cross or touch themselves and are repaired by the even-odd rule"),
-        ("without area", "have fewer than three points and are skipped"),
-        ("has no area", "are dots or measurements and are skipped"),
-        ("is ignored", "are of groups that are ignored"),
+        ("crosses or touches", "crossing or touching themselves, repaired by the even-odd rule"),
+        ("without area", "of fewer than three points, skipped"),
+        ("has no area", "that are dots or measurements, skipped"),
+        ("is ignored", "of groups that are ignored"),
     )
     for words, what in kinds:
         count = sum(words in note for note in notes)

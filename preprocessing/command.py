@@ -23,6 +23,7 @@ from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step, claim, failures, run_step, summary
 from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
 from preprocessing.store import Held, marked
+from preprocessing.tables import counted
 from slides.tissue import METHODS
 
 # In the order in which they run, whatever the order they are asked for in.
@@ -121,7 +122,7 @@ def _story(
         slides = find(opts, only_check)
         steps = steps_of(slides)
         with Held(opts.out) as held:
-            _say(f"{len(slides.cases)} slides, on {executor.words}, into {opts.out}")
+            _say(f"{counted(len(slides.cases), 'slide')}, on {executor.words}, into {opts.out}")
             for note in [*slides.notes, *held.notes]:
                 _say(f"note    {note}")
             return _run(opts.out, slides, steps, executor)

@@ -37,7 +37,7 @@ from preprocessing.reading import Reading, overview, read_cells, write_png
 from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made
-from preprocessing.tables import csv_text
+from preprocessing.tables import counted, csv_text
 from preprocessing.tissue import mask_path, reads_mask
 from slides.artefacts import has_pen, is_black, is_blank, spread
 from slides.files import part_of
@@ -233,7 +233,8 @@ def _notes(slide: Slide, values: dict[str, int], options: Options) -> list[str]:
     if not values["tried"]:
         notes.append("no place of the grid shows tissue or tumour: no patch")
     elif not values[TUMOR] + values[NORMAL] + values[NOT_SAVED]:
-        notes.append(f"all {values['tried']} places were left out: look at {FOLDER}/{slide.id}.png (--save_png)")
+        tried = counted(values["tried"], "place")
+        notes.append(f"none of {tried} was written: look at {FOLDER}/{slide.id}.png (--save_png)")
     return notes
 
 
@@ -271,7 +272,7 @@ def finish(out: Path, cases: Sequence[Case], results: Sequence[Result]) -> list[
         f"{counts[NOT_SAVED]} without tumour not saved (--save_neg)"
     )  # fmt: skip
     return [
-        f"{NAME:<15} {counts[TUMOR]} tumour patches, {normal}; left out: {left_out}; {len(cases)} slides, "
+        f"{NAME:<15} {counts[TUMOR]} tumour, {normal}; left out: {left_out}; of {counted(len(cases), 'slide')}: "
         f"{out / FOLDER}"
     ]
 

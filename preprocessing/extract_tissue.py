@@ -30,7 +30,7 @@ from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made
-from preprocessing.tables import csv_text
+from preprocessing.tables import counted, csv_text
 from preprocessing.tissue import reads_mask
 from preprocessing.whole_slides import NO_TISSUE, Cut, ImageOptions, add_image_options, cut, values, write_image
 from slides.pyramid import write_mask_pyramid
@@ -85,7 +85,7 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
         )
     left_out = [case.slide_id for case in slides.cases if case.slide_id not in labels]
     if left_out:
-        slides.notes.append(f"{len(left_out)} slides are not in {opts.labels} and are left out, first {left_out[0]}")
+        slides.notes.append(f"left out, not in {opts.labels}: {counted(len(left_out), 'slide')}, first {left_out[0]}")
     slides.cases[:] = [case for case in slides.cases if case.slide_id in labels]
     gap_px = None if opts.keep_glass else opts.extract_gap
     image = ImageOptions(reading, opts.extract_um_px, gap_px, opts.extract_format, opts.extract_quality)

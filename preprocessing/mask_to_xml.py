@@ -32,6 +32,7 @@ from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made, check_output
+from preprocessing.tables import counted
 from slides.asap import YELLOW, write_outlines
 from slides.asap_areas import Area, asap_group, asap_label_map, outlines_of
 from slides.files import written_whole
@@ -147,7 +148,8 @@ def finish(values: Mapping[int, int] | None, out: Path, _cases: Sequence[Case], 
     good = [result.made.values for result in results if result.state != FAILED]
     areas = [row["areas"] for row in good if row]
     others = "; the others have no mask" if len(areas) < len(good) else ""
-    line = f"{NAME:<15} {sum(areas)} areas of {len(areas)} of {len(good)} slides: {out / FOLDER}{others}"
+    slides = f"{len(areas)} of {counted(len(good), 'slide')}"
+    line = f"{NAME:<15} {counted(sum(areas), 'area')} of {slides}: {out / FOLDER}{others}"
     return [line, *(f"{NAME:<15} {words}" for words in _reading_words(values) if areas)]
 
 
@@ -175,7 +177,7 @@ def one_file(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    print(f"{opts.out}: {count} areas in {time.perf_counter() - start:.1f} s")
+    print(f"{opts.out}: {counted(count, 'area')} in {time.perf_counter() - start:.1f} s")
     for line in _reading_words(values):
         print(line)
     return 0

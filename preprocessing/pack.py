@@ -28,6 +28,7 @@ from preprocessing.executors import Executor, is_first_rank, on_all_ranks
 from preprocessing.pairing import Case
 from preprocessing.runner import DONE, FAILED, UNCHANGED, Result, Step, claim, failures, run_step
 from preprocessing.store import Held, Made, marked
+from preprocessing.tables import counted
 from slides.files import written_whole
 from slides.packed import PackedFiles, PackError, check_name, index_path, index_text
 
@@ -173,7 +174,8 @@ def finish(name: str, out: Path, cases: Sequence[Case], results: Sequence[Result
     states = Counter(result.state for result in results)
     words = ", ".join(f"{states[state]} {state}" for state in (DONE, UNCHANGED, FAILED) if states[state])
     count, size = (sum(row[key] for row in good) for key in ("files", "bytes"))
-    return [*lines, f"{NAME:<15} {count} files in {len(good)} archives ({words}), {size / GB:.2f} GB: {out / NAME}"]
+    packed = f"{counted(count, 'file')} in {counted(len(good), 'archive')}"
+    return [*lines, f"{NAME:<15} {packed} ({words}), {size / GB:.2f} GB: {out / NAME}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

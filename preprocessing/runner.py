@@ -26,6 +26,7 @@ from preprocessing.executors import Executor
 from preprocessing.pairing import Case
 from preprocessing.staging import parts_of
 from preprocessing.store import Made
+from preprocessing.tables import counted
 
 DONE, UNCHANGED, FAILED = "done", "unchanged", "failed"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -150,7 +151,7 @@ def run_step(
             if result.full:
                 raise DiskFullError(
                     f"the disk of --out {out} is full ({result.error}): make room and run the same command again; "
-                    f"what is finished stays ({len(results) - 1} of {len(cases)} slides of {step.name})"
+                    f"what is finished stays ({len(results) - 1} of {counted(len(cases), 'slide')} of {step.name})"
                 )
             if result.state == FAILED:
                 say(f"FAILED  {step.name:<15} {case.slide_id}: {result.error}")
@@ -195,11 +196,11 @@ def summary(step: Step, results: Sequence[Result], earlier: Iterable[str]) -> st
     counts = Counter(result.state for result in results)
     words = [f"{counts[state]} {state}" for state in (DONE, UNCHANGED, FAILED) if counts[state]]
     if counts[UNCHANGED] == len(results):
-        words = [f"nothing to do, all {len(results)} slides are finished"]
+        words = [f"nothing to do, finished before: {counted(len(results), 'slide')}"]
     others = sorted(set(earlier) - {result.slide_id for result in results})
     if others:
         more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-        words.append(f"{len(others)} slides of earlier runs are there, too: {', '.join(others[:_NAMED])}{more}")
+        words.append(f"of earlier runs {counted(len(others), 'slide')}, too: {', '.join(others[:_NAMED])}{more}")
     return f"{step.name:<15} {'; '.join(words)}"
 
 

@@ -15,3 +15,8 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 slide`, `2 slides`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

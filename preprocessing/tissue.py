@@ -25,7 +25,7 @@ from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview,
 from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made
-from preprocessing.tables import csv_text
+from preprocessing.tables import counted, csv_text
 from slides.reader import Slide
 from slides.tissue import in_cells, pen_marks, tissue_mask
 
@@ -153,9 +153,11 @@ def finish(out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list
     )
     scarce = [r.slide_id for r in good if r.made.values["tissue_share"] < LEAST_SHARE]
     area = sum(r.made.values["tissue_mm2"] for r in good)
-    lines = [f"{NAME:<15} {area:.1f} mm2 on {len(good)} slides; pictures and {NAME}.csv in {out / NAME}"]
+    lines = [f"{NAME:<15} {area:.1f} mm2 on {counted(len(good), 'slide')}; pictures and {NAME}.csv in {out / NAME}"]
     if scarce:
-        lines.append(f"{NAME:<15} {len(scarce)} slides have under {LEAST_SHARE:.0%} tissue: {', '.join(scarce[:10])}")
+        lines.append(
+            f"{NAME:<15} under {LEAST_SHARE:.0%} tissue on {counted(len(scarce), 'slide')}: {', '.join(scarce[:10])}"
+        )
     return lines
 
 

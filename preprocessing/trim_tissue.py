@@ -22,7 +22,7 @@ from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made
-from preprocessing.tables import csv_text
+from preprocessing.tables import counted, csv_text
 from preprocessing.tissue import reads_mask
 from preprocessing.whole_slides import NO_TISSUE, ImageOptions, add_image_options, cut, values, write_image
 
@@ -60,7 +60,7 @@ def finish(out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list
         return []
     px = sum(row["width"] * row["height"] for row in rows)
     share = px / sum(row["width"] * row["height"] / row["kept_share"] for row in rows)
-    return [f"{NAME:<15} {px / 1e6:.1f} Mpx, {share:.0%} of {len(rows)} slides: {out / NAME}"]
+    return [f"{NAME:<15} {px / 1e6:.1f} Mpx, {share:.0%} of {counted(len(rows), 'slide')}: {out / NAME}"]
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
 from preprocessing.sets import Slides
 from preprocessing.store import Made, check_output
+from preprocessing.tables import counted
 from slides.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, describe
 from slides.geometry import Pair, Window
 from slides.pyramid import write_mask_pyramid
@@ -150,7 +151,8 @@ def finish(classes: Sequence[int], out: Path, _cases: Sequence[Case], results: S
     good = [result.made.values for result in results if result.state != FAILED]
     sizes = [values["bytes"] for values in good if values]
     others = "; the others have no XML" if len(sizes) < len(good) else ""
-    line = f"{NAME:<15} masks of {len(sizes)} of {len(good)} slides, {sum(sizes) / 1e6:.1f} MB: {out / FOLDER}{others}"
+    slides = f"{len(sizes)} of {counted(len(good), 'slide')}"
+    line = f"{NAME:<15} masks of {slides}, {sum(sizes) / 1e6:.1f} MB: {out / FOLDER}{others}"
     if not sizes or set(classes) <= {0, 1}:
         return [line]
     return [line, f"{NAME:<15} read them with --mask_values {' '.join(f'{cls}:{cls}' for cls in classes)}"]

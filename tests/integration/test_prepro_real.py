@@ -102,7 +102,7 @@ def test_areas_of_the_published_annotations(tmp_path: Path):
     done = prepare(*words, "--out", str(tmp_path / "out"), *patches)
     assert done.returncode == 0, done.stdout + done.stderr
     # All is glass.
-    assert "7 slides have under 1% tissue" in done.stdout
+    assert "under 1% tissue on 7 slides" in done.stdout
     rows = {row["slide"]: row for row in table(tmp_path / "out" / "manifest.csv")}
     assert len(rows) == 7
     for row in expected:

@@ -83,7 +83,7 @@ def test_image_mask_and_label_of_a_slide(tmp_path, capsys):
     table = 'label,slide_id,age\n"a, b","it\'s é, ""x""",7\n'
     assert main(["tissue", "extract_tissue"], words(tmp_path, table, "--mask_step", "10")) == 0
     said = capsys.readouterr().out
-    assert "note    1 slides are not in " in said
+    assert "note    left out, not in " in said
     assert "first not asked" in said
     folder = tmp_path / "out" / "extract_tissue"
     assert sorted(files(tmp_path / "out")) == [
@@ -125,7 +125,7 @@ def test_another_label_changes_the_manifest_only(tmp_path, capsys):
     capsys.readouterr()
     assert main(["extract_tissue"], words(tmp_path, "slide_id,label\nb,2\n")) == 0
     said = capsys.readouterr().out
-    assert "nothing to do, all 1 slides are finished; 1 slides of earlier runs are there, too: a" in said
+    assert "nothing to do, finished before: 1 slide; of earlier runs 1 slide, too: a" in said
     after = files(tmp_path / "out")
     assert after.pop("manifest.csv").decode().splitlines()[1].startswith("b,2,images/b.tif,")
     assert after == {name: data for name, data in before.items() if name != "manifest.csv"}

@@ -62,7 +62,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 def test_all_files_come_back_with_and_without_the_index(folder, tmp_path, capsys):
     assert run(folder, tmp_path / "out") == 0
-    assert "4 files in 1 archives (1 done), 0.00 GB" in capsys.readouterr().out
+    assert "4 files in 1 archive (1 done), 0.00 GB" in capsys.readouterr().out
     path = tmp_path / "out" / "pack" / "set.tar"
     assert contents(path) == NAMES
     assert list(PackedFiles(path)) == sorted(NAMES)
@@ -94,7 +94,7 @@ def test_a_second_run_does_nothing_and_other_files_are_packed_anew(folder, tmp_p
     assert run(folder, out) == 0
     inode = (out / "pack" / "set.tar").stat().st_ino
     assert run(folder, out) == 0
-    assert "4 files in 1 archives (1 unchanged)" in capsys.readouterr().out
+    assert "4 files in 1 archive (1 unchanged)" in capsys.readouterr().out
     assert (out / "pack" / "set.tar").stat().st_ino == inode
     (folder / "a b.txt").write_bytes(b"new")
     (folder / "b.csv").write_bytes(b"b")

@@ -51,7 +51,7 @@ def test_a_good_set_passes(data: Path, capsys: pytest.CaptureFixture[str]):
     assert check(data) == {"normal_1": [], "tumor_1": []}
     assert "check           slides: 2 PASS, 0 WARN, 0 FAIL; " in capsys.readouterr().out
     page = (data / "out/check/index.html").read_text(encoding="utf-8")
-    assert "label: 1 annotations in _0" in page
+    assert "label: 1 annotation in _0" in page
     assert "tumour: 100% of it lies on tissue" in page
     assert page.count("<img ") == 2
 
@@ -97,23 +97,23 @@ def partly_outside(data: Path) -> str:
 
 def crossing(data: Path) -> str:
     write_label(data / "xml" / "tumor_1.xml", shape_xy=TUMOUR_XY[[0, 2, 1, 3]])
-    return r"WARN outlines: 1 cross or touch themselves and are repaired"
+    return r"WARN outlines: 1 crossing or touching themselves, repaired"
 
 
 def tiny_outline(data: Path) -> str:
     small = np.array([(100, 100), (110, 100), (110, 110), (100, 110)], float)  # 25 um2
     write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOUR_XY), ("_0", small)])
-    return r"WARN outlines: 1 are smaller than 50 um2: Annotation 1"
+    return r"WARN outlines: 1 smaller than 50 um2: Annotation 1"
 
 
 def two_points(data: Path) -> str:
     write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOUR_XY), ("_0", TUMOUR_XY[:2])])
-    return r"WARN outlines: 1 have fewer than three points"
+    return r"WARN outlines: 1 of fewer than three points"
 
 
 def ignored(data: Path) -> str:
     write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOUR_XY), ("None", TUMOUR_XY)])
-    return r"WARN outlines: 1 are of groups that are ignored"
+    return r"WARN outlines: 1 of groups that are ignored"
 
 
 def no_tumour(data: Path) -> str:

@@ -138,7 +138,7 @@ def test_a_slide_without_tissue_or_only_glass_is_said(slide_path: Path, tmp_path
     glass_HW[:5, 10:] = True
     write_cells(tmp_path / "tissue" / f"{slide.id}.tif", glass_HW, 40.0)
     note = make(case, tmp_path, Options(Reading(), 100, UM_PX, 100, save_neg=True)).notes[0]
-    assert note.startswith("all 1 places were left out: look at patches/a slide.v1.png")
+    assert note.startswith("none of 1 place was written: look at patches/a slide.v1.png")
     finer = make(case, tmp_path, Options(Reading(), 100, 0.5, 100)).notes[0]
     assert finer.startswith("--resolution 0.5 is finer than the slide (2 um/px)")
 
@@ -278,7 +278,7 @@ def test_the_picture_and_the_joined_table(slide_path: Path, tmp_path: Path, caps
     patches = ["--patch_size", "100", "--resolution", "2", "--save_neg", "--tissue_um_px", "40", "--keep_pen"]
     assert main(["tissue", "extract_patches"], [*words, *patches]) == 0
     said = capsys.readouterr().out
-    assert "extract_patches 0 tumour patches, 4 normal; left out: 0 little tumor, " in said
+    assert "extract_patches 0 tumour, 4 normal; left out: 0 little tumor, " in said
     picture_HWC = cv2.imread(str(tmp_path / "out/patches/a slide.v1.png"))[..., ::-1]
     # The box of the first place, 2 px inside it, at one px of the picture per level-0 px.
     assert tuple(picture_HWC[50, 2].tolist()) == FATES["normal"]

@@ -81,7 +81,7 @@ def test_glass_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main(["tissue"], [*words, "--tissue_method", method]) == 0
         said = capsys.readouterr().out
         assert "only 0.00% of the slide is tissue: look at tissue/normal 1.png" in said
-        assert "1 slides have under 1% tissue: normal 1" in said
+        assert "under 1% tissue on 1 slide: normal 1" in said
     table = (tmp_path / "out" / "tissue" / "tissue.csv").read_text(encoding="utf-8")
     assert table == "slide,tissue_mm2,tissue_share,pen_mm2,um_px\nnormal 1,0.0,0.0,0.0,8.0\n"
 

@@ -50,7 +50,7 @@ def test_a_second_run_does_nothing_and_says_so(slides: Path, tmp_path: Path):
     assert [result.state for result in results] == [UNCHANGED] * 3
     assert [result.made.values for result in results] == [{"length": 1}, {"length": 2}, {"length": 3}]
     assert summary(step(), results, ["a b", "old"]) == (
-        "tiny            nothing to do, all 3 slides are finished; 1 slides of earlier runs are there, too: old"
+        "tiny            nothing to do, finished before: 3 slides; of earlier runs 1 slide, too: old"
     )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
 
