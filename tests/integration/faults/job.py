@@ -16,6 +16,9 @@ from tests.integration.tiny import TinySet, environment
 
 FAULTY = ROOT / "tests" / "integration" / "faults" / "faulty_train.py"
 INTERVAL, IMAGES, AT = 4, 24, 14  # images between checkpoints, of the run, and of the fault
+# A rank may have read five patches ahead (two batches, and one in each step before them): at AT these could be all that
+# it still needs, and a slide cut short would not be read again.
+AT_SLIDE = 6
 STALL_S = 8
 LIMIT_S = 60
 

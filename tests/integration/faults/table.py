@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from tests.integration.faults.job import AT, INTERVAL, LIMIT_S, STALL_S, Job, Outcome, repair_disk, small_disk
+from tests.integration.faults.job import AT, AT_SLIDE, INTERVAL, LIMIT_S, STALL_S, Job, Outcome, repair_disk, small_disk
 
 FAULTS = (
     ("SIGKILL in a step", "step:1"),
@@ -37,7 +37,7 @@ def met(name: str, fault: str, folder: Path) -> Outcome:
     with ExitStack() as stack:
         if kind in NEEDS_ROOT:
             stack.enter_context(small_disk(job.log_dir, "8m"))
-        outcome = job.finish(job.start(f"{fault}:{AT}"))
+        outcome = job.finish(job.start(f"{fault}:{AT_SLIDE if kind == 'slide' else AT}"))
         if kind in NEEDS_ROOT:
             repair_disk(job.log_dir)
         if kind == "slide":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.integration.bench import ROOT
-from tests.integration.faults.job import AT, IMAGES, INTERVAL, LIMIT_S, Job, Outcome, repair_disk, small_disk
+from tests.integration.faults.job import AT, AT_SLIDE, IMAGES, INTERVAL, LIMIT_S, Job, Outcome, repair_disk, small_disk
 
 MPICH_VENV = Path(os.environ.get("WIDEFOV_TEST_MPICH_VENV", ROOT / ".venv-mpich"))
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
@@ -56,7 +56,7 @@ def check(outcome: Outcome, uninterrupted: dict[int, float], message: str, image
 )
 def test_ends_and_goes_on(kind: str, rank: int, message: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
     job = Job(tmp_path)
-    outcome = job.finish(job.start(f"{kind}:{rank}:{AT}"))
+    outcome = job.finish(job.start(f"{kind}:{rank}:{AT_SLIDE if kind == 'slide' else AT}"))
     if kind == "slide":
         job.repair_slides()
     check(job.gone_on(outcome), uninterrupted, message)
