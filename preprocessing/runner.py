@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +134,7 @@ def run_step(
         made = store.read_mark(out, step.name, case.slide_id, step.fingerprint(case, out))
         # What stood against a slide may have gone meanwhile: a file system that was away, say.
         if made is None or made.fault:
-            todo.append((_bytes(case), case))
+            todo.append((_bytes(step, case, out), case))
         else:
             results[case.slide_id] = _result(case.slide_id, UNCHANGED, made)
     todo.sort(key=lambda sized: (-sized[0], sized[1].slide_id))
@@ -221,11 +220,13 @@ def _result(slide_id: str, state: str, made: Made) -> Result:
     return Result(slide_id, FAILED if made.fault else state, made, made.fault)
 
 
-def _bytes(case: Case) -> int:
-    try:
-        return max(1, sum(os.path.getsize(path) for path in parts_of(case.slide_path)))
-    except OSError:
-        return 1
+def _bytes(step: Step, case: Case, out: Path) -> int:
+    """Of all files that the result depends on, but the label: a measure of the work; at least 1."""
+    total = 0
+    for path in (*parts_of(case.slide_path), *step.reads(case, out)):
+        with suppress(OSError):
+            total += path.stat().st_size
+    return max(1, total)
 
 
 def _bar(name: str, total: int) -> Any:
