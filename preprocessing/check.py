@@ -31,7 +31,7 @@ from preprocessing.sets import Slides
 from preprocessing.split import NORMAL
 from preprocessing.store import Made
 from preprocessing.tables import counted
-from preprocessing.tissue import advice, find
+from preprocessing.tissue import LEAST_SHARE, advice, find
 from slides.annotation import read_annotations
 from slides.reader import Slide
 from slides.truth import EmptyTruth, Truth, XmlTruth
@@ -45,7 +45,6 @@ USUAL_UM_PX = 0.1, 1.1
 SQUARE = 0.01  # spacing along x and y may differ by so much
 LARGE_PX = 64 * 2**20  # without coarser levels a search of tissue has to decode all of it
 TINY_UM2 = 50.0  # a nucleus; an outline of less is a slip of the mouse
-LEAST_TISSUE = 0.01
 ON_TISSUE = 0.5  # least share of tumour cells that show tissue
 SIGNATURE_PX = 64
 
@@ -148,7 +147,7 @@ def _slide(case: Case, slide: Slide, um_px: float) -> Iterator[Finding]:
 
 def _tissue(tissue_HW: NDArray[np.bool_], method: str) -> Iterator[Finding]:
     share = float(tissue_HW.mean())
-    if share < LEAST_TISSUE:
+    if share < LEAST_SHARE:
         yield warned("tissue", f"{share:.2%} of the slide", advice("its thumbnail", method))
     else:
         yield passed("tissue", f"{share:.0%} of the slide")

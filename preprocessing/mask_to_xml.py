@@ -127,8 +127,7 @@ def add_options(_parser: argparse.ArgumentParser) -> None:
 
 def step(_opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
-    values = None if reading.mask_values is None else dict(reading.mask_values)
-    return Step(NAME, 1, make, Options(reading), finish=partial(finish, values), target=FOLDER)
+    return Step(NAME, 1, make, Options(reading), finish=partial(finish, reading.class_of), target=FOLDER)
 
 
 def make(case: Case, out: Path, options: Options) -> Made:
@@ -139,8 +138,7 @@ def make(case: Case, out: Path, options: Options) -> Made:
     reading.truth(case, reading.slide(case))  # a mask of another size has outlines elsewhere
     path = out / FOLDER / f"{case.slide_id}.xml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = None if reading.mask_values is None else dict(reading.mask_values)
-    return Made({"areas": mask_to_xml(case.label_path, path, values)}, (), (f"{FOLDER}/{path.name}",))
+    return Made({"areas": mask_to_xml(case.label_path, path, reading.class_of)}, (), (f"{FOLDER}/{path.name}",))
 
 
 def finish(values: Mapping[int, int] | None, out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:

@@ -49,8 +49,12 @@ class Reading:
 
     def truth(self, case: Case, slide: Slide) -> Truth:
         """Open its truth; see `open_truth` for errors."""
-        values = None if self.mask_values is None else dict(self.mask_values)
-        return open_truth(case.label_path, slide, dict(self.label_map), self.ignore_groups, values)
+        return open_truth(case.label_path, slide, dict(self.label_map), self.ignore_groups, self.class_of)
+
+    @property
+    def class_of(self) -> dict[int, int] | None:
+        """`mask_values` by value."""
+        return None if self.mask_values is None else dict(self.mask_values)
 
 
 def cell_side_l0(slide: Slide, um_px: float) -> int:

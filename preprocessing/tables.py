@@ -1,4 +1,4 @@
-"""Tables as CSV."""
+"""Tables as CSV, and counts in words."""
 
 from __future__ import annotations
 
