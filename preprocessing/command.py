@@ -19,6 +19,7 @@ from tqdm import tqdm
 from preprocessing import arguments, store
 from preprocessing.arguments import Parser, pair, positive, whole
 from preprocessing.executors import Executor, is_first_rank, on_all_ranks
+from preprocessing.pairing import Case
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step, claim, failures, run_step, summary
 from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
@@ -149,14 +150,21 @@ def _run(out: Path, slides: Slides, steps: Sequence[Step], executor: Executor) -
         _say(summary(step, results, marked(out, step.name)))
         bad = [result for result in results if result.state == FAILED]
         failed += [(step.name, result) for result in bad]
-        # Later steps would fail at these again, and what they had made is of a slide that is no more.
-        for result in bad:
-            for later in steps[number + 1 :]:
-                store.forget(out, later.name, result.slide_id)
+        # Later steps would fail at these again.
+        for case, result in zip(cases, results, strict=True):
+            if result.state == FAILED:
+                _forget_stale(steps[number + 1 :], case, out)
         cases = [case for case, result in zip(cases, results, strict=True) if result.state != FAILED]
     for line in failures(failed):
         _say(line)
     return int(bool(failed))
+
+
+def _forget_stale(steps: Sequence[Step], case: Case, out: Path) -> None:
+    """Remove what steps had made of a slide that is no more; of the same file, which may only be away, it stays."""
+    for step in steps:
+        if store.read_mark(out, step.name, case.slide_id, step.fingerprint(case, out)) is None:
+            store.forget(out, step.name, case.slide_id)
 
 
 def find(opts: argparse.Namespace, only_check: bool = False) -> Slides:
