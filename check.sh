@@ -27,8 +27,8 @@ shell_scripts() {
 strict_types() {
     local -a strict=()
     local path
-    for path in slides samplers preprocessing evaluation inference checks training/comm.py training/placement.py \
-        training/control_group.py; do
+    for path in system cohorts slides samplers preprocessing metrics inference options/arguments.py options/parser.py parallel/comm.py system/placement.py \
+        system/cgroups.py; do
         if [[ -e $path ]]; then strict+=("$path"); fi
     done
     "$wf_python" -m mypy "${strict[@]}"

@@ -1,7 +1,7 @@
 """Score predictions of whole slides: python evaluate.py --predictions DIR --label_path DIR --out DIR.
 
 Predictions (inference, one folder per slide) -> slides and labels (evaluation_inputs) -> counts of each slide
-(evaluation_slide) -> scores with intervals (evaluation.summary) -> metrics.json, slides.csv, false_positives.csv,
+(evaluation_slide) -> scores with intervals (metrics.summary) -> metrics.json, slides.csv, false_positives.csv,
 submission.csv, report.html (evaluation.report).
 """
 
@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation_options import evaluate_options
-from slides.files import written_whole
+from options.evaluate import evaluate_options
+from system.atomic_files import written_whole
 
 # Longer side and bytes of a picture in the report, and of how many slides there are any.
 PICTURE_PX = 480
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare_tables(opts: argparse.Namespace) -> int:
     """Kappa of a submission, printed."""
-    from evaluation.stages import STAGES, read_submission, score_submission
+    from metrics.stages import STAGES, read_submission, score_submission
 
     kappa, confusion_KK = score_submission(read_submission(opts.reference), read_submission(opts.submission))
     print(f"patients    {confusion_KK.sum()}")
@@ -54,13 +54,13 @@ def compare_tables(opts: argparse.Namespace) -> int:
 
 def evaluate(opts: argparse.Namespace) -> int:
     """Everything, from predictions to report."""
+    from cohorts.pairing import known_problems
+    from evaluation.predictions import find
     from evaluation.report import html
-    from evaluation.stages import submission_text
-    from evaluation.summary import plain, summarise
-    from evaluation_inputs import find
-    from evaluation_slide import measure
-    from preprocessing.pairing import known_problems
-    from slides.annotation import DEFAULT_LABEL_MAP, describe
+    from evaluation.slide import measure
+    from metrics.stages import submission_text
+    from metrics.summary import plain, summarise
+    from slides.truth.annotation import DEFAULT_LABEL_MAP, describe
 
     begin = time.monotonic()
     # ---- what there is -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from export_options import export_options
+from options.export import export_options
 
 MAX_DIFFERENCE = 1e-4  # of probabilities
 
@@ -38,8 +38,8 @@ def export(opts) -> int:
     require_new(opts.out)
 
     # ------------------------------------------------------------------------------------------------------ the model
-    from exporting import compare, write
-    from trained import any_size, open_model
+    from artifacts.exporting import compare, write
+    from artifacts.loading import any_size, open_model
 
     trained = open_model(opts.model, opts.given)
     free = any_size(trained)

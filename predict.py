@@ -18,10 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from exits import connected, guarded, speaker
-from prediction_options import predict_options
-from training.comm import together
-from training.pulse import Pulse
+from options.predict import predict_options
+from parallel.comm import together
+from parallel.heartbeat import Pulse
+from parallel.job import connected, guarded, speaker
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     comm = connected(opts.horovod)
     if comm is None:
         return 2
-    from training.devices import use_devices
+    from parallel.devices import use_devices
 
     devices = use_devices(comm)
     with Pulse(comm, opts.stall_timeout) as pulse:
@@ -81,10 +81,10 @@ class Prediction:
 
     def open_model(self) -> None:
         """The network and what it was trained for."""
+        from artifacts.loading import open_model
         from inference.finish import Job
         from inference.outputs import DetectionOptions, OutputOptions
         from inference.slide_list import checksum
-        from trained import open_model
 
         opts, comm = self.opts, self.comm
         trained = together(comm, lambda: open_model(opts.model, replace(opts.given, resample=True)))
@@ -110,9 +110,9 @@ class Prediction:
 
     def find_slides(self) -> None:
         """Slides to predict: not those that are done already."""
+        from cohorts.pairing import SLIDE_SUFFIXES, find_slides
         from inference.slide_list import done_before, listed
-        from preprocessing.pairing import SLIDE_SUFFIXES, find_slides
-        from slides import tiled_tiff
+        from slides.tiff import tiled_tiff
 
         opts, comm = self.opts, self.comm
         tiled_tiff.tile_cache.resize(opts.tile_cache * 2**20)

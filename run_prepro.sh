@@ -10,7 +10,7 @@
 #   ./run_prepro.sh --steps tissue trim_tissue ...   these steps, in place of a full run
 #   mpirun -np 8 ./run_prepro.sh ...                 on MPI ranks, also of several machines: rank 0 gives out slides
 #   ./run_prepro.sh --dataset 17 --data_root DIR --proc_center 1 3 --out OUT         CAMELYON17, two centres
-#   ./run_prepro.sh --help                           the arguments of prepro.py
+#   ./run_prepro.sh --help                           all options
 #
 # The same command again goes on where it was stopped, and does nothing where all is done. Exit code 0: all slides are
 # finished; 1: some failed, see the table at the end; 2: wrong arguments or folders, or a full disk.
@@ -66,7 +66,7 @@ demo() {
         fi
         demo_slides "$data"
     fi
-    run "$root/prepro.py" --slide_path "$data/train/images" --label_path "$data/train/annotations" --label_format xml \
+    run -m preprocessing --slide_path "$data/train/images" --label_path "$data/train/annotations" --label_format xml \
         --valid_slide_path "$data/val/images" --valid_label_path "$data/val/annotations" --out runs/demo/prepro \
         --patch_size 256 --resolution 0.5 --save_neg
 }
@@ -84,13 +84,13 @@ run() {
 
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate
+# The caller's folder stays: paths may be relative to it.
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if [[ -n ${STEP:-} ]]; then
     if ! [[ $STEP =~ ^[a-z_]+$ ]] || ! grep -qs __main__ -- "$root/preprocessing/$STEP.py"; then
         fail "STEP=$STEP is no step; there are: $steps and pack"
     fi
-    # The caller's folder stays: paths may be relative to it.
-    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
     run -m "preprocessing.$STEP" "$@"
 fi
 if (($# == 0)); then demo; fi
-run "$root/prepro.py" "$@"
+run -m preprocessing "$@"

@@ -56,8 +56,8 @@ submitted_from() {
 root=$(find_root)
 # shellcheck source=setup_env.sh
 . "$root/setup_env.sh"
-# shellcheck source=run_launchers.sh
-. "$root/run_launchers.sh"
+# shellcheck source=launch/launchers.sh
+. "$root/launch/launchers.sh"
 
 # --- This machine -----------------------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ choose_launcher() {
 supervise() {
     local status child notice line=''
     asked=0
-    "$wf_python" "$root/die_with_parent.py" "$@" &
+    "$wf_python" "$root/launch/die_with_parent.py" "$@" &
     child=$!
     trap 'hand_on TERM' TERM
     trap 'hand_on USR1' USR1
@@ -314,7 +314,7 @@ examine() {
     elif [[ -n ${HOSTFILE:-} ]]; then
         machines=$(awk '!/^[ \t]*(#|$)/ { printf "%s,", $1 }' <"$HOSTFILE")
     fi
-    exec "$wf_python" -u "$root/doctor.py" --launch <(
+    exec "$wf_python" -u "$root/doctor" --launch <(
         printf '%s\0' "launcher=$launcher" "program=$program" "ranks=$ranks" "hosts=$(printf %s "$machines" | sed 's/:[^,]*//g')" \
             "built_for=$(wf_flavour_of_horovod)" "started_by=$started_by" "horovod=$wf_horovod" '' "${command[@]}"
     ) ${arguments[@]+"${arguments[@]}"}
@@ -346,10 +346,10 @@ wf_activate
 set -- ${arguments[@]+"${arguments[@]}"}
 case "${1:-}" in
     -h | --help)
-        if ((doctor)); then exec "$wf_python" "$root/doctor.py" --help; fi
+        if ((doctor)); then exec "$wf_python" "$root/doctor" --help; fi
         exec "$wf_python" "$root/train.py" "$@"
         ;;
     '') if (($# == 0 && doctor == 0)); then demo; fi ;;
 esac
-if ((doctor)); then launch "$root/doctor.py" --probe "$@"; fi
+if ((doctor)); then launch "$root/doctor" --probe "$@"; fi
 launch "${SCRIPT:-$root/train.py}" "$@"

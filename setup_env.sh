@@ -264,8 +264,8 @@ wf_ensure() {
             flock -n 9 || { wf_say "Another set-up of $wf_venv is running: waiting for it." && flock 9; }
         fi
         wf_is_current && exit 0
-        # shellcheck source=setup_build.sh
-        . "$wf_root/setup_build.sh"
+        # shellcheck source=launch/build.sh
+        . "$wf_root/launch/build.sh"
         wf_setup_locked
     ) || exit 1
 }

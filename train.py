@@ -13,12 +13,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-from exits import COME_TOGETHER, connected, guarded, smaller_training, speaker
-from inputs import Inputs
-from options import SIZE_STEP, as_json, train_options
-from training import leaving
-from training.comm import together
-from training.pulse import Pulse
+from options.train import SIZE_STEP, as_json, train_options
+from parallel import preemption
+from parallel.comm import together
+from parallel.heartbeat import Pulse
+from parallel.job import COME_TOGETHER, connected, guarded, smaller_training, speaker
+from segmentation.inputs import Inputs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     comm = connected(opts.horovod)
     if comm is None:
         return 2
-    from training.devices import use_devices
+    from parallel.devices import use_devices
 
     devices = use_devices(comm)  # once: TensorFlow's threads cannot be changed later
     while True:
@@ -47,7 +47,7 @@ def set_environment(opts) -> None:
     # The samplers are the parallelism; vips would add threads of its own.
     os.environ.setdefault("VIPS_CONCURRENCY", "1")
     if opts.recompute == "fine":
-        from training.allocator import give_back_memory
+        from system.allocator import give_back_memory
 
         give_back_memory()
     if opts.no_cuda:
@@ -70,7 +70,7 @@ class Run:
         self.pulse = pulse
         self.devices = devices
         self.joint_batch = opts.batch_size * opts.accumulate_batch * comm.size
-        self.leaving = leaving.Leaving()
+        self.leaving = preemption.Leaving()
         self.say = speaker(comm)
         self.inputs = Inputs(opts, comm, self.say)
         self.images = 0  # over all ranks
@@ -81,7 +81,7 @@ class Run:
 
     def go(self) -> int:
         """The whole story; returns the exit code."""
-        from training.devices import pinning
+        from parallel.devices import pinning
         from training.planner import require_memory
 
         opts, joint = self.opts, self.joint_batch
@@ -108,9 +108,9 @@ class Run:
         if not asked:
             self.finish()
         self.inputs.close()
-        if asked == {leaving.HOSTS_CHANGED}:
+        if asked == {preemption.HOSTS_CHANGED}:
             return COME_TOGETHER
-        return leaving.EXIT_CODE if asked else 0
+        return preemption.EXIT_CODE if asked else 0
 
     def plan(self) -> int:
         """In place of a run: what a step would need, and what fits."""
@@ -127,12 +127,12 @@ class Run:
 
         import models
         from models.weights import build_with_weights
+        from segmentation.losses import Loss
+        from segmentation.pixel_counts import Tally
+        from segmentation.validation import Validator
         from training import optimizer
-        from training.losses import Loss
         from training.precision import LossScale
         from training.step import TrainStep
-        from training.tally import Tally
-        from training.validate import Validator
 
         opts, classes, channels = self.opts, self.inputs.classes, self.inputs.channels
         # Ranks: Horovod matches tensors by name, and Keras counts its layers: one that came later counts from 1.
@@ -167,8 +167,8 @@ class Run:
 
     def resume_or_start(self) -> None:
         """Go on from a checkpoint, or start afresh; all ranks hold rank 0's variables afterwards."""
-        from going_on import checkpoint_to_go_on_from
-        from training.checkpoint import Checkpoints, named_variables
+        from artifacts.checkpoints import Checkpoints, named_variables
+        from segmentation.resume import checkpoint_to_go_on_from
         from training.log import RunLog
 
         opts, comm = self.opts, self.comm
@@ -242,7 +242,7 @@ class Run:
 
     def log_training(self, rate: float) -> None:
         """One line and one row for the patches since the last one, over all ranks."""
-        from training.validate import numbers
+        from segmentation.validation import numbers
 
         self.inputs.records.flush(self.comm.gather, self.images)
         confusion_KK, histogram_2N = self.tally.totals(self.comm)
@@ -284,7 +284,7 @@ class Run:
 
     def save(self, name: str) -> None:
         """Write a checkpoint by this file name."""
-        from training.checkpoint import State
+        from artifacts.checkpoints import State
 
         self.pulse.doing = "writing a checkpoint"
         # sample log and pool must know every patch below the image counter of a checkpoint
@@ -303,9 +303,9 @@ class Run:
     def finish(self) -> None:
         """Final model, sampling maps, summary."""
         import models
+        from artifacts.checkpoints import export
         from samplers.maps import write_maps
         from samplers.records import read_samples
-        from training.checkpoint import export
 
         opts, s = self.opts, self.scores
         if not s:

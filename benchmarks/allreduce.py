@@ -1,4 +1,4 @@
-"""What an allreduce of `training.comm` costs: latency, bandwidth, tensor fusion, bytes on the wire.
+"""What an allreduce of `parallel.comm` costs: latency, bandwidth, tensor fusion, bytes on the wire.
 
 python -m benchmarks.allreduce --json FILE                          starts two ranks here, once per setting of Horovod
 mpirun -np 4 ... python -m benchmarks.allreduce --json FILE         measures the ranks and the setting it runs with
@@ -66,8 +66,8 @@ class Ranks:
     """What is measured on joined ranks; every method is called by all of them."""
 
     def __init__(self) -> None:
-        from training.comm import connect
-        from training.devices import use_devices
+        from parallel.comm import connect
+        from parallel.devices import use_devices
 
         self.comm = connect(True)
         if self.comm.size == 1:
@@ -204,7 +204,7 @@ def started(what: str, shapes: Path, processors: int, settings: dict[str, str], 
         output = Path(folder, "found.json")
         words = ["--worker", what, "--shapes", str(shapes), "--processors", str(processors), "--json", str(output)]
         # The ranks must not outlive this process.
-        command = [sys.executable, str(ROOT / "die_with_parent.py"), *prefix, *launcher(2)]
+        command = [sys.executable, str(ROOT / "launch" / "die_with_parent.py"), *prefix, *launcher(2)]
         command += python("benchmarks.allreduce", *words)
         done = subprocess.run(
             command, cwd=ROOT, env=environment(processors) | settings, stdin=subprocess.DEVNULL,
@@ -280,7 +280,7 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print the tables and write them as JSON."""
-    from training.comm import launched_rank, launched_size
+    from parallel.comm import launched_rank, launched_size
 
     parser = argparse.ArgumentParser(description="measure the allreduce: latency, bandwidth, fusion, bytes on the wire")
     parser.add_argument("--json", type=Path, help="where to write the numbers")

@@ -13,9 +13,9 @@ import pyvips
 import shapely
 
 from slides.geometry import Window
-from slides.raster import edges_of, rasterise
-from slides.synthetic import write_asap
-from slides.texture import STAINS, blob, stained_tissue
+from slides.synthetic.demo import write_asap
+from slides.synthetic.texture import STAINS, blob, stained_tissue
+from slides.truth.raster import edges_of, rasterise
 
 TILE, UM_PX, PATTERN = 512, 0.25, 2048
 BLOBS_A_SIDE, VERTICES = 8, 1800  # 64 outlines, 115,200 vertices: more than tumor_054 of CAMELYON16

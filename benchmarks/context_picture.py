@@ -24,7 +24,7 @@ import numpy as np
 
 import models  # noqa: F401  # registers the layers of the saved model
 from benchmarks.context_study import SCRIPTS, SIZES, open_slides
-from evaluation import confusion
+from metrics import confusion
 from slides.geometry import Window
 from training.step import scaled
 

@@ -23,11 +23,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import arms, report
-from preprocessing.sets import Source, from_folders
+from cohorts.sets import Source, from_folders
 from samplers.dataset import Reading, SlideSet, open_set
 from samplers.grid import requests
-from slides.annotation import DEFAULT_LABEL_MAP
 from slides.geometry import Window
+from slides.truth.annotation import DEFAULT_LABEL_MAP
 
 SIZES = (256, 512, 1024)  # field of view, level-0 px
 STEP_PX = 1024**2  # level-0 pixels per step

@@ -36,12 +36,12 @@ from samplers import build
 from samplers.index import index_slide
 from samplers.patch import PatchReader, RequestSource, draw
 from samplers.pipeline import PREFETCH, Feed
-from slides import tiled_tiff
-from slides.backends import VipsTiff, tiff_levels
 from slides.geometry import Window
 from slides.reader import Slide
-from slides.tags import tile_layout
-from slides.truth import Truth, open_truth
+from slides.tiff import tiled_tiff
+from slides.tiff.backends import VipsTiff, tiff_levels
+from slides.tiff.tags import tile_layout
+from slides.truth.interface import Truth, open_truth
 
 CLASSES, SEED = 2, 0
 Stage = Callable[[Sequence[int]], tuple[float, float] | None]

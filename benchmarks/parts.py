@@ -26,7 +26,8 @@ from isal import isal_zlib
 from benchmarks import report
 from models import fused
 from samplers import quality
-from slides import artefacts, tiled_tiff
+from slides import artefacts
+from slides.tiff import tiled_tiff
 from training.step import scaled
 
 MAP, CHANNELS = (1, 256, 256, 96), 96

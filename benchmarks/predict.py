@@ -36,7 +36,7 @@ OVERLAP = 0.25
 def rates(name: str, size: int, rounds: int, windows: int) -> dict[str, Any]:
     """Windows/s of the network alone and of a prediction, by rounds."""
     import models
-    from trained import Trained
+    from artifacts.loading import Trained
 
     model = models.build(name, size, 2)
     network = Trained(

@@ -24,13 +24,13 @@ import cv2
 
 from benchmarks import report
 from benchmarks.big_slide import UM_PX, make
+from cohorts.pairing import Case
 from preprocessing import check, extract_patches, manifest, tissue
 from preprocessing.command import main as prepare
-from preprocessing.pairing import Case
 from preprocessing.patch_grid import Grid
 from preprocessing.patch_writers import FORMATS, Encoder
 from preprocessing.reading import Reading, read_cells
-from slides import tiled_tiff
+from slides.tiff import tiled_tiff
 
 SIDE_PX = 1024
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from slides.pyramid import Shrink, write_mask_pyramid
+from slides.tiff.pyramid import Shrink, write_mask_pyramid
 
 TILE = 512
 KINDS = ("plain", "outline", "noise")

@@ -70,7 +70,7 @@ class Group:
         address, key = f"{self._folder.name}/socket", secrets.token_bytes(16)
         with Listener(address, "AF_UNIX", backlog=size, authkey=key) as listener:
             given = {_ADDRESS: address, _KEY: key.hex()}
-            words = [sys.executable, str(ROOT / "die_with_parent.py"), *command]
+            words = [sys.executable, str(ROOT / "launch" / "die_with_parent.py"), *command]
             self._process = subprocess.Popen(
                 words, cwd=ROOT, env=environment(threads) | given, stdin=subprocess.DEVNULL, start_new_session=True
             )

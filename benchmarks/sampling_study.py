@@ -22,7 +22,7 @@ import numpy as np
 import pyvips
 
 from benchmarks import arms, report
-from slides.texture import STAINS
+from slides.synthetic.texture import STAINS
 
 AUGMENTED = ["--augment", "standard"]
 ARMS = {

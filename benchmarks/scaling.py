@@ -53,9 +53,9 @@ class Worker:
         import tensorflow as tf
 
         import models
-        from training.comm import connect
-        from training.devices import use_devices
-        from training.losses import Loss
+        from parallel.comm import connect
+        from parallel.devices import use_devices
+        from segmentation.losses import Loss
         from training.optimizer import Adam
         from training.step import TrainStep
 
@@ -106,7 +106,7 @@ class Worker:
 
 def work(opts: argparse.Namespace) -> None:
     """Be a measured process."""
-    from training.comm import launched_rank
+    from parallel.comm import launched_rank
 
     joined = opts.place is None
     pin(launched_rank() if joined else opts.place, opts.processors)

@@ -99,8 +99,8 @@ def prepared(c: Case) -> tuple[Any, Any, Any, Any]:
     if c.variant == "plain":
         plain_layers()
     import models
-    from training.comm import SoloComm
-    from training.losses import Loss
+    from parallel.comm import SoloComm
+    from segmentation.losses import Loss
     from training.optimizer import Adam
     from training.precision import LossScale
     from training.step import TrainStep
@@ -128,7 +128,7 @@ def prepared(c: Case) -> tuple[Any, Any, Any, Any]:
 def measured(c: Case, steps: int) -> dict[str, Any]:
     """Run one case in this process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from training.allocator import give_back_memory
+    from system.allocator import give_back_memory
     from training.planner import product_rate
 
     if c.recompute == "fine":

@@ -1,1 +1,1 @@
-"""Scores from predictions and truth. NumPy and SciPy only; imports nothing else of ours."""
+"""Evaluation of predictions: what is read, one slide, outputs, the report."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.charts import SHARE_TICKS, Axis, chart, matrix
-from evaluation.froc import Froc
-from evaluation.ranking import Roc
+from metrics.froc import Froc
+from metrics.ranking import Roc
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MANY_SLIDES = 400

@@ -10,9 +10,9 @@ import numpy as np
 import shapely
 
 from inference.polygons import DECIMALS, Region
-from slides.asap import write_outlines
-from slides.asap_areas import Area, asap_group, outlines_of
-from slides.files import written_whole
+from slides.truth.asap import write_outlines
+from slides.truth.asap_areas import Area, asap_group, outlines_of
+from system.atomic_files import written_whole
 
 # Okabe and Ito's colours, told apart by nearly everybody; class 1 first.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -66,9 +66,9 @@ def _feature(region: Region, name: str) -> dict[str, object]:
 
 
 def write_asap(path: Path, found: Sequence[Region], class_names: Mapping[int, str]) -> None:
-    """Write ASAP XML that `slides.annotation` reads back to the same areas.
+    """Write ASAP XML that `slides.truth.annotation` reads back to the same areas.
 
-    Groups and holes are as `slides.asap_areas` says; `asap_areas.asap_label_map` reads more than two classes.
+    Groups and holes are as `slides.truth.asap_areas` says; `asap_areas.asap_label_map` reads more than two classes.
 
     Args:
         path: File to write, whole or not at all.

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from inference.maps import MapLevel, MapPyramid
-from slides.files import written_whole
 from slides.geometry import Pair, Points, l0_from_lv
+from system.atomic_files import written_whole
 
 # A tumour cell is 10 to 20 um wide: a level of about half of one, smoothed over about one.
 UM_PX = 8.0

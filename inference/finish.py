@@ -18,8 +18,8 @@ from inference.plan import PlannedSlide
 from inference.scratch import LABEL, Cells, plane_names, run_path
 from inference.summary import Predicted
 from slides.geometry import Pair
-from slides.pyramid import Shrink, write_mask_pyramid
 from slides.reader import Slide, SlideError
+from slides.tiff.pyramid import Shrink, write_mask_pyramid
 
 TILE = 512
 CLAIM = "claimed"

@@ -1,4 +1,4 @@
-"""The maps of one slide: probabilities and classes in one-channel pyramids that `slides.pyramid` wrote.
+"""The maps of one slide: probabilities and classes in one-channel pyramids that `slides.tiff.pyramid` wrote.
 
 Map px [r, c] covers level-0 x in [c * step_x, (c + 1) * step_x), y likewise: maps start at the slide's corner, and the
 last row and column may reach beyond its border. Tensor legend: H rows, W columns.
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from slides.backends import READ_ERRORS, drop_handle, file_key, handle, tiff_levels
 from slides.geometry import Pair, level_downsample_xy
-from slides.tiled_tiff import open_tiff
+from slides.tiff.backends import READ_ERRORS, drop_handle, file_key, handle, tiff_levels
+from slides.tiff.tiled_tiff import open_tiff
 
 # Most px of a map that are held at once: 64 MiB as bytes.
 GRID_PX = 64 * 2**20

@@ -13,7 +13,7 @@ from inference.overlay import overlay, write_overlay
 from inference.polygons import regions
 from inference.summary import Predicted, summary, write_summary
 from slides.reader import Slide
-from slides.truth import Truth
+from slides.truth.interface import Truth
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from inference.annotations import colour_of, rgb_of
 from inference.maps import Maps
 from inference.polygons import Region
-from slides.files import written_whole
 from slides.geometry import Window, lv_from_l0, pixel_centres_l0
 from slides.reader import Slide, SlideError
+from system.atomic_files import written_whole
 
 Picture = NDArray[np.uint8]
 SIDE_PX = 2048

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inference.maps import MapLevel, MapPyramid, Maps
 from inference.simplify import simplified
 from slides.geometry import Points, l0_from_lv
-from slides.outline import outlines
+from slides.truth.outline import outlines
 
 # Of the written coordinates, level-0 px: four decimals, as ASAP XML has.
 DECIMALS = 4

@@ -11,8 +11,8 @@ from typing import Any
 from inference.detections import Detection
 from inference.lesions import areas_mm2, lesions
 from inference.maps import Maps
-from slides.files import written_whole
 from slides.reader import Slide
+from system.atomic_files import written_whole
 
 
 @dataclass(frozen=True)

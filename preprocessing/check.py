@@ -22,19 +22,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cohorts.pairing import Case, known_problems
+from cohorts.sets import Slides
+from cohorts.splits import NORMAL
 from preprocessing.check_report import PICTURE_PX, write_report
-from preprocessing.findings import FAIL, WARN, Finding, failed, passed, warned
-from preprocessing.pairing import Case, known_problems
 from preprocessing.reading import Reading, draw_outline, overview, write_png
 from preprocessing.runner import Result, Step, one_line
-from preprocessing.sets import Slides
-from preprocessing.split import NORMAL
 from preprocessing.store import Made
-from preprocessing.tables import counted
 from preprocessing.tissue import LEAST_SHARE, advice, find
-from slides.annotation import read_annotations
 from slides.reader import Slide
-from slides.truth import EmptyTruth, Truth, XmlTruth
+from slides.truth.annotation import read_annotations
+from slides.truth.interface import EmptyTruth, Truth, XmlTruth
+from system.csv_tables import counted
+from system.findings import FAIL, WARN, Finding, failed, passed, warned
 
 NAME = "check"
 GREEN, RED = (30, 150, 30), (220, 30, 30)

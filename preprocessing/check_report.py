@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from preprocessing import store
-from preprocessing.findings import FAIL, PASS, WARN, Finding, worst
-from preprocessing.tables import csv_text
+from system.csv_tables import csv_text
+from system.findings import FAIL, PASS, WARN, Finding, worst
 
 PICTURE_PX = 512  # longer side of the thumbnails
 _COLOURS = {PASS: "#1a7f37", WARN: "#9a6700", FAIL: "#c1121f"}

@@ -16,23 +16,24 @@ from typing import NoReturn, Protocol, cast
 
 from tqdm import tqdm
 
-from preprocessing import arguments, store
-from preprocessing.arguments import Parser, pair, positive, whole
+from cohorts.pairing import Case
+from cohorts.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
+from options import arguments
+from options.arguments import Parser, pair, positive, whole
+from preprocessing import store
 from preprocessing.executors import Executor, is_first_rank, on_all_ranks
-from preprocessing.pairing import Case
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step, claim, failures, run_step, summary
-from preprocessing.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
 from preprocessing.store import Held, marked
-from preprocessing.tables import counted
 from slides.tissue import METHODS
+from system.csv_tables import counted
 
 # In the order in which they run, whatever the order they are asked for in.
 STEPS = (
     "check", "tissue", "xml_to_mask", "mask_to_xml", "extract_patches", "manifest", "trim_tissue", "extract_tissue",
 )  # fmt: skip
 FULL_RUN = ("check", "tissue", "xml_to_mask", "extract_patches", "manifest")
-_PREPRO = "prepro.py"
+_PREPRO = "run_prepro.sh"
 
 
 class StepModule(Protocol):

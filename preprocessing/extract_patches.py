@@ -28,22 +28,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cohorts.pairing import Case
+from cohorts.sets import Slides
+from options.arguments import share_below_1, whole
 from preprocessing import store
-from preprocessing.arguments import share_below_1, whole
-from preprocessing.pairing import Case
 from preprocessing.patch_grid import Grid, Place
 from preprocessing.patch_writers import CODECS, FORMATS, Patch, Writer, writer
 from preprocessing.reading import Reading, overview, read_cells, write_png
 from preprocessing.runner import FAILED, Result, Step
-from preprocessing.sets import Slides
 from preprocessing.store import Made
-from preprocessing.tables import counted, csv_text
 from preprocessing.tissue import mask_path, reads_mask
 from slides.artefacts import has_pen, is_black, is_blank, spread
-from slides.files import part_of
-from slides.label import IGNORE
 from slides.reader import Slide
-from slides.truth import Truth
+from slides.truth.interface import Truth
+from slides.truth.label import IGNORE
+from system.atomic_files import part_of
+from system.csv_tables import counted, csv_text
 
 NAME = "extract_patches"
 FOLDER = "patches"

@@ -23,19 +23,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cohorts.pairing import Case
+from cohorts.sets import Slides
+from options.arguments import whole
 from preprocessing import store
-from preprocessing.arguments import whole
-from preprocessing.pairing import Case
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
-from preprocessing.sets import Slides
 from preprocessing.store import Made
-from preprocessing.tables import counted, csv_text
 from preprocessing.tissue import reads_mask
 from preprocessing.whole_slides import NO_TISSUE, Cut, ImageOptions, add_image_options, cut, values, write_image
-from slides.pyramid import write_mask_pyramid
-from slides.shrink import Pixels
+from slides.tiff.pyramid import write_mask_pyramid
+from slides.tiff.shrink import Pixels
 from slides.trimming import tissue_tile
+from system.csv_tables import counted, csv_text
 
 NAME = "extract_tissue"
 IMAGES, MASKS = f"{NAME}/images", f"{NAME}/masks"

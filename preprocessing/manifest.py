@@ -24,22 +24,22 @@ from typing import Any
 
 import numpy as np
 
+from cohorts.pairing import Case
+from cohorts.sets import Slides
+from cohorts.splits import NORMAL, stratified
+from cohorts.staging import parts_of
+from options.arguments import share_below_1
 from preprocessing import store
-from preprocessing.arguments import share_below_1
-from preprocessing.pairing import Case
 from preprocessing.reading import Reading, read_cells
 from preprocessing.runner import FAILED, Result, Step
-from preprocessing.sets import Slides
-from preprocessing.split import NORMAL, stratified
-from preprocessing.staging import parts_of
 from preprocessing.store import Made
-from preprocessing.tables import csv_text
 from preprocessing.tissue import mask_path, reads_mask
-from slides.annotation import read_annotations
 from slides.geometry import Window
-from slides.label import IGNORE
 from slides.reader import Slide
-from slides.truth import EmptyTruth, Truth, XmlTruth
+from slides.truth.annotation import read_annotations
+from slides.truth.interface import EmptyTruth, Truth, XmlTruth
+from slides.truth.label import IGNORE
+from system.csv_tables import csv_text
 
 NAME = "manifest"
 TUMOR = "tumor"

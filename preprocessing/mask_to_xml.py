@@ -2,8 +2,8 @@
 
     OUT/annotations/SLIDE.xml    of slides with a mask as label
 
-Class 1 becomes group `_0`, class C group `class_C`, holes group `_2` (see `slides.asap_areas`), so `xml_to_mask` makes
-the same mask again. Class 255 (ignore) has no outline.
+Class 1 becomes group `_0`, class C group `class_C`, holes group `_2` (see `slides.truth.asap_areas`), so
+`xml_to_mask` makes the same mask again. Class 255 (ignore) has no outline.
 
 python -m preprocessing.mask_to_xml --slide_path DIR --label_path DIR --out OUT
 
@@ -25,23 +25,23 @@ from pathlib import Path
 import numpy as np
 import shapely
 
-from preprocessing import arguments
-from preprocessing.arguments import Parser, pair
-from preprocessing.pairing import Case
+from cohorts.pairing import Case
+from cohorts.sets import Slides
+from options import arguments
+from options.arguments import Parser, pair
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
-from preprocessing.sets import Slides
 from preprocessing.store import Made, check_output
-from preprocessing.tables import counted
-from slides.asap import YELLOW, write_outlines
-from slides.asap_areas import Area, asap_group, asap_label_map, outlines_of
-from slides.files import written_whole
 from slides.geometry import Window
-from slides.label import IGNORE
-from slides.mask_truth import MaskTruth
-from slides.outline import outlines
-from slides.raster import polygons_of
 from slides.reader import Slide
+from slides.truth.asap import YELLOW, write_outlines
+from slides.truth.asap_areas import Area, asap_group, asap_label_map, outlines_of
+from slides.truth.label import IGNORE
+from slides.truth.mask_truth import MaskTruth
+from slides.truth.outline import outlines
+from slides.truth.raster import polygons_of
+from system.atomic_files import written_whole
+from system.csv_tables import counted
 
 NAME = "mask_to_xml"
 FOLDER = "annotations"

@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cohorts.pairing import Case
+from options.arguments import Parser, positive, whole
 from preprocessing import store
-from preprocessing.arguments import Parser, positive, whole
 from preprocessing.executors import Executor, is_first_rank, on_all_ranks
-from preprocessing.pairing import Case
 from preprocessing.runner import DONE, FAILED, UNCHANGED, Result, Step, claim, failures, run_step
 from preprocessing.store import Held, Made, marked
-from preprocessing.tables import counted
-from slides.files import written_whole
 from slides.packed import PackedFiles, PackError, check_name, index_path, index_text
+from system.atomic_files import written_whole
+from system.csv_tables import counted
 
 NAME = "pack"
 GB = 10**9

@@ -13,15 +13,15 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from cohorts.pairing import Case
 from preprocessing import store
-from preprocessing.pairing import Case
 from preprocessing.patch_writers import png
-from slides.annotation import DEFAULT_LABEL_MAP
 from slides.geometry import Window
 from slides.reader import Slide
-from slides.tags import read_pages
+from slides.tiff.tags import read_pages
 from slides.tissue import fewer_cells
-from slides.truth import Truth, open_truth
+from slides.truth.annotation import DEFAULT_LABEL_MAP
+from slides.truth.interface import Truth, open_truth
 
 OVERVIEW_PX = 1024  # longer side of the pictures to look at
 TILE = 256

@@ -20,12 +20,12 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
+from cohorts.pairing import Case
+from cohorts.staging import parts_of
 from preprocessing import store
 from preprocessing.executors import Executor
-from preprocessing.pairing import Case
-from preprocessing.staging import parts_of
 from preprocessing.store import Made
-from preprocessing.tables import counted
+from system.csv_tables import counted
 
 DONE, UNCHANGED, FAILED = "done", "unchanged", "failed"
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from slides.files import part_of, written_whole
+from system.atomic_files import part_of, written_whole
 
 _LOCK, _DONE = ".lock", ".done"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cohorts.pairing import Case
+from cohorts.sets import Slides
+from options.arguments import positive
 from preprocessing import store
-from preprocessing.arguments import positive
-from preprocessing.pairing import Case
 from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, write_cells, write_png
 from preprocessing.runner import FAILED, Result, Step
-from preprocessing.sets import Slides
 from preprocessing.store import Made
-from preprocessing.tables import counted, csv_text
 from slides.reader import Slide
 from slides.tissue import in_cells, pen_marks, tissue_mask
+from system.csv_tables import counted, csv_text
 
 NAME = "tissue"
 LEAST_SHARE = 0.01  # of a slide's area; less is said aloud

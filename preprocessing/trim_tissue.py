@@ -16,15 +16,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cohorts.pairing import Case
+from cohorts.sets import Slides
 from preprocessing import store
-from preprocessing.pairing import Case
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
-from preprocessing.sets import Slides
 from preprocessing.store import Made
-from preprocessing.tables import counted, csv_text
 from preprocessing.tissue import reads_mask
 from preprocessing.whole_slides import NO_TISSUE, ImageOptions, add_image_options, cut, values, write_image
+from system.csv_tables import counted, csv_text
 
 NAME = "trim_tissue"
 COLUMNS = ("slide", "image", "um_px_x", "um_px_y", "width", "height", "kept_share", "runs_x", "runs_y")

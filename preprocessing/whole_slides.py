@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cohorts.pairing import Case
+from options.arguments import positive, whole
 from preprocessing import store
-from preprocessing.arguments import positive, whole
-from preprocessing.pairing import Case
 from preprocessing.reading import Reading, read_cells
 from preprocessing.tissue import mask_path
 from slides.geometry import Pair, Trim
-from slides.jpeg_files import JPEG_MAX_PX, TILE, write_jpeg, write_jpeg_pyramid
 from slides.reader import Slide
+from slides.tiff.jpeg_files import JPEG_MAX_PX, TILE, write_jpeg, write_jpeg_pyramid
 from slides.trimming import read_strips, trim_text, trimmed, whole_grid
 
 FORMATS = ("tif", "jpg")

@@ -26,19 +26,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing import arguments
-from preprocessing.arguments import Parser, pair, positive, whole
-from preprocessing.pairing import Case
+from cohorts.pairing import Case
+from cohorts.sets import Slides
+from options import arguments
+from options.arguments import Parser, pair, positive, whole
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step
-from preprocessing.sets import Slides
 from preprocessing.store import Made, check_output
-from preprocessing.tables import counted
-from slides.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, describe
 from slides.geometry import Pair, Window
-from slides.pyramid import write_mask_pyramid
 from slides.reader import Slide
-from slides.truth import XmlTruth
+from slides.tiff.pyramid import write_mask_pyramid
+from slides.truth.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, describe
+from slides.truth.interface import XmlTruth
+from system.csv_tables import counted
 
 NAME = "xml_to_mask"
 FOLDER = "masks"
@@ -96,7 +96,7 @@ def xml_to_mask(
         label_map: Group to class, in the order of painting.
         ignore_groups: Groups to skip.
         tile: Side of the tiles, px, a multiple of 16.
-        progress: See `slides.pyramid.write_mask_pyramid`.
+        progress: See `slides.tiff.pyramid.write_mask_pyramid`.
 
     Returns:
         What was skipped, repaired or clipped.

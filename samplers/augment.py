@@ -14,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from samplers.draw import AUGMENT, generator
-from slides.label import IGNORE
+from slides.truth.label import IGNORE
 
 LEVELS = ("none", "flips", "standard", "strong")
 GRID = 5  # nodes a side of the elastic grid; those on the border do not move along it

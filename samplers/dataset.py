@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from samplers.index import SlideIndex, index_slide
 from samplers.patch import PatchReader
 from slides.reader import Slide
-from slides.truth import Truth, open_truth
+from slides.truth.interface import Truth, open_truth
 
 
 class SlideAndLabel(Protocol):

@@ -14,7 +14,7 @@ from shapely import Polygon
 
 from slides.reader import Slide
 from slides.tissue import fewer_cells, in_cells, tissue_mask
-from slides.truth import Truth
+from slides.truth.interface import Truth
 
 MIN_CELL_UM = 2.0  # tissue is found by its texture at a few um; a slide without coarse levels is sampled down to this
 

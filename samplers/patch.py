@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from samplers import quality
 from slides.geometry import Window, shifted_inside, window_centred
 from slides.reader import Slide
-from slides.truth import Truth
+from slides.truth.interface import Truth
 
 UNREADABLE = "unreadable"
 REASONS = (*quality.REASONS, UNREADABLE)  # why a draw was not taken

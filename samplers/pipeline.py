@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from samplers.patch import ORIGINS, NotYetError, Patch, PatchReader, PatchRequest
 from samplers.records import META
-from slides.truth import IGNORE
+from slides.truth.interface import IGNORE
 
 PREFETCH = 2  # batches; more only costs memory once reading is faster than training
 RETRY_S = 0.01  # between two tries of a request that waits for training

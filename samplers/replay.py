@@ -26,8 +26,8 @@ from samplers.dataset import Reading, SlideSet, open_set
 from samplers.maps import write_maps
 from samplers.patch import HARD, Patch, PatchReader, PatchRequest
 from samplers.records import Row, read_described, read_samples
-from slides.asap import Outline, write_outlines
 from slides.geometry import Pair
+from slides.truth.asap import Outline, write_outlines
 
 BANDS = ("loss: lowest quarter", "loss: second quarter", "loss: third quarter", "loss: highest quarter")
 BAND_RGB = ((49, 54, 149), (116, 173, 209), (253, 174, 97), (165, 0, 38))

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyvips
 
-from slides.backends import drop_handle, file_key
+from slides.tiff.backends import drop_handle, file_key
 
 VERSION = 1
 INDEX_SUFFIX = ".json"

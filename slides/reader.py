@@ -14,7 +14,8 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from slides.backends import (
+from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centred
+from slides.tiff.backends import (
     READ_ERRORS,
     Backend,
     OpenSlideFile,
@@ -24,10 +25,9 @@ from slides.backends import (
     tiff_levels,
     vendor_of,
 )
-from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centred
-from slides.ome import ome_slide
-from slides.tags import Page
-from slides.tiled_tiff import open_planes
+from slides.tiff.ome import ome_slide
+from slides.tiff.tags import Page
+from slides.tiff.tiled_tiff import open_planes
 
 SNAP = 1e-4
 # Largest distance, in px of a level, between the px asked for and those the backend gives, that is left as it is.

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from checks.job import Launch, Task
-from checks.report import Finding
+from doctor.job import Launch, Task
+from doctor.report import Finding
 
 START = Launch("mpirun", "mpirun", 2, (), "openmpi", "openmpi", "0.28.1", ("true",))
 TASK = Task(

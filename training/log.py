@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from training.validate import Picture
+from segmentation.validation import Picture
 
 # BGR for OpenCV: class 0 green (normal), 1 red (tumour), further classes in turn; ignored pixels grey
 COLOURS_BGR = np.array([(80, 170, 60), (60, 60, 220), (220, 120, 40), (40, 200, 230), (190, 60, 170)], np.uint8)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from training.comm import AgreedError, Comm
-from training.control_group import least
+from parallel.comm import AgreedError, Comm
+from system.cgroups import least
 
 COSTS = Path(__file__).with_name("costs.json")
 PRODUCT_SIDE = 2048

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from training.comm import Comm
+from parallel.comm import Comm
 
 
 class MovingStatistics:

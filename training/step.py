@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from training.comm import AgreedError, Comm
-from training.losses import Loss, joint_value
+from parallel.comm import AgreedError, Comm
+from segmentation.losses import Loss, joint_value
+from segmentation.pixel_counts import Tally
 from training.precision import LossScale
 from training.statistics import MovingStatistics
-from training.tally import Tally
 
 
 def scaled(image_BHWC):

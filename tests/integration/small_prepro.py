@@ -1,4 +1,4 @@
-"""Small slides for runs of prepro.py, and what such a run leaves."""
+"""Small slides for runs of run_prepro.sh, and what such a run leaves."""
 
 import csv
 import subprocess
@@ -27,7 +27,7 @@ def words_of(data: Path, out: Path, *more: str, processes: int = 1) -> list[str]
 
 def prepare(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "prepro.py"), *words],
+        [sys.executable, "-m", "preprocessing", *words],
         cwd=cwd, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 

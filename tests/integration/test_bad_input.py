@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from preprocessing.pairing import pair
+from cohorts.pairing import pair
 from samplers import build
 from samplers.dataset import Reading, open_set
-from slides.annotation import DEFAULT_LABEL_MAP
-from slides.synthetic import write_levels, write_pyramid
+from slides.synthetic.demo import write_levels, write_pyramid
+from slides.truth.annotation import DEFAULT_LABEL_MAP
 from tests.integration.tiny import TUMOUR_XY, UM_PX, TinySet, run_train, tissue, train, write_label
 
 

@@ -70,7 +70,7 @@ def without_exports(words: list[str]) -> list[str]:
     return kept
 
 
-AGENT = ["-launcher", "ssh", "-launcher-exec", str(RUN_TRAIN.parent / "run_remote.sh")]
+AGENT = ["-launcher", "ssh", "-launcher-exec", str(RUN_TRAIN.parent / "launch" / "remote.sh")]
 KEEPALIVE = {"time": "10", "intvl": "5", "probes": "4"}
 WATCHED = [word for name, value in KEEPALIVE.items() for word in ("--mca", f"oob_tcp_keepalive_{name}", value)]
 WATCHED += ["--mca", "plm_rsh_agent", AGENT[-1]]

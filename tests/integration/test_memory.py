@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 import models
-from slides.synthetic import write_asap
+from slides.synthetic.demo import write_asap
 from tests.integration.bench import ROOT
 from tests.integration.test_train import rows_of, small
 from tests.integration.tiny import TUMOUR_XY, TinySet, train

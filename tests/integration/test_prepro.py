@@ -26,7 +26,7 @@ def test_the_script_passes_words_on_as_they_are(bench: Bench):
     python = str(bench.bin / "python")
     given = {"WIDEFOV_ENV": "active", "DRY_RUN": "1"}
     done = bench.run(ROOT / "run_prepro.sh", "--out", "a 'b' $(touch x)", **given)
-    assert shell_words(done.stdout) == [python, "-u", str(ROOT / "prepro.py"), "--out", "a 'b' $(touch x)"]
+    assert shell_words(done.stdout) == [python, "-u", "-m", "preprocessing", "--out", "a 'b' $(touch x)"]
     done = bench.run(ROOT / "run_prepro.sh", **given)
     assert "--slide_path runs/demo/slides/train/images" in done.stdout
     done = bench.run(ROOT / "run_prepro.sh", "--help", STEP="check", **given)
@@ -146,7 +146,7 @@ def test_every_step_has_left_something(eight: Eight):
 
 def ended_in(step: str, eight: Eight, out: Path, by: signal.Signals, processes: int) -> int:
     """Start a run and end it when `step` has finished its first slide; returns its exit code."""
-    command = [sys.executable, str(ROOT / "prepro.py"), *eight.words(step, out, processes)]
+    command = [sys.executable, "-m", "preprocessing", *eight.words(step, out, processes)]
     run = subprocess.Popen(
         command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -192,7 +192,7 @@ def test_two_runs_on_one_folder(tmp_path: Path):
     with Held(tmp_path / "out"):
         done = prepare(*words)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"prepro.py: error: --out {tmp_path}/out is in use by process {os.getpid()} on ")
+    assert done.stderr.startswith(f"run_prepro.sh: error: --out {tmp_path}/out is in use by process {os.getpid()} on ")
     assert prepare(*words).returncode == 0
 
 
@@ -205,7 +205,7 @@ def test_a_full_disk(tmp_path: Path, eight: Eight):
     try:
         done = prepare(*eight.words("", disk / "out"))
         assert done.returncode == 2
-        assert f"prepro.py: error: the disk of --out {disk}/out is full" in done.stderr
+        assert f"run_prepro.sh: error: the disk of --out {disk}/out is full" in done.stderr
         assert "make room and run the same command again" in done.stderr
         assert "Traceback" not in done.stderr
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)

@@ -1,4 +1,4 @@
-"""run_remote.sh: ssh for the launchers, which ends a launcher that waits for a lost machine for ever."""
+"""launch/remote.sh: ssh for the launchers, which ends a launcher that waits for a lost machine for ever."""
 
 import time
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.bench import ROOT, Bench
 
-REMOTE = ROOT / "run_remote.sh"
+REMOTE = ROOT / "launch" / "remote.sh"
 
 
 def launcher(bench: Bench, seconds: int) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from samplers.patch import draw
 from samplers.replay import Replay
-from slides.annotation import read_annotations
+from slides.truth.annotation import read_annotations
 from tests.integration.bench import ROOT
 from tests.integration.tiny import SMALL, UM_PX, TinySet, run_train
 
@@ -109,7 +109,7 @@ def test_one_index_as_a_picture(run: tuple[TinySet, subprocess.CompletedProcess[
 
 
 def test_a_slide_that_goes_bad_is_stepped_around(tmp_path: Path) -> None:
-    from slides.tags import read_pages, tile_layout
+    from slides.tiff.tags import read_pages, tile_layout
 
     tiny = TinySet(tmp_path, train={"tumor_001": (1811, 1263), "tumor_002": (1287, 1301)})
     layout = tile_layout(tiny.slide("tumor_001"), read_pages(tiny.slide("tumor_001"))[0])

@@ -59,7 +59,8 @@ class Clone(Bench):
         super().__init__(folder)
         self.repo = folder / "wide fov"
         self.repo.mkdir()
-        for name in ("setup_env.sh", "setup_build.sh", "run_train.sh", "requirements.txt", "requirements-dev.txt"):
+        (self.repo / "launch").mkdir()
+        for name in ("setup_env.sh", "launch/build.sh", "run_train.sh", "requirements.txt", "requirements-dev.txt"):
             shutil.copy2(ROOT / name, self.repo / name)
         self.venv = folder / "venv"
         self.calls = folder / "pip.calls"

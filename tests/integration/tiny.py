@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slides.synthetic import write_asap, write_pyramid
+from slides.synthetic.demo import write_asap, write_pyramid
 from tests.integration.bench import ROOT
 
 UM_PX = 2.0

@@ -15,20 +15,20 @@ import pytest
 import tensorflow as tf
 
 import models
+from artifacts.checkpoints import named_variables
 from models.recompute import Recomputed, naming
-from option_groups import OPTIMIZERS
+from options.groups import OPTIMIZERS
+from parallel.comm import AgreedError, SoloComm, connect, together
 from samplers.mining import Entry
 from samplers.pipeline import Feed, grid_feed, rank_indices
+from segmentation.losses import LOSSES, Loss
+from segmentation.pixel_counts import Tally
+from segmentation.validation import Validator
 from tests.single.test_pipeline import load, pool
 from tests.small import network
-from training.checkpoint import named_variables
-from training.comm import AgreedError, SoloComm, connect, together
-from training.losses import LOSSES, Loss
 from training.optimizer import Adam, build
 from training.schedule import Schedule, scaling
 from training.step import TrainStep, require_finite
-from training.tally import Tally
-from training.validate import Validator
 
 RTOL = 2e-5
 

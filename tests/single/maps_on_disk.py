@@ -3,7 +3,7 @@
 import numpy as np
 
 from inference.maps import Maps
-from slides.pyramid import tiles_of_bands, write_mask_pyramid
+from slides.tiff.pyramid import tiles_of_bands, write_mask_pyramid
 
 NAMES = ("normal", "tumour", "benign", "necrosis")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from slides.synthetic import write_case, write_pyramid
+from slides.synthetic.demo import write_case, write_pyramid
 
 # A px of 1.944 um is a quarter of the organisers' 7.776 um: cells of lesions are 4 x 4 level-0 px.
 UM_PX = 1.944

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import shapely
 
-from slides.annotation import DEFAULT_LABEL_MAP, AnnotationError, describe, paint, read_annotations
 from slides.geometry import Window
-from slides.raster import edges_of, rasterise
-from slides.synthetic import write_asap
+from slides.synthetic.demo import write_asap
+from slides.truth.annotation import DEFAULT_LABEL_MAP, AnnotationError, describe, paint, read_annotations
+from slides.truth.raster import edges_of, rasterise
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "annotations"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real annotations are not at {DATA}")
@@ -202,7 +202,7 @@ def test_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(AnnotationError, match="cannot be read"):
         read_annotations(tmp_path / "none.xml", DEFAULT_LABEL_MAP)
     path = xml(tmp_path, annotation(SQUARE))
-    monkeypatch.setattr("slides.annotation.MAX_XML_BYTES", 100)
+    monkeypatch.setattr("slides.truth.annotation.MAX_XML_BYTES", 100)
     with pytest.raises(AnnotationError, match="at most 100 bytes"):
         read_annotations(path, DEFAULT_LABEL_MAP)
 

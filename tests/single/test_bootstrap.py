@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from evaluation.bootstrap import interval, of_counts, resamples
-from evaluation.confusion import auc, miou
+from metrics.bootstrap import interval, of_counts, resamples
+from metrics.confusion import auc, miou
 
 
 def test_resamples_are_seeded_and_draw_every_slide_alike() -> None:

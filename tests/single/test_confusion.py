@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from evaluation.confusion import (
+from metrics.confusion import (
     IGNORE,
     accuracy,
     auc,

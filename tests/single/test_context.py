@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import shapely
 
-from slides.context import GAP, LINE_PX, SLIDES, ContextSlide, context_image, lines, make_context, outline
 from slides.geometry import Window
 from slides.reader import Slide
-from slides.synthetic import rasterised
-from slides.truth import open_truth
+from slides.synthetic.context import GAP, LINE_PX, SLIDES, ContextSlide, context_image, lines, make_context, outline
+from slides.synthetic.demo import rasterised
+from slides.truth.interface import open_truth
 
 SMALL = ContextSlide("tumor_007", "val", "violet", side=640, rings=2, decoys=3, radius=(90.0, 150.0))
 WHOLE = Window((0.0, 0.0), (640, 640), (1.0, 1.0))

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocessing.pairing import Case
+from cohorts.pairing import Case
 from samplers.dataset import Reading, SlideSet, check_field_of_view, open_set
-from slides.synthetic import position_coded, write_asap
+from slides.synthetic.demo import position_coded, write_asap
 
 HOW = Reading({"_0": 1}, (), None, None, bb_downsample=1, classes=2)
 

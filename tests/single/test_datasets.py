@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.datasets import by_centers, camelyon, filter_centers, read_stages
-from preprocessing.pairing import Case
+from cohorts.camelyon import by_centers, camelyon, filter_centers, read_stages
+from cohorts.pairing import Case
 
 REAL_STAGES = Path(__file__).resolve().parents[3] / "shared" / "data" / "tables" / "camelyon17_stage_labels_000-049.csv"
 STAGES = """patient,stage

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import doctor
-from checks import choices, data
-from checks.report import FAIL, PASS, WARN, Finding, Report, passed
-from slides.synthetic import write_pyramid
+from doctor import data, option_lints
+from doctor import examination as doctor
+from doctor.report import FAIL, PASS, WARN, Finding, Report, passed
+from slides.synthetic.demo import write_pyramid
 from tests.healthy import TASK, levels, only
 from tests.integration.tiny import TinySet, write_label, write_slide
 
@@ -137,7 +137,7 @@ def test_a_slide_that_crashes_its_reader_is_a_finding(tiny: TinySet, monkeypatch
 
 
 def test_sensible_options() -> None:
-    assert levels(choices.choices(TASK, 2)) == [PASS]
+    assert levels(option_lints.choices(TASK, 2)) == [PASS]
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ def test_sensible_options() -> None:
     ],
 )
 def test_options_hardly_meant(changed: dict[str, Any], count: int, found: str) -> None:
-    got = list(choices.choices(replace(TASK, **changed), count))
+    got = list(option_lints.choices(replace(TASK, **changed), count))
     assert found in [finding.found[: len(found)] for finding in got]
     assert {finding.level for finding in got} == {WARN}
 
 
 def test_batch_1_is_fine_with_sync_bn() -> None:
-    assert levels(choices.choices(replace(TASK, batch=1, sync_bn=True), 2)) == [PASS]
+    assert levels(option_lints.choices(replace(TASK, batch=1, sync_bn=True), 2)) == [PASS]
 
 
 def test_command_lines(tiny: TinySet) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from checks import launch, rank, ranks, room, software
-from checks.job import Launch, read_launch
-from checks.launch import MARK, outcome
-from checks.report import FAIL, PASS, WARN, Finding, passed
+from cohorts.pairing import Case
+from doctor import launch, rank, ranks, resources, software
+from doctor.job import Launch, read_launch
+from doctor.launch import MARK, outcome
+from doctor.report import FAIL, PASS, WARN, Finding, passed
 from models import build
-from preprocessing.pairing import Case
+from parallel.comm import SoloComm
 from tests.healthy import START, TASK, a_rank, levels, only
-from training.comm import SoloComm
 
 # -------------------------------------------------------------------------------------------------- software
 
@@ -196,7 +196,7 @@ def test_what_one_rank_reports(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # TensorFlow's threads can only be chosen before its first use, which another test may have been.
-    monkeypatch.setattr("training.devices.use_devices", lambda _: "1 CPU thread per rank")
+    monkeypatch.setattr("parallel.devices.use_devices", lambda _: "1 CPU thread per rank")
     (tmp_path / "slides").mkdir()
     (tmp_path / "code.py").write_text("x", encoding="utf-8")
     task = replace(TASK, inputs={"slide_path": tmp_path / "slides"}, log_dir=tmp_path / "runs" / "new")
@@ -236,8 +236,8 @@ def test_disk() -> None:
     need = 4_000_000 * 84 + 200_000_000
     for free, level in ((2 * need, PASS), (2 * need - 1, WARN), (need - 1, FAIL)):
         there = {"there": "/runs", "free": free, "error": None}
-        assert levels(room.checkpoints([a_rank(log_dir=there)], TASK)) == [level]
-    assert list(room.checkpoints([a_rank()], replace(TASK, log_dir=None))) == []
+        assert levels(resources.checkpoints([a_rank(log_dir=there)], TASK)) == [level]
+    assert list(resources.checkpoints([a_rank()], replace(TASK, log_dir=None))) == []
 
 
 def test_stage_dir(tmp_path: Path) -> None:
@@ -245,31 +245,31 @@ def test_stage_dir(tmp_path: Path) -> None:
     cases = [Case("a", tmp_path / "a.tif", None)]
     task = replace(TASK, stage_dir=Path("/scratch"), stage_bytes=1000)
     there = {"there": "/scratch", "free": 10**6, "error": None}
-    assert levels(room.staged([a_rank(stage_dir=there)], task, cases)) == [PASS]
-    assert levels(room.staged([a_rank(stage_dir=there)], replace(task, stage_bytes=999), cases)) == [WARN]
-    assert levels(room.staged([a_rank(stage_dir=there | {"free": 1000})], task, cases)) == [WARN]
-    assert levels(room.staged([a_rank(stage_dir=there | {"error": "read-only"})], task, cases)) == [FAIL]
+    assert levels(resources.staged([a_rank(stage_dir=there)], task, cases)) == [PASS]
+    assert levels(resources.staged([a_rank(stage_dir=there)], replace(task, stage_bytes=999), cases)) == [WARN]
+    assert levels(resources.staged([a_rank(stage_dir=there | {"free": 1000})], task, cases)) == [WARN]
+    assert levels(resources.staged([a_rank(stage_dir=there | {"error": "read-only"})], task, cases)) == [FAIL]
 
 
 @pytest.mark.parametrize(("total", "free", "level"), [(64.0, 60.0, PASS), (64.0, 0.5, WARN), (0.5, 0.5, FAIL)])
 def test_memory(total: float, free: float, level: str) -> None:
     here = {"total": total, "free": free, "what": "machine"}
-    assert levels(room.memory([a_rank(memory=here)], TASK)) == [level]
+    assert levels(resources.memory([a_rank(memory=here)], TASK)) == [level]
 
 
 def test_memory_of_several_ranks_on_a_node() -> None:
-    each = room.costs("effdetd0")["none"].step_gib(128, 2)
+    each = resources.costs("effdetd0")["none"].step_gib(128, 2)
     here = {"total": 64.0, "free": 3 * each, "what": "machine"}
-    assert levels(room.memory([a_rank(memory=here, local_size=2)], TASK)) == [PASS]
-    assert levels(room.memory([a_rank(memory=here, local_size=4)], TASK)) == [WARN]
+    assert levels(resources.memory([a_rank(memory=here, local_size=2)], TASK)) == [PASS]
+    assert levels(resources.memory([a_rank(memory=here, local_size=4)], TASK)) == [WARN]
 
 
 def test_time_against_the_end_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    finding = only(room.duration([a_rank(), a_rank(1, gflop_s=50.0)], TASK))
+    finding = only(resources.duration([a_rank(), a_rank(1, gflop_s=50.0)], TASK))
     assert finding.level == PASS
     assert "a step of 4 images" in finding.found
     assert "for 1000 steps" in finding.found
     assert "50 GFLOP/s a rank" in finding.found
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1000")
-    assert levels(room.duration([a_rank()], TASK)) == [WARN]
+    assert levels(resources.duration([a_rank()], TASK)) == [WARN]

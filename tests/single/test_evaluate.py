@@ -14,7 +14,7 @@ import pytest
 from predictions import TUMOUR, UM_PX, prediction, slide
 
 import evaluate
-from slides.synthetic import write_pyramid
+from slides.synthetic.demo import write_pyramid
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FALSE = (280, 200, 320, 220)
@@ -346,11 +346,11 @@ def test_help_is_quick_and_nothing_needs_tensorflow(data: Path) -> None:
 
 
 def test_blocks_and_one_read_give_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import evaluation_slide
+    from evaluation import slide
 
     whole = run(data)
     regions = (data / "out" / "false_positives.csv").read_text()
-    monkeypatch.setattr(evaluation_slide, "BLOCK_PX", 37)
+    monkeypatch.setattr(slide, "BLOCK_PX", 37)
     parts = run(data)
     for metrics in (whole, parts):
         del metrics["seconds"]

@@ -13,9 +13,9 @@ from samplers import draw as drawing
 from samplers.patch import PatchReader, PatchRequest
 from samplers.pipeline import rank_indices
 from slides.reader import Slide
-from slides.synthetic import write_asap, write_levels
-from slides.texture import STAINS, blob, stained_tissue
-from slides.truth import EmptyTruth, XmlTruth
+from slides.synthetic.demo import write_asap, write_levels
+from slides.synthetic.texture import STAINS, blob, stained_tissue
+from slides.truth.interface import EmptyTruth, XmlTruth
 from tests.single.test_samplers import cells, index_of
 
 SIGNIFICANCE = 0.001

@@ -15,14 +15,14 @@ import pytest
 import tensorflow as tf
 
 import export
-import exporting
 import models
-from export_options import export_options
-from model_facts import Given
+from artifacts import exporting
+from artifacts.loading import open_model
+from artifacts.metadata import Given
+from options.export import export_options
 from tests.single.test_imports import REPOSITORY
 from tests.single.test_trained import by_hand, disturb, noise, run_options, save
 from tests.single.test_trained_others import Served, red, write_served
-from trained import open_model
 
 RED = ("--resolution", "0.5", "--input_range", "-1", "1")
 

@@ -15,7 +15,7 @@ from preprocessing.extract_tissue import read_labels
 from preprocessing.reading import write_cells
 from slides.geometry import Trim
 from slides.reader import Slide
-from slides.synthetic import write_pyramid
+from slides.synthetic.demo import write_pyramid
 from slides.trimming import read_trim, tissue_tile
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import models
-from training.comm import SoloComm
-from training.losses import Loss
+from parallel.comm import SoloComm
+from segmentation.losses import Loss
 from training.optimizer import Adam
 from training.step import TrainStep
 

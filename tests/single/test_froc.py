@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.froc import Hits, Scorer, froc, slide_hits
-from evaluation.lesions import Lesions, lesion_map
+from metrics.froc import Hits, Scorer, froc, slide_hits
+from metrics.lesions import Lesions, lesion_map
 
 FOCI = (114, 228, 342, 457)
 HITS = ((114, 0.8), (228, 0.8))

@@ -9,29 +9,35 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Folder -> folders of ours it may import, besides itself.
-MAY_IMPORT = {
-    "slides": set(),
+# Folder -> folders of ours it may import, besides itself. A task (segmentation) may import all parts, but no task.
+PARTS = {
+    "system": set(),
     "models": set(),
-    "evaluation": set(),
+    "metrics": set(),
+    "slides": {"system"},
+    "parallel": {"system"},
+    "cohorts": {"system", "slides"},
     "samplers": {"slides"},
-    "preprocessing": {"slides"},
-    "inference": {"slides", "samplers"},
-    "training": {"evaluation"},
-    "checks": {"slides", "samplers", "preprocessing", "models", "training"},
+    "inference": {"system", "slides", "samplers"},
+    "options": {"parallel", "slides", "metrics", "artifacts", "preprocessing"},
+    "training": {"system", "parallel", "metrics", "segmentation"},
+    "artifacts": {"models", "slides", "options"},
+    "preprocessing": {"system", "slides", "cohorts", "options"},
+    "evaluation": {"metrics", "inference", "samplers", "slides", "cohorts", "artifacts"},
+    "launch": set(),
+}
+MAY_IMPORT = {
+    **PARTS,
+    "parallel": {"system", "options", "training"},
+    "segmentation": set(PARTS),
+    "doctor": {*PARTS, "segmentation"},
 }
 # They run things and are not run by the rest, so they may import anything of ours.
 FREE = {"tests", "benchmarks"}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}
-USES_TENSORFLOW = {"models", "training"}
+USES_TENSORFLOW = {"models", "training", "artifacts", "parallel", "segmentation"}
 USES_TENSORFLOW_TOO = {"samplers/pipeline.py", "samplers/augment.py"}
-# by entry scripts
-SHARED = {
-    "evaluation_inputs", "evaluation_options", "evaluation_slide", "exits", "export_options", "exporting", "going_on",
-    "inputs", "model_facts", "option_groups", "option_types", "options", "prediction_options", "saved_models",
-    "trained",
-}  # fmt: skip
-USES_HOROVOD = {"training/comm.py"}
+USES_HOROVOD = {"parallel/comm.py"}
 
 
 def imported(source: str, path: str) -> list[tuple[int, str]]:
@@ -94,15 +100,15 @@ def _refused(path: str, target: str, entries: set[str], folders: Iterable[str]) 
     if folder in FREE:
         return None
     if target == "horovod" and path not in USES_HOROVOD:
-        return "only training/comm.py knows Horovod"
+        return "only parallel/comm.py knows Horovod"
     if target in TENSORFLOW and folder and folder not in USES_TENSORFLOW and path not in USES_TENSORFLOW_TOO:
         return f"{folder} works without TensorFlow"
     if target in FREE & set(folders):
         return "tests and benchmarks are not imported"
     if folder is None:
-        return None if target in SHARED or target not in entries else "entry scripts are not imported"
+        return None if target not in entries else "entry scripts are not imported"
     if target in entries:
-        return "entry scripts, options and inputs are for entry scripts"
+        return "entry scripts are not imported"
     if target in MAY_IMPORT and target != folder and target not in MAY_IMPORT.get(folder, set()):
         return f"{folder} may import {', '.join(sorted(MAY_IMPORT.get(folder, set()))) or 'nothing'} of ours"
     return None
@@ -122,18 +128,18 @@ def our_sources() -> dict[str, str]:
 
 def test_the_repository_keeps_the_rules() -> None:
     sources = our_sources()
-    assert "preprocessing/pairing.py" in sources
+    assert "cohorts/pairing.py" in sources
     assert violations(sources) == []
 
 
 ALLOWED = {
     "train.py": "import options, horovod_like\nimport tensorflow as tf\nfrom training import step\nimport models",
-    "options.py": "import argparse",
+    "predict.py": "import argparse",
     "slides/reader.py": "import numpy\nfrom slides.geometry import Window\nfrom . import geometry",
     "samplers/pipeline.py": "import tensorflow\nfrom slides import reader",
     "samplers/__init__.py": "import importlib\nimportlib.import_module(f'samplers.{name}')",
-    "training/comm.py": "def start():\n    import horovod.tensorflow as hvd",
-    "training/validate.py": "from evaluation.confusion import miou\nfrom keras import ops",
+    "parallel/comm.py": "def start():\n    import horovod.tensorflow as hvd",
+    "segmentation/validation.py": "from metrics.confusion import miou\nfrom keras import ops",
     "tests/single/test_a.py": "import train, horovod, tensorflow",
     "benchmarks/input.py": "import train, tensorflow, samplers",
 }
@@ -146,7 +152,7 @@ def test_allowed_imports_pass() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "expected"),
     [
-        ("slides/a.py", "import samplers.grid", "1 imports samplers.grid: slides may import nothing of ours"),
+        ("slides/a.py", "import samplers.grid", "1 imports samplers.grid: slides may import system of ours"),
         ("samplers/a.py", "import os, training", "1 imports training: samplers may import slides of ours"),
         ("samplers/a.py", "from ..models import build", "1 imports models.build: samplers may import slides of ours"),
         (
@@ -155,31 +161,31 @@ def test_allowed_imports_pass() -> None:
             "1 imports models.build: samplers may import slides of ours",
         ),
         ("samplers/a.py", "from .. import models", "1 imports models: samplers may import slides of ours"),
-        ("evaluation/a.py", "from slides.reader import Slide", "1 imports slides.reader.Slide: evaluation may import"),
+        ("metrics/a.py", "from slides.reader import Slide", "1 imports slides.reader.Slide: metrics may import"),
         ("models/a.py", "import evaluation", "1 imports evaluation: models may import nothing of ours"),
-        ("training/a.py", "def f():\n    import slides", "2 imports slides: training may import evaluation of ours"),
-        ("inference/a.py", "import training", "1 imports training: inference may import samplers, slides of ours"),
+        ("training/a.py", "def f():\n    import slides", "2 imports slides: training may import metrics"),
+        (
+            "inference/a.py",
+            "import training",
+            "1 imports training: inference may import samplers, slides, system",
+        ),
         ("preprocessing/a.py", "if x:\n  import keras", "2 imports keras: preprocessing works without TensorFlow"),
         ("samplers/grid.py", "import tensorflow.io", "1 imports tensorflow.io: samplers works without TensorFlow"),
         ("slides/a.py", "__import__('tensorflow')", "1 imports tensorflow: slides works without TensorFlow"),
         (
             "slides/a.py",
             "importlib.import_module(f'models.{x}')",
-            "1 imports models.: slides may import nothing of ours",
+            "1 imports models.: slides may import system of ours",
         ),
         (
             "slides/a.py",
             "import_module(name='x', *['y'])\nimport train",
-            "2 imports train: entry scripts, options and inputs",
+            "2 imports train: entry scripts are not imported",
         ),
-        ("training/step.py", "import horovod.tensorflow", "1 imports horovod.tensorflow: only training/comm.py knows"),
-        ("train.py", "from horovod import tensorflow", "1 imports horovod.tensorflow: only training/comm.py knows"),
-        (
-            "training/step.py",
-            "from options import parse",
-            "1 imports options.parse: entry scripts, options and inputs are for",
-        ),
-        ("options.py", "import train", "1 imports train: entry scripts are not imported"),
+        ("training/step.py", "import horovod.tensorflow", "1 imports horovod.tensorflow: only parallel/comm.py knows"),
+        ("train.py", "from horovod import tensorflow", "1 imports horovod.tensorflow: only parallel/comm.py knows"),
+        ("training/a.py", "from options import parse", "1 imports options.parse: training may import metrics"),
+        ("predict.py", "import train", "1 imports train: entry scripts are not imported"),
         ("train.py", "import tests.single", "1 imports tests.single: tests and benchmarks are not imported"),
     ],
 )
@@ -194,8 +200,8 @@ def test_a_folder_without_a_rule_is_found() -> None:
 
 
 def test_every_violation_of_a_file_is_listed() -> None:
-    assert violations({"slides/a.py": "import models\nimport numpy\nfrom evaluation import confusion, froc"}) == [
-        "slides/a.py:1 imports models: slides may import nothing of ours",
-        "slides/a.py:3 imports evaluation.confusion: slides may import nothing of ours",
-        "slides/a.py:3 imports evaluation.froc: slides may import nothing of ours",
+    assert violations({"slides/a.py": "import models\nimport numpy\nfrom metrics import confusion, froc"}) == [
+        "slides/a.py:1 imports models: slides may import system of ours",
+        "slides/a.py:3 imports metrics.confusion: slides may import system of ours",
+        "slides/a.py:3 imports metrics.froc: slides may import system of ours",
     ]

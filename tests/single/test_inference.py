@@ -7,7 +7,7 @@ from inference.reading import read_window
 from inference.scratch import Cells, RunWriter, plane_names, planes_of
 from inference.windows import MapGrid, Run, TissueCells, in_stripes, map_grid, share_out, with_tissue
 from slides.reader import Slide, SlideError
-from slides.synthetic import position_coded, write_levels
+from slides.synthetic.demo import position_coded, write_levels
 
 # --- windows ----------------------------------------------------------------------------------------------------------
 

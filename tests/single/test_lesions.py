@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.lesions import MAP_UM_PX, lesion_map, longest_diameters_um, major_axes_px
+from metrics.lesions import MAP_UM_PX, lesion_map, longest_diameters_um, major_axes_px
 
 # 75 um at 7.776 um/px: px nearer than 4.82 px join, so foci with up to 8 px between them become one.
 NOTHING_LEFT_OUT = 0.0

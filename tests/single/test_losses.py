@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import option_groups
-from training.losses import LOSSES, Loss, joint_value, total
+from options import groups
+from segmentation.losses import LOSSES, Loss, joint_value, total
 
 RNG = np.random.default_rng(7)
 
 
 def test_the_option_knows_every_loss():
-    assert option_groups.LOSSES == LOSSES
+    assert groups.LOSSES == LOSSES
 
 
 def test_loss_by_hand():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CALL = "from training.lost_daemon import end_daemon_later; print(end_daemon_later(1), flush=True)"
+CALL = "from parallel.stranded_daemon import end_daemon_later; print(end_daemon_later(1), flush=True)"
 
 
 def parent_called(name: str, folder: Path) -> "subprocess.Popen[str]":

@@ -11,9 +11,9 @@ import tifffile
 
 from preprocessing.mask_to_xml import mask_to_xml
 from preprocessing.xml_to_mask import Field, xml_to_mask
-from slides.asap_areas import asap_label_map
-from slides.synthetic import write_levels
-from slides.truth import XmlTruth
+from slides.synthetic.demo import write_levels
+from slides.truth.asap_areas import asap_label_map
+from slides.truth.interface import XmlTruth
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ import pytest
 import pyvips
 import tifffile
 
-from slides import tiled_tiff
 from slides.reader import Slide, SlideError
+from slides.tiff import tiled_tiff
 from tests.single.ome_files import (
     APERIO_YCBCR,
     JPEG,

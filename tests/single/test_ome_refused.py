@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from slides import ome, tiled_tiff
 from slides.reader import Slide, SlideError
+from slides.tiff import ome, tiled_tiff
 from tests.single.ome_files import (
     APERIO_YCBCR,
     JPEG,

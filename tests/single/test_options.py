@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from options import as_json, train_options
+from options.train import as_json, train_options
 
 DATA = ("--slide_path", "S", "--label_path", "L")
 

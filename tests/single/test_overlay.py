@@ -15,7 +15,7 @@ from inference.overlay import MOST_OPAQUE, _blend, _colours, _legend, _outline, 
 from inference.polygons import Region
 from slides.geometry import Window
 from slides.reader import Slide, SlideError
-from slides.synthetic import write_levels
+from slides.synthetic.demo import write_levels
 
 
 def white_slide(path, size_xy=(300, 200), um_px=0.25):

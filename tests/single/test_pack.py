@@ -21,7 +21,7 @@ from preprocessing import pack
 from preprocessing.pack import main
 from slides.packed import Member, PackedFiles, PackError, check_name, index_path, index_text
 from slides.reader import Slide
-from slides.synthetic import position_coded
+from slides.synthetic.demo import position_coded
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.pairing import Case, centre_of, find_slides, known_problems, list_files, pair
+from cohorts.pairing import Case, centre_of, find_slides, known_problems, list_files, pair
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "c16mosaic"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from training import control_group, placement
-from training.comm import SoloComm
-from training.devices import pinning
-from training.placement import Placement, cpu_quota, describe, faults, job_cpus, numbers, ranges, threads_per_rank
+from parallel.comm import SoloComm
+from parallel.devices import pinning
+from system import cgroups, placement
+from system.placement import Placement, cpu_quota, describe, faults, job_cpus, numbers, ranges, threads_per_rank
 
 Machine = Callable[..., None]
 
@@ -23,8 +23,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
         monkeypatch.setattr(os, "cpu_count", lambda: cpus)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
         (tmp_path / "groups").write_text(lines, encoding="utf-8")
-        monkeypatch.setattr(control_group, "GROUPS", tmp_path / "groups")
-        monkeypatch.setattr(control_group, "ROOT", tmp_path / "tree")
+        monkeypatch.setattr(cgroups, "GROUPS", tmp_path / "groups")
+        monkeypatch.setattr(cgroups, "ROOT", tmp_path / "tree")
         for name, text in files.items():
             file = tmp_path / "tree" / name.replace("__", ".").replace("_in_", "/")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def test_a_quota_bounds_threads(machine: Machine, text: str, ranks: int, threads
 
 def test_without_control_groups(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine(6, 6)
-    monkeypatch.setattr(control_group, "GROUPS", tmp_path / "absent")
+    monkeypatch.setattr(cgroups, "GROUPS", tmp_path / "absent")
     assert (job_cpus(), cpu_quota()) == (6, float("inf"))
 
 

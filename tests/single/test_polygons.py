@@ -12,14 +12,14 @@ from maps_on_disk import write_maps
 from inference import annotations
 from inference.annotations import write_asap, write_geojson
 from inference.polygons import Region, regions
-from slides.annotation import DEFAULT_LABEL_MAP
-from slides.asap_areas import asap_label_map
-from slides.asap_areas import filled_holes as holes_of
 from slides.geometry import Window
-from slides.raster import edges_of, rasterise
 from slides.reader import Slide
-from slides.synthetic import position_coded
-from slides.truth import XmlTruth
+from slides.synthetic.demo import position_coded
+from slides.truth.annotation import DEFAULT_LABEL_MAP
+from slides.truth.asap_areas import asap_label_map
+from slides.truth.asap_areas import filled_holes as holes_of
+from slides.truth.interface import XmlTruth
+from slides.truth.raster import edges_of, rasterise
 
 NAMES = {0: "normal", 1: "tumour", 2: "benign", 3: "necrosis"}
 

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 import models
+from parallel.comm import SoloComm
+from segmentation.losses import Loss
 from tests.single.test_training import batch
 from tests.small import network
-from training.comm import SoloComm
-from training.losses import Loss
 from training.optimizer import Adam
 from training.precision import GROW_AFTER, START, LossScale
 from training.step import TrainStep

@@ -8,7 +8,7 @@ from inference.plan import plan_slide
 from inference.scratch import run_path
 from inference.slide_list import done_before, listed
 from slides.reader import SlideError
-from slides.synthetic import position_coded, write_pyramid
+from slides.synthetic.demo import position_coded, write_pyramid
 
 VIEW = {"img_size": 128, "um_px": 2.0, "overlap": 0.25, "bb_downsample": 7, "classes": 2}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cohorts.pairing import Case
 from preprocessing.check import Options, duplicates, make
 from preprocessing.command import main
-from preprocessing.findings import PASS, WARN
-from preprocessing.pairing import Case
 from preprocessing.reading import Reading
-from slides.synthetic import write_asap, write_levels, write_pyramid
+from slides.synthetic.demo import write_asap, write_levels, write_pyramid
+from system.findings import PASS, WARN
 from tests.integration.tiny import TUMOUR_XY, tissue, write_label, write_slide
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inputs import Inputs
-from options import train_options
+from cohorts.pairing import Case
+from cohorts.sets import from_manifest
+from cohorts.splits import stratified
+from options.train import train_options
+from parallel.comm import SoloComm
 from preprocessing.command import main
-from preprocessing.pairing import Case
-from preprocessing.sets import from_manifest
-from preprocessing.split import stratified
-from slides.synthetic import write_pyramid
+from segmentation.inputs import Inputs
+from slides.synthetic.demo import write_pyramid
 from tests.integration.tiny import write_label, write_slide
-from training.comm import SoloComm
 
 ALL = ([-1], [-1])
 
@@ -28,7 +28,7 @@ def data(tmp_path: Path) -> Path:
         write_slide(folder / "images" / f"{name}.tif", (301, 263), seed, tumour=name.startswith("tumor"))
     write_label(folder / "xml" / "tumor_2.xml")
     rings = {"_0": [(60, 70), (180, 70), (180, 200), (60, 200)], "_2": [(80, 80), (100, 80), (100, 90), (80, 90)]}
-    from slides.synthetic import write_asap
+    from slides.synthetic.demo import write_asap
 
     write_asap(folder / "xml" / "tumor_1.xml", [(group, np.array(ring, float)) for group, ring in rings.items()])
     return folder

@@ -9,8 +9,8 @@ import tifffile
 
 from preprocessing.command import main
 from slides.reader import Slide
-from slides.synthetic import write_levels
-from slides.truth import MaskTruth, XmlTruth
+from slides.synthetic.demo import write_levels
+from slides.truth.interface import MaskTruth, XmlTruth
 from tests.integration.tiny import write_label, write_slide
 
 SHAPE_XY = (297, 271)

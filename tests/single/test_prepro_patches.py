@@ -10,15 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
+from cohorts.pairing import Case
 from preprocessing import tfrecord
 from preprocessing.command import main
 from preprocessing.extract_patches import FATES, Options, make
-from preprocessing.pairing import Case
 from preprocessing.patch_grid import Grid
 from preprocessing.patch_writers import png
 from preprocessing.reading import Reading, write_cells
 from slides.reader import Slide
-from slides.synthetic import position_coded, write_asap, write_levels
+from slides.synthetic.demo import position_coded, write_asap, write_levels
 
 UM_PX = 2.0
 ROOT = Path(__file__).resolve().parents[2]

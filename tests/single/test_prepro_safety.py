@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cohorts.sets import from_manifest
 from preprocessing import check
 from preprocessing.command import STEPS, main
-from preprocessing.sets import from_manifest
 from tests.integration.tiny import write_label, write_slide
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -223,7 +223,7 @@ def test_a_name_with_blanks_around_it_comes_back_from_the_manifest(tmp_path):
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_outputs(closed, tmp_path):
     data = make_set(tmp_path, "normal_1")
-    words = f"'{sys.executable}' prepro.py --steps tissue --slide_path '{data}/img' --out '{data}/out' {closed}"
+    words = f"'{sys.executable}' -m preprocessing --steps tissue --slide_path '{data}/img' --out '{data}/out' {closed}"
     assert subprocess.run(["bash", "-c", words], cwd=REPOSITORY, check=False).returncode == 0
     assert (data / "out" / "tissue" / "normal_1.tif").is_file()
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import tifffile
 
+from cohorts.pairing import Case
 from preprocessing.command import main
-from preprocessing.pairing import Case
 from preprocessing.reading import Reading, draw_outline, read_cells, write_cells
 from preprocessing.tissue import Options, make
 from slides.artefacts import is_black, pen_px
 from slides.reader import Slide
-from slides.synthetic import write_levels, write_pyramid
+from slides.synthetic.demo import write_levels, write_pyramid
 from slides.tissue import in_cells, pen_marks, tissue_mask
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from training import pulse as pulse_module
-from training.leaving import HOSTS_CHANGED, Leaving
-from training.pulse import READING, Pulse
+from parallel import heartbeat as pulse_module
+from parallel.heartbeat import READING, Pulse
+from parallel.preemption import HOSTS_CHANGED, Leaving
 
 TIMEOUT_S = 1.0
 

@@ -13,12 +13,12 @@ import pytest
 import pyvips
 import tifffile
 
-from slides import pyramid
-from slides.files import written_whole
-from slides.mask_truth import MaskTruth
-from slides.pyramid import halved_sizes, tiles_of_bands, write_mask_pyramid
 from slides.reader import Slide
-from slides.synthetic import position_coded
+from slides.synthetic.demo import position_coded
+from slides.tiff import pyramid
+from slides.tiff.pyramid import halved_sizes, tiles_of_bands, write_mask_pyramid
+from slides.truth.mask_truth import MaskTruth
+from system.atomic_files import written_whole
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -266,7 +266,7 @@ def test_images_that_could_pass_4_gb_are_bigtiff(tmp_path):
 LARGE = """
 import numpy as np
 from benchmarks.report import peak_resident_bytes
-from slides.pyramid import write_mask_pyramid
+from slides.tiff.pyramid import write_mask_pyramid
 noise = np.random.default_rng(0).integers(0, 200, (512, 512)).astype(np.uint8)
 before = peak_resident_bytes()
 def tile_of(row, column):
@@ -334,7 +334,7 @@ def test_nothing_is_left_when_the_file_itself_does_not_fit(tmp_path):
     """A limit on the size of files stands for the full disk: the kernel refuses the write."""
     code = (
         "import resource, signal, numpy as np\n"
-        "from slides.pyramid import write_mask_pyramid\n"
+        "from slides.tiff.pyramid import write_mask_pyramid\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "noise = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)\n"

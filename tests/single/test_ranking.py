@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from evaluation.ranking import auc_R, roc
+from metrics.ranking import auc_R, roc
 
 
 def test_the_curve_on_paper() -> None:

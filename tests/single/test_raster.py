@@ -7,8 +7,8 @@ import pytest
 import shapely
 
 from slides.geometry import Window
-from slides.outline import outlines
-from slides.raster import edges_of, rasterise, touched_cells
+from slides.truth.outline import outlines
+from slides.truth.raster import edges_of, rasterise, touched_cells
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "c16mosaic" / "train"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")

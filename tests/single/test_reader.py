@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slides import backends, tiled_tiff
 from slides.geometry import Window
 from slides.reader import Slide
-from slides.synthetic import decode, position_coded, write_levels
+from slides.synthetic.demo import decode, position_coded, write_levels
+from slides.tiff import backends, tiled_tiff
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")

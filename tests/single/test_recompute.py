@@ -163,7 +163,7 @@ def test_memory_is_saved(pytestconfig: pytest.Config) -> None:
 
 GIVEN_BACK = """
 import os
-from training.allocator import give_back_memory
+from system.allocator import give_back_memory
 give_back_memory()
 import tensorflow as tf
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20

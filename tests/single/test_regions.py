@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.regions import Region, false_regions
-from evaluation_slide import _cells
+from evaluation.slide import _cells
+from metrics.regions import Region, false_regions
 from slides.reader import Slide
-from slides.synthetic import position_coded
+from slides.synthetic.demo import position_coded
 
 
 def test_regions_without_tumour_biggest_first() -> None:

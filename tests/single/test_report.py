@@ -13,9 +13,9 @@ from PIL import Image
 
 import evaluate
 from evaluation.charts import Axis, chart, matrix, short, thinned
-from evaluation.froc import Hits
 from evaluation.report import html
-from evaluation.summary import SlideScores, Summary, plain, summarise
+from metrics.froc import Hits
+from metrics.summary import SlideScores, Summary, plain, summarise
 
 PICTURE = "data:image/jpeg;base64,AAAA"
 

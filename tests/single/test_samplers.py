@@ -14,8 +14,8 @@ from samplers.index import Places, SlideIndex, cell_side_l0, index_slide, own_re
 from samplers.patch import GRID, Patch, PatchReader, PatchRequest, draw
 from samplers.pipeline import rank_indices
 from slides.reader import Slide
-from slides.synthetic import decode, position_coded, write_asap
-from slides.truth import EmptyTruth, XmlTruth
+from slides.synthetic.demo import decode, position_coded, write_asap
+from slides.truth.interface import EmptyTruth, XmlTruth
 
 CELL = 10  # level-0 px per search cell in these tests
 

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import pytest
 
+from artifacts.checkpoints import CheckpointError, Checkpoints, read_arrays
 from models import weights
 from models.weights import build_with_weights, load_weights
-from slides.annotation import DEFAULT_LABEL_MAP, AnnotationError, read_annotations
+from slides.truth.annotation import DEFAULT_LABEL_MAP, AnnotationError, read_annotations
 from tests.single.test_imports import our_sources
-from training.checkpoint import CheckpointError, Checkpoints, read_arrays
 
 
 class Evil:
@@ -196,7 +196,7 @@ def unsafe(source: str) -> list[str]:
 
 def test_no_unsafe_call_in_the_program() -> None:
     sources = {path: text for path, text in our_sources().items() if not path.startswith("tests/")}
-    assert "training/checkpoint.py" in sources
+    assert "artifacts/checkpoints.py" in sources
     assert [f"{path}:{line}" for path, text in sources.items() for line in unsafe(text)] == []
 
 

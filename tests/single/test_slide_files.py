@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from slides import backends
 from slides.geometry import Window
 from slides.reader import Slide, SlideError
-from slides.synthetic import decode, position_coded, write_levels, write_pyramid
-from slides.tags import TagError, read_pages
+from slides.synthetic.demo import decode, position_coded, write_levels, write_pyramid
+from slides.tiff import backends
+from slides.tiff.tags import TagError, read_pages
 from tests.single.sparse import write_sparse
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.pairing import Case
-from preprocessing.split import split
+from cohorts.pairing import Case
+from cohorts.splits import split
 
 
 def slide(slide_id: str, labelled: bool = False, patient: str | None = None) -> Case:

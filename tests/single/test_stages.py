@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from evaluation.stages import (
+from metrics.stages import (
     STAGES,
     Submission,
     node_class,

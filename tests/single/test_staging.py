@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from preprocessing.pairing import Case
-from preprocessing.staging import Place, Staging, remove_abandoned
+from cohorts.pairing import Case
+from cohorts.staging import Place, Staging, remove_abandoned
 
 
 def case(folder, name, size, label="tif"):

@@ -16,8 +16,8 @@ from inference.maps import MapPyramid, Maps
 from inference.outputs import OutputOptions, write_outputs
 from inference.summary import Predicted, summary, write_summary
 from slides.reader import Slide
-from slides.synthetic import position_coded
-from slides.truth import MaskTruth
+from slides.synthetic.demo import position_coded
+from slides.truth.interface import MaskTruth
 
 RUN = Predicted("runs/a/final.keras", windows=12, windows_unreadable=1, tissue_mm2=0.5, um_px=2.0, options={"batch": 4})
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from slides.annotation import DEFAULT_LABEL_MAP, read_annotations
 from slides.geometry import Window
 from slides.reader import Slide
-from slides.synthetic import DEMO, decode, exact_code, make_demo, position_coded, ramp_code
+from slides.synthetic.demo import DEMO, decode, exact_code, make_demo, position_coded, ramp_code
 from slides.tissue import tissue_mask
-from slides.truth import open_truth
+from slides.truth.annotation import DEFAULT_LABEL_MAP, read_annotations
+from slides.truth.interface import open_truth
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import pyvips
 
-from slides import backends, tiled_tiff
 from slides.reader import Slide, SlideError
-from slides.tags import read_pages, tile_layout
-from slides.texture import STAINS, stained_tissue
-from slides.tiled_tiff import TileCache, TiledTiff
+from slides.synthetic.texture import STAINS, stained_tissue
+from slides.tiff import backends, tiled_tiff
+from slides.tiff.tags import read_pages, tile_layout
+from slides.tiff.tiled_tiff import TileCache, TiledTiff
 
 
 def tissue(hw=(301, 433)):

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import model_facts
 import models
-from model_facts import Given
-from options import as_json, train_options
+from artifacts import metadata
+from artifacts.checkpoints import Checkpoints, State, export
+from artifacts.loading import open_model
+from artifacts.metadata import Given
+from options.train import as_json, train_options
 from tests.single.test_security import Evil
 from tests.small import network
-from trained import open_model
 from training import optimizer
-from training.checkpoint import Checkpoints, State, export
 from training.step import scaled
 
 DATA = ("--slide_path", "slides", "--label_path", "labels")
@@ -247,7 +247,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_exported_models_of_a_run_know_their_facts(tmp_path: Path) -> None:
     model = network(norm=True, side=128)
-    facts = model_facts.of_run(run_options("--label_map", "tumor:1"), model.name, 24)
+    facts = metadata.of_run(run_options("--label_map", "tumor:1"), model.name, 24)
     export(model, tmp_path, facts.as_json())
     assert {path.name for path in tmp_path.iterdir()} == {"final.keras", "final.json", "final_savedmodel"}
     image = noise(2, 128, 128, 3)
@@ -274,7 +274,7 @@ def test_a_keras_file_of_a_network_of_ours_is_opened_at_another_size(
     model = build("effdetd0", 128, 2, 3)
     model.set_weights([w + 0.1 for w in model.get_weights()])
     model.save(tmp_path / "final.keras")
-    model_facts.write(model_facts.of_run(run_options(), "effdetd0", 8), tmp_path / "final.json")
+    metadata.write(metadata.of_run(run_options(), "effdetd0", 8), tmp_path / "final.json")
     trained = open_model(tmp_path / "final.keras", Given(img_size=256))
     wide = build("effdetd0", 256, 2, 3)
     wide.set_weights(model.get_weights())
@@ -292,5 +292,5 @@ def test_a_keras_file_of_a_network_of_ours_is_opened_at_another_size(
     ],
 )
 def test_class_names_are_never_those_of_other_truths(label_map: dict, classes: int, expected: list[str]) -> None:
-    assert model_facts.class_names(label_map, classes) == expected
-    assert model_facts.class_count(label_map, None) == classes
+    assert metadata.class_names(label_map, classes) == expected
+    assert metadata.class_count(label_map, None) == classes

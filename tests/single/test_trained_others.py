@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model_facts import Given
+from artifacts.loading import open_model
+from artifacts.metadata import Given
 from tests.single.test_security import Evil
 from tests.single.test_trained import noise
-from trained import open_model
 
 SAID = Given(um_px=0.5, input_range=(-1.0, 1.0))
 

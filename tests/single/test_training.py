@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from evaluation import confusion
+from artifacts.checkpoints import CheckpointError, Checkpoints, State, named_variables
+from metrics import confusion
+from parallel import comm as comm_module
+from parallel.comm import SoloComm, connect, launched_rank, launched_size, together
+from segmentation.losses import Loss
+from segmentation.pixel_counts import Tally
+from segmentation.validation import Validator
 from tests.small import network
-from training import comm as comm_module
-from training.checkpoint import CheckpointError, Checkpoints, State, named_variables
-from training.comm import SoloComm, connect, launched_rank, launched_size, together
-from training.losses import Loss
 from training.optimizer import Adam
 from training.step import TrainStep, scaled
-from training.tally import Tally
-from training.validate import Validator
 
 RNG = np.random.default_rng(7)
 LOSS = Loss("ce", (1.0, 1.0))

@@ -18,11 +18,11 @@ from PIL import Image
 
 from preprocessing.command import main
 from preprocessing.reading import write_cells
-from slides import jpeg_files
 from slides.geometry import Trim, l0_from_trimmed, trimmed_from_l0
-from slides.jpeg_files import write_jpeg, write_jpeg_pyramid
 from slides.reader import Slide
-from slides.synthetic import decode, position_coded, write_pyramid
+from slides.synthetic.demo import decode, position_coded, write_pyramid
+from slides.tiff import jpeg_files
+from slides.tiff.jpeg_files import write_jpeg, write_jpeg_pyramid
 from slides.trimming import kept_runs, read_strips, read_trim, trim_text, trimmed, whole_grid
 
 ROOT = Path(__file__).resolve().parents[2]

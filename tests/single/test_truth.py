@@ -8,11 +8,11 @@ import pytest
 import pyvips
 import tifffile
 
-from slides.annotation import DEFAULT_LABEL_MAP, AnnotationError
 from slides.geometry import Window
 from slides.reader import Slide
-from slides.synthetic import position_coded, write_asap, write_levels
-from slides.truth import IGNORE, EmptyTruth, MaskTruth, XmlTruth, open_truth
+from slides.synthetic.demo import position_coded, write_asap, write_levels
+from slides.truth.annotation import DEFAULT_LABEL_MAP, AnnotationError
+from slides.truth.interface import IGNORE, EmptyTruth, MaskTruth, XmlTruth, open_truth
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "c16mosaic" / "train"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")
@@ -163,7 +163,7 @@ def test_bands_of_coarse_windows_equal_one_read(tmp_path, slide, monkeypatch):
     truth = mask_truth(tmp_path, slide, [spots()])
     window = Window((-4.0, -7.0), (25, 30), (3.5, 3.5))
     once = truth.label(window)
-    monkeypatch.setattr("slides.mask_truth.SCAN_PX", 500)
+    monkeypatch.setattr("slides.truth.mask_truth.SCAN_PX", 500)
     assert np.array_equal(truth.label(window), once)
     assert sorted(np.unique(once).tolist()) == [0, 1, 255]
 
@@ -180,7 +180,7 @@ def test_large_masks_are_scanned_at_a_coarser_level(tmp_path, slide, monkeypatch
     coarse = np.zeros((17, 22), np.uint8)
     coarse[3, 5] = 1
     truth = mask_truth(tmp_path, slide, [spots(), np.zeros((35, 45), np.uint8), coarse, np.zeros((8, 11), np.uint8)])
-    monkeypatch.setattr("slides.mask_truth.SCAN_LEVEL0_PX", 1000)
+    monkeypatch.setattr("slides.truth.mask_truth.SCAN_LEVEL0_PX", 1000)
     # 2 um/px are 8 level-0 px here; cells of 4 px allow level 2 at most.
     assert np.argwhere(truth.label_max(4, 1)).tolist() == [[3, 5]]
     assert truth.label_max(4, 1).shape == (18, 23)
@@ -194,7 +194,7 @@ def test_large_masks_are_scanned_at_a_coarser_level(tmp_path, slide, monkeypatch
 
 def test_outlines_of_large_masks_use_cells(tmp_path, slide, monkeypatch):
     truth = mask_truth(tmp_path, slide, [spots()])
-    monkeypatch.setattr("slides.mask_truth.SCAN_PX", 500)
+    monkeypatch.setattr("slides.truth.mask_truth.SCAN_PX", 500)
     found = truth.regions(1)
     assert sorted(part.bounds for part in found) == [(20, 8, 56, 32), (84, 64, 88, 68)]
 

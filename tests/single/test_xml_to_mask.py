@@ -10,12 +10,12 @@ import shapely
 import tifffile
 
 from preprocessing.xml_to_mask import Field, xml_to_mask
-from slides.annotation import DEFAULT_LABEL_MAP
 from slides.geometry import Window
-from slides.mask_truth import MaskTruth
 from slides.reader import Slide
-from slides.synthetic import position_coded, write_asap
-from slides.truth import XmlTruth
+from slides.synthetic.demo import position_coded, write_asap
+from slides.truth.annotation import DEFAULT_LABEL_MAP
+from slides.truth.interface import XmlTruth
+from slides.truth.mask_truth import MaskTruth
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared" / "data"

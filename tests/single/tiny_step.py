@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cohorts.pairing import Case
 from preprocessing import store
 from preprocessing.executors import on_all_ranks
-from preprocessing.pairing import Case
 from preprocessing.runner import DONE, Step, run_step
 from preprocessing.store import Held, Made
-from slides.files import part_of
+from system.atomic_files import part_of
 
 
 @dataclass(frozen=True)

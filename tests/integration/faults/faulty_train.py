@@ -25,12 +25,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import psutil
 
-import exits
 import models
 import train
+from artifacts import checkpoints
+from parallel import job
+from parallel.comm import Comm, launched_rank
+from segmentation import validation
 from tests.integration.small_train import small
-from training import checkpoint, validate
-from training.comm import Comm, launched_rank
 
 KIND, RANK, IMAGE = os.environ.get("FAULT", "none:0:0").split(":")
 PLACES = {"stop": "allreduce", "launcher": "allreduce", "full": "allreduce", "readonly": "allreduce"}
@@ -126,7 +127,7 @@ def past(place: str, tensors):
         return [tf.identity(tensor) for tensor in tensors]
 
 
-def faulty_connect(horovod: bool, real: Callable = exits.connect):
+def faulty_connect(horovod: bool, real: Callable = job.connect):
     return FaultyComm(real(horovod))
 
 
@@ -138,8 +139,8 @@ class FaultyRun(train.Run):
         fault.run = self
 
 
-def faulty_write(path: Path, write, real: Callable = checkpoint.write_atomically) -> None:
-    """Half of a checkpoint, then the fault."""
+def faulty_write(path: Path, write, real: Callable = checkpoints.write_atomically) -> None:
+    """Half of a checkpoints, then the fault."""
 
     def half(file) -> None:
         if fault.due("checkpoint"):
@@ -151,15 +152,15 @@ def faulty_write(path: Path, write, real: Callable = checkpoint.write_atomically
     real(path, half)
 
 
-def faulty_keep(*arguments, real: Callable = validate._keep) -> None:
+def faulty_keep(*arguments, real: Callable = validation._keep) -> None:
     fault.at("validation")
     real(*arguments)
 
 
 if __name__ == "__main__":
     models.build = small
-    exits.connect = faulty_connect
+    job.connect = faulty_connect
     train.Run = FaultyRun
-    checkpoint.write_atomically = faulty_write
-    validate._keep = faulty_keep
+    checkpoints.write_atomically = faulty_write
+    validation._keep = faulty_keep
     sys.exit(train.main([word.replace("{rank}", str(launched_rank())) for word in sys.argv[1:]]))

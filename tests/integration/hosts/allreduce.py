@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[3]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from training.comm import connect
+from parallel.comm import connect
 
 
 def main() -> None:

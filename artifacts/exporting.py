@@ -1,0 +1,178 @@
+"""What export.py writes, and how that is opened again and compared with the model.
+
+Every file takes uint8 images and gives probabilities: scaling and softmax are inside.
+
+Shapes: B images, H rows, W columns, C channels (3, or 6 with a context view), K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from artifacts import metadata, saved_model
+from artifacts.loading import Trained
+from artifacts.metadata import UINT8_RANGE, Facts
+
+INPUT, OUTPUT = "image", "probabilities"
+FILES = {"savedmodel": "savedmodel", "onnx": "model.onnx", "keras": "model.keras"}
+FACTS_FILE = "model.json"
+
+
+def write(name: str, free: Trained, folder: Path, opset: int) -> str:
+    """Write one format into a folder, and the facts beside it.
+
+    Args:
+        name: "savedmodel", "onnx" or "keras".
+        free: the model, for images of any size where it can be (`trained.any_size`).
+        folder: where; exists.
+        opset: version of ONNX' operator set.
+
+    Returns:
+        Name of the file or folder written.
+
+    Raises:
+        ValueError: the model cannot be written in this format.
+        OSError: no space, no permission.
+    """
+    facts = exported_facts(free)
+    metadata.write(facts, folder / FACTS_FILE)
+    path = folder / FILES[name]
+    if name == "savedmodel":
+        _write_saved_model(free, path)
+        metadata.write(facts, path / metadata.IN_SAVED_MODEL)
+    elif name == "onnx":
+        path.write_bytes(_as_onnx(free, facts, opset))
+    else:
+        _as_keras(free).save(path)
+    return path.name
+
+
+def exported_facts(free: Trained) -> Facts:
+    """What must be known of an exported model."""
+    own = {name: getattr(free, name) for name in Facts.__dataclass_fields__}
+    return Facts(**own | {"input_range": UINT8_RANGE, "output": "probabilities"})
+
+
+def _spec(free: Trained) -> tf.TensorSpec:
+    side = None if free.size_multiple else free.img_size
+    return tf.TensorSpec((None, side, side, free.channels), tf.uint8, name=INPUT)
+
+
+def _write_saved_model(free: Trained, path: Path) -> None:
+    """By TensorFlow itself: Keras' `export` stores every weight twice."""
+    module = tf.Module()
+    # What a SavedModel stores are the variables that it finds in its root.
+    own = isinstance(free.source, keras.Model)
+    module.source = [v.value for v in free.source.variables] if own else free.source
+    module.serve = tf.function(lambda x: {OUTPUT: free.graph(x)}, input_signature=[_spec(free)], autograph=False)
+    tf.saved_model.save(module, str(path), signatures=dict.fromkeys(saved_model.ENTRIES, module.serve))
+
+
+def _as_onnx(free: Trained, facts: Facts, opset: int) -> bytes:
+    """The model as ONNX; the facts are in its metadata, too."""
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    import tf2onnx
+
+    spec = _spec(free)
+    function = tf.function(lambda x: {OUTPUT: free.graph(x)}, input_signature=[spec], autograph=False)
+    stored, _ = tf2onnx.convert.from_function(function, input_signature=[spec], opset=opset)
+    open_sides = ("height", "width") if free.size_multiple else ()
+    for value in (*stored.graph.input, *stored.graph.output):
+        for axis, name in enumerate(("batch", *open_sides)):
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    for key, fact in facts.as_json().items():
+        text = fact if isinstance(fact, str) else json.dumps(fact)
+        stored.metadata_props.add(key=key, value=text)
+    data: bytes = stored.SerializeToString()
+    return data
+
+
+def _as_keras(free: Trained) -> keras.Model:
+    """The model between a scaling and a softmax layer; custom layers of ours need `import models`.
+
+    Raises:
+        ValueError: the model came as a SavedModel, whose layers are not known.
+    """
+    if not isinstance(free.source, keras.Model):
+        raise ValueError(f"--format keras: {free.path} is a SavedModel, whose layers are not known; give the run")
+    spec = _spec(free)
+    image = keras.Input(spec.shape[1:], dtype="uint8", name=INPUT)
+    low, high = free.input_range
+    x = keras.layers.Rescaling((high - low) / 255.0, low, name="scaled")(image)
+    x = free.source(x, training=False)
+    out = x if free.output == "probabilities" else keras.layers.Softmax(name=OUTPUT)(x)
+    return keras.Model(image, out, name="exported")
+
+
+# ---------------------------------------------------------------------------------------------------------- compare
+
+
+def compare(path: Path, trained: Trained, free: Trained) -> tuple[float, str]:
+    """Open what was written and compare its probabilities with the model's.
+
+    Args:
+        path: file or folder that `write` wrote.
+        trained: the model.
+        free: the model that was written, for images of any size where it can be.
+
+    Returns:
+        The largest absolute difference of a probability, and the images compared, in words.
+    """
+    run = _opened(path)
+    side, channels = trained.img_size, trained.channels
+    pairs = [
+        (random_batch(2, side, side, channels), trained.probabilities),
+        (structured_batch(side, side, channels), trained.probabilities),
+    ]
+    seen = f"2 of noise and 1 of shapes, {side} px"
+    if free.size_multiple:
+        wide = side + free.size_multiple
+        pairs.append((random_batch(1, side, wide, channels), lambda x: np.asarray(free.graph(tf.constant(x)))))
+        seen += f"; 1 of noise, {side} x {wide} px"
+    # NumPy's maximum of what is no number is no number; Python's may be a number.
+    return float(np.max([_difference(run(image), ours(image)) for image, ours in pairs])), seen
+
+
+def _difference(theirs_BHWK: np.ndarray, ours_BHWK: np.ndarray) -> float:
+    if theirs_BHWK.shape != ours_BHWK.shape or theirs_BHWK.dtype != np.float32:
+        raise ValueError(f"gives {theirs_BHWK.dtype} {theirs_BHWK.shape}, the model float32 {ours_BHWK.shape}")
+    return float(np.abs(theirs_BHWK - ours_BHWK).max())
+
+
+def _opened(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What was written, as whoever uses it would call it."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda x: session.run([OUTPUT], {INPUT: x})[0]
+    if path.suffix == ".keras":
+        model = keras.models.load_model(path, compile=False)
+        return lambda x: np.asarray(model(x, training=False))
+    _, call, _, _ = saved_model.load(path)
+    return lambda x: np.asarray(call(tf.constant(x)))
+
+
+def random_batch(count: int, rows: int, columns: int, channels: int) -> np.ndarray:
+    """Noise, uint8 (count, rows, columns, channels)."""
+    return np.random.default_rng(0).integers(0, 256, (count, rows, columns, channels), np.uint8)
+
+
+def structured_batch(rows: int, columns: int, channels: int) -> np.ndarray:
+    """One image of white, a ramp of pink and darker discs, uint8 (1, rows, columns, channels)."""
+    y_HW, x_HW = np.mgrid[:rows, :columns]
+    image_HWC = np.full((rows, columns, channels), 255, np.uint8)
+    pink_C = np.resize((215, 150, 190), channels)
+    share_HW1 = (x_HW / columns)[..., None]
+    tissue_HW = y_HW < rows * 3 // 4
+    image_HWC[tissue_HW] = (255 - share_HW1 * (255 - pink_C)).astype(np.uint8)[tissue_HW]
+    disc_HW = (y_HW % 32 - 16) ** 2 + (x_HW % 32 - 16) ** 2 < 36
+    image_HWC[disc_HW & tissue_HW] = np.resize((90, 40, 130), channels)
+    return image_HWC[None]

@@ -1,0 +1,286 @@
+"""What must be known of a trained model to use it, and the JSON in which that travels with it.
+
+A network alone does not tell at which um/px it was trained, what its classes are and how its images are scaled.
+`train.py` writes these facts as `final.json` beside `final.keras`, and into `final_savedmodel/assets.extra`;
+`export.py` writes them as `model.json`. docs/model_files.md lists the keys.
+
+Shapes: B images, H rows, W columns, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from options.groups import MODELS, PRECISIONS
+from slides.truth.annotation import DEFAULT_LABEL_MAP
+from slides.truth.label import IGNORE
+
+FORMAT = "widefov model 1"
+IN_SAVED_MODEL = Path("assets.extra", "model.json")  # the folder that the SavedModel format leaves to its users
+OUTPUTS = ("logits", "probabilities")
+DEFAULT_NAMES = {0: "normal", 1: "tumour"}
+TRAINED_RANGE = (-1.0, 1.0)  # of the images of train.py's networks (`training.step.scaled`)
+UINT8_RANGE = (0.0, 255.0)  # of a model that scales by itself
+MAX_SIDE = 2**16  # px
+MAX_JSON_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller says of a model; None: not said.
+
+    Attributes:
+        img_size: side of the square images, px.
+        um_px: um per px of the image.
+        context_um_px: um per px of the coarser second view.
+        input_range: what 0 and 255 become before the model takes them.
+        resample: the caller knows that `um_px` may be another than that of the training, which stays a fact.
+    """
+
+    img_size: int | None = None
+    um_px: float | None = None
+    context_um_px: float | None = None
+    input_range: tuple[float, float] | None = None
+    resample: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What must be known of a model.
+
+    Attributes:
+        img_size: side of the square images that it was trained with, or that it takes, px.
+        size_multiple: where the model takes images of any sides that are a multiple of this, px; None: of `img_size`
+            only.
+        um_px: um per px of the image.
+        context_um_px: um per px of a coarser second view around the same centre, channels 4 to 6; None: no such view.
+        classes: number of classes K.
+        class_names: their names, K.
+        input_range: what the uint8 values 0 and 255 become before the model takes them; (0, 255): as they are.
+        output: one of `OUTPUTS`.
+        precision: one of `PRECISIONS`, in which it was trained. All models are left in float32.
+        network: one of `MODELS`; None: another.
+        label_map: annotation group to class, of the training; None: not known.
+        images: images that it was trained with; None: not known.
+    """
+
+    img_size: int
+    um_px: float
+    classes: int
+    class_names: tuple[str, ...]
+    output: str
+    input_range: tuple[float, float] = TRAINED_RANGE
+    size_multiple: int | None = None
+    context_um_px: float | None = None
+    precision: str = "float32"
+    network: str | None = None
+    label_map: Mapping[str, int] | None = None
+    images: int | None = None
+
+    @property
+    def channels(self) -> int:
+        """Channels C of an image: RGB, and of a model with a context view RGB of that."""
+        return 3 if self.context_um_px is None else 6
+
+    def as_json(self) -> dict[str, Any]:
+        """The facts alone as JSON types."""
+        own = {f.name: getattr(self, f.name) for f in fields(Facts)}
+        lists = {"class_names": list(self.class_names), "input_range": list(self.input_range)}
+        return {"format": FORMAT} | own | lists | {"channels": self.channels}
+
+
+def of_run(options: Mapping[str, Any], network: str, images: int) -> Facts:
+    """The facts of a run of train.py, whose network gives logits.
+
+    Args:
+        options: of the run, as JSON types (`State.options`, `options.json`).
+        network: name of the network.
+        images: images trained so far.
+
+    Raises:
+        ValueError: an option is missing or not what train.py writes.
+    """
+    try:
+        label_map = options["label_map"] or DEFAULT_LABEL_MAP
+        classes = options["classes"] or class_count(label_map, options["mask_values"])
+        if not _KEYS["classes"][1](classes):
+            raise ValueError(f"classes is {str(classes)[:80]!r}, {_KEYS['classes'][0]} needed")
+        raw = {
+            "format": FORMAT, "img_size": options["img_size"], "um_px": options["resolution"],
+            "context_um_px": options["context_spacing"], "classes": classes,
+            "class_names": class_names(label_map, classes), "output": "logits", "input_range": list(TRAINED_RANGE),
+            "size_multiple": None, "precision": options["mixed_precision"],
+            "network": network if network in MODELS else None, "label_map": dict(label_map), "images": images,
+        }  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the options of the run are not those of train.py: {error!r}") from error
+    return from_json(raw)
+
+
+def class_count(label_map: Mapping[str, int], mask_values: Mapping[Any, int] | None) -> int:
+    """Number of classes that labels have: at least 2, and one more than the largest."""
+    values = [cls for cls in (*label_map.values(), *(mask_values or {}).values()) if cls != IGNORE]
+    return max(2, *(value + 1 for value in values)) if values else 2
+
+
+def class_names(label_map: Mapping[str, int], classes: int) -> list[str]:
+    """A name for every class: of its annotation groups, or what CAMELYON's groups stand for."""
+
+    def name(cls: int) -> str:
+        groups = [group for group, its_class in label_map.items() if its_class == cls]
+        if groups and any(DEFAULT_LABEL_MAP.get(group) != cls for group in groups):
+            return "+".join(groups)
+        if cls == 0 and not groups:
+            return "normal" if name(1) == DEFAULT_NAMES[1] else "background"
+        return DEFAULT_NAMES[cls] if groups else f"class {cls}"
+
+    return [name(cls) for cls in range(classes)]
+
+
+def completed(found: Facts | None, given: Given, path: Path, taken: Mapping[str, Any]) -> Facts:
+    """The facts of a model from those that came with it, from what its file takes, and from the caller.
+
+    Args:
+        found: what came with it, or None.
+        given: by the caller; the facts that came with it must not be contradicted, but for another size.
+        path: of the model, for messages.
+        taken: `img_size` (None: any), `classes` and `output` of the file itself, for a model without facts.
+
+    Raises:
+        ValueError: a fact is missing or contradicts another; says which option gives it.
+    """
+    if found is not None:
+        said = {
+            "--resolution": (None if given.resample else given.um_px, found.um_px),
+            "--context_spacing": (given.context_um_px, found.context_um_px),
+        }
+        for option, (mine, its) in said.items():
+            if mine is not None and (its is None or not math.isclose(mine, its, rel_tol=1e-6)):
+                was = "without a context view" if its is None else f"at {its:g} um/px"
+                raise ValueError(f"{option} {mine:g}: {path} was trained {was}; leave the option out")
+        if given.input_range not in (None, tuple(found.input_range)):
+            raise ValueError(
+                f"--input_range {given.input_range}: {path} takes {found.input_range}; leave the option out"
+            )
+        return replace(found, img_size=given.img_size or found.img_size)
+    img_size = given.img_size or taken["img_size"]
+    missing = [
+        option
+        for option, value in (
+            ("--resolution (um per px)", given.um_px),
+            ("--img_size (px)", img_size),
+            ("--input_range (-1 1, 0 1 or 0 255: what the values 0 and 255 become)", given.input_range),
+        )
+        if value is None
+    ]
+    if missing:
+        raise ValueError(f"{path}: nothing beside it says how it was trained; give {', '.join(missing)}")
+    classes = taken["classes"]
+    return from_json(
+        {
+            "format": FORMAT, "img_size": img_size, "um_px": given.um_px, "context_um_px": given.context_um_px,
+            "classes": classes, "class_names": [f"class {cls}" for cls in range(classes)], "output": taken["output"],
+            "input_range": list(given.input_range or ()),
+        }
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def read(path: Path) -> Facts:
+    """The facts in a file.
+
+    Raises:
+        ValueError: cannot be read, or does not hold them.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("no JSON object")
+        return from_json(raw)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not the facts of a model: {error}") from error
+
+
+def write(facts: Facts, path: Path) -> None:
+    """Write the facts as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts.as_json(), indent=1) + "\n", encoding="utf-8")
+
+
+def _whole(least: int, most: float) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, int) and not isinstance(x, bool) and least <= x <= most
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _length(x: Any) -> bool:
+    return _number(x) and x > 0
+
+
+def _named(x: Any) -> bool:
+    return isinstance(x, dict) and all(isinstance(k, str) and _whole(0, 255)(v) for k, v in x.items())
+
+
+def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda x: x is None or check(x)
+
+
+def _in(allowed: Iterable[str]) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, str) and x in tuple(allowed)
+
+
+# What each key must be, in words and as a check; those with a default may be missing.
+_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "img_size": ("a whole number of px", _whole(1, MAX_SIDE)),
+    "um_px": ("a number above 0", _length),
+    "classes": ("a whole number from 2 to 255", _whole(2, 255)),
+    "class_names": ("a list of names", lambda x: isinstance(x, list) and all(isinstance(n, str) for n in x)),
+    "output": ("logits or probabilities", _in(OUTPUTS)),
+    "input_range": (
+        "two numbers, the smaller first",
+        lambda x: isinstance(x, list) and len(x) == 2 and all(map(_number, x)) and x[0] < x[1],
+    ),
+    "size_multiple": ("a whole number of px or null", _or_none(_whole(1, MAX_SIDE))),
+    "context_um_px": ("a number above 0 or null", _or_none(_length)),
+    "precision": (", ".join(PRECISIONS), _in(PRECISIONS)),
+    "network": (f"{', '.join(MODELS)} or null", _or_none(_in(MODELS))),
+    "label_map": ("groups with their classes, or null", _or_none(_named)),
+    "images": ("a whole number or null", _or_none(_whole(0, math.inf))),
+}
+_NEEDED = ("img_size", "um_px", "classes", "class_names", "output", "input_range")
+
+
+def from_json(raw: Mapping[str, Any]) -> Facts:
+    """The facts from what `Facts.as_json` gave; keys that it does not know are passed over.
+
+    Raises:
+        ValueError: a key is missing or has a value that is not allowed.
+    """
+    if raw.get("format") != FORMAT:
+        raise ValueError(f"format is {raw.get('format')!r}, {FORMAT!r} is needed")
+    missing = [name for name in _NEEDED if name not in raw]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing")
+    known = {name: raw[name] for name in _KEYS if name in raw}
+    for name, value in known.items():
+        words, allowed = _KEYS[name]
+        if not allowed(value):
+            raise ValueError(f"{name} is {str(value)[:80]!r}, {words} needed")
+    known |= {name: tuple(known[name]) for name in ("class_names", "input_range")}
+    facts = Facts(**known)
+    if len(facts.class_names) != facts.classes:
+        raise ValueError(f"{len(facts.class_names)} class_names for {facts.classes} classes")
+    if facts.context_um_px is not None and facts.context_um_px <= facts.um_px:
+        raise ValueError(f"context_um_px {facts.context_um_px:g} must be coarser than um_px {facts.um_px:g}")
+    return facts

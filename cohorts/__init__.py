@@ -1,0 +1,1 @@
+"""Which slides: pairing with labels, CAMELYON's layouts, sets, splits, staging."""

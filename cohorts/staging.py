@@ -1,0 +1,145 @@
+"""Slides on a disk of the node: copied once per node before training, bounded, removed when the run ends.
+
+A folder of its own per run and node, `widefov-HOST-PID`; the rank that made it holds a lock on it as long as it lives,
+so what a killed run left behind is known and removed by the next one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cohorts.pairing import Case
+
+MARGIN = 0.95  # share of the free space that may be taken
+_PREFIX, _LOCK = "widefov-", ".lock"
+Gather = Callable[[Any], list[Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those of its node."""
+
+    local_rank: int
+    local_size: int
+
+
+class Staging:
+    """Copies on this node. All ranks call the same methods in the same order; those of a node share the copying.
+
+    Args:
+        folder: on a disk of the node, e.g. `$TMPDIR`; made where missing.
+        max_bytes: most bytes to copy per node.
+        place: this rank on its node.
+        gather: one value per rank, in rank order, on every rank.
+
+    Raises:
+        OSError: the folder cannot be written on some node; on every rank.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, place: Place, gather: Gather) -> None:
+        self._place = place
+        self._gather = gather
+        self._lock: Any = None
+        host = socket.gethostname()
+        mine: tuple[str, str, int] | OSError | None = None
+        if place.local_rank == 0:
+            try:
+                mine = host, *self._make(folder, host, max_bytes)
+            except OSError as error:
+                mine = error
+        # Ranks: those of a node follow what its first rank found; every rank makes this call, whatever happened.
+        entries = gather(mine)
+        for entry in entries:
+            if isinstance(entry, OSError):
+                raise entry
+        found = {entry[0]: entry[1:] for entry in entries if entry is not None}
+        self._root = Path(found[host][0])
+        self._max_bytes = int(found[host][1])
+
+    def _make(self, folder: Path, host: str, max_bytes: int) -> tuple[str, int]:
+        """Make and lock this run's folder on the node; returns it and the bytes that may be copied."""
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder)
+        self._root = folder / f"{_PREFIX}{host}-{os.getpid()}"
+        self._root.mkdir()
+        self._lock = (self._root / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        atexit.register(self._remove)
+        return str(self._root), min(max_bytes, int(shutil.disk_usage(folder).free * MARGIN))
+
+    def copy(self, cases: Sequence[Case]) -> tuple[list[Case], str]:
+        """Copy slides and masks in the order of `cases` until the bound is reached; the rest is read in place.
+
+        Returns:
+            The cases, with the copies' paths, and a line on how much was copied on this node.
+
+        Raises:
+            OSError: a file could not be copied.
+        """
+        both = [path for case in cases for path in (case.slide_path, case.label_path) if path is not None]
+        files = list(dict.fromkeys(path for path in both if path.suffix.lower() != ".xml"))  # XML is read once
+        copies: dict[Path, Path] = {}
+        total = 0
+        for number, path in enumerate(files):
+            size = sum(part.stat().st_size for part in parts_of(path))
+            if total + size > self._max_bytes:
+                continue  # a smaller one may still fit
+            total += size
+            copies[path] = self._root / f"{number:06d}" / path.name
+        for number, (path, copy) in enumerate(copies.items()):
+            # Ranks: dealt out over the ranks of the node.
+            if number % self._place.local_size == self._place.local_rank:
+                _copy(path, copy)
+        moved = [
+            replace(c, slide_path=copies.get(c.slide_path, c.slide_path), label_path=_of(c, copies)) for c in cases
+        ]
+        return moved, f"{len(copies)} of {len(files)} files, {total / 1e9:.3g} GB, copied to {self._root}"
+
+    def close(self) -> None:
+        """Remove the copies; every rank must call it, when none reads any more."""
+        self._gather(None)
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._lock is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
+            self._lock.close()
+            self._lock = None
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Files that belong to a slide: itself, and for MRXS those of the folder of its name."""
+    folder = path.with_suffix("")
+    inner = sorted(folder.rglob("*")) if path.suffix.lower() == ".mrxs" and folder.is_dir() else []
+    return [path, *(part for part in inner if part.is_file())]
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove folders of runs that ended without doing so: those whose lock nobody holds."""
+    for root in folder.glob(f"{_PREFIX}{socket.gethostname()}-*"):
+        # An OSError: in use, or somebody else's.
+        with suppress(OSError), (root / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def _of(case: Case, copies: dict[Path, Path]) -> Path | None:
+    return None if case.label_path is None else copies.get(case.label_path, case.label_path)
+
+
+def _copy(path: Path, copy: Path) -> None:
+    for part in parts_of(path):
+        target = copy.parent / part.relative_to(path.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(part, target)
+        if target.stat().st_size != part.stat().st_size:
+            raise OSError(f"{part} changed while it was copied to {target}")

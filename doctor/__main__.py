@@ -1,0 +1,13 @@
+"""The doctor as a program: `python -m doctor`, or by its path from any folder, as `run_train.sh --doctor` starts it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    if not __package__:  # started by path: Python then looks for modules in this folder only
+        sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from doctor.examination import main
+
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""What evaluate.py reads: folders of predictions, and which slide and label each belongs to.
+
+H rows, W columns of a map. Map px [r, c] covers level-0 x from c * step_x and y from r * step_y on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.metadata import class_count
+from cohorts.pairing import Case, ids_of_label, is_mask, list_files, named, pair, pair_files
+from inference.maps import MapPyramid, Maps
+
+SUMMARY = "summary.json"
+DETECTIONS = "detections.csv"
+DETECTIONS_HEADER = ["probability", "x", "y"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a prediction says of itself.
+
+    Attributes:
+        folder: its folder.
+        slide_id: id of the slide.
+        slide_path: where the slide was.
+        size_xy_l0: size of the slide, level-0 px.
+        um_px_xy_l0: micrometres per level-0 px.
+        step_xy_l0: level-0 px per px of the maps.
+        size_xy: size of the maps, px.
+        classes: number of classes K.
+        class_names: of each class.
+        tumour_probability: of the slide.
+    """
+
+    folder: Path
+    slide_id: str
+    slide_path: Path
+    size_xy_l0: tuple[int, int]
+    um_px_xy_l0: tuple[float, float]
+    step_xy_l0: tuple[float, float]
+    size_xy: tuple[int, int]
+    classes: int
+    class_names: tuple[str, ...]
+    tumour_probability: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to evaluate.
+
+    Attributes:
+        pairs: predictions with their slides and labels, by slide id.
+        left_out: slide id -> why it is not evaluated.
+        notes: what else a user should know.
+    """
+
+    pairs: list[tuple[Prediction, Case]]
+    left_out: dict[str, str]
+    notes: list[str]
+
+
+def read_prediction(folder: Path) -> Prediction:
+    """Read and check a prediction's summary.json.
+
+    Raises:
+        ValueError: it cannot be read, lacks something, or contradicts itself.
+    """
+    path = folder / SUMMARY
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        classes = int(stored["classes"])
+        names = stored.get("class_names") or {}
+        found = Prediction(
+            folder, str(stored["slide_id"]), Path(stored["slide_path"]), _pair(stored["size_xy_l0"], int),
+            _pair(stored["um_px_xy_l0"], float), _pair(stored["step_xy_l0"], float), _pair(stored["size_xy"], int),
+            classes, tuple(str(names.get(str(cls), f"class {cls}")) for cls in range(classes)),
+            float(stored["tumour_probability"]),
+        )  # fmt: skip
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}: predict this slide again") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): predict this slide again") from error
+    expected = tuple(math.ceil(size / step) for size, step in zip(found.size_xy_l0, found.step_xy_l0, strict=True))
+    # One px for the rounding of a step that is no whole number.
+    if any(abs(a - b) > 1 for a, b in zip(expected, found.size_xy, strict=True)):
+        raise ValueError(f"{path}: maps of {found.size_xy} px, but slide and step give {expected}")
+    if not 0 <= found.tumour_probability <= 1:
+        raise ValueError(f"{path}: tumour_probability {found.tumour_probability} is not within [0, 1]")
+    if len(set(found.class_names)) < found.classes:
+        raise ValueError(f"{path}: two classes of one name among {list(found.class_names)}")
+    if found.classes < 2:
+        raise ValueError(f"{path}: {found.classes} classes, at least 2 are needed")
+    return found
+
+
+def _pair(values: Sequence[Any], kind: type) -> tuple[Any, Any]:
+    x, y = (kind(value) for value in values)
+    if not (0 < x < math.inf and 0 < y < math.inf):
+        raise ValueError(f"{list(values)}: two numbers above 0 are needed")
+    return x, y
+
+
+def find(opts: argparse.Namespace) -> Found:
+    """Pair predictions with slides and labels.
+
+    Raises:
+        ValueError: no prediction at all, labels that do not pair, or classes that differ.
+    """
+    found = Found([], {}, [])
+    predictions = _predictions(opts.predictions, found)
+    cases = _cases_of_slides(opts) if opts.slide_path else _cases_of_predictions(opts, predictions, found)
+    for slide_id, case in sorted(cases.items()):
+        if slide_id in predictions:
+            found.pairs.append((predictions[slide_id], case))
+        elif slide_id not in found.left_out:
+            found.left_out[slide_id] = f"no prediction of {case.slide_path} in {opts.predictions}"
+    extra = sorted(set(predictions) - set(cases) - set(found.left_out))
+    if extra:
+        found.notes.append(f"predictions of slides that are not in --slide_path, left alone: {', '.join(extra[:10])}")
+    if not found.pairs:
+        reasons = "; ".join(list(found.left_out.values())[:3])
+        raise ValueError(f"nothing to evaluate in {opts.predictions}: {reasons or 'no prediction belongs to a slide'}")
+    _check_classes(opts, [prediction for prediction, _ in found.pairs])
+    return found
+
+
+def _predictions(folder: Path, found: Found) -> dict[str, Prediction]:
+    """Readable predictions by slide id; the others are noted."""
+    if not folder.is_dir():
+        raise ValueError(f"--predictions {folder} is not a folder: give the one that predict.py wrote")
+    if (folder / SUMMARY).is_file():
+        folders = [folder]
+    else:
+        folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    predictions: dict[str, Prediction] = {}
+    for path in folders:
+        if not (path / SUMMARY).is_file():
+            found.left_out[path.name] = f"{path} has no {SUMMARY}: its prediction was not finished"
+            continue
+        try:
+            prediction = read_prediction(path)
+        except ValueError as error:
+            found.left_out[path.name] = str(error)
+            continue
+        if prediction.slide_id in predictions:
+            both = named([predictions[prediction.slide_id].folder, path])
+            raise ValueError(f"two predictions of slide {prediction.slide_id}: {both}; keep one")
+        predictions[prediction.slide_id] = prediction
+    if not predictions and not found.left_out:
+        raise ValueError(f"--predictions {folder} has no folder with a {SUMMARY}: give what predict.py wrote")
+    return predictions
+
+
+def _cases_of_slides(opts: argparse.Namespace) -> dict[str, Case]:
+    """Slides and labels as training pairs them."""
+    return {
+        case.slide_id: case for case in pair(opts.slide_path, opts.label_path, opts.slide_format, opts.label_format)
+    }
+
+
+def _cases_of_predictions(
+    opts: argparse.Namespace, predictions: dict[str, Prediction], found: Found
+) -> dict[str, Case]:
+    """Slides as the predictions name them; labels of others are noted as predictions that are missing."""
+    there: dict[str, Path] = {}
+    for slide_id, prediction in predictions.items():
+        if prediction.slide_path.is_file():
+            there[slide_id] = prediction.slide_path
+        else:
+            found.left_out[slide_id] = (
+                f"slide {prediction.slide_path} of {prediction.folder / SUMMARY} is not there: give --slide_path"
+            )
+    taken = {path.resolve() for path in there.values()}
+    folders = {path.parent for path in taken}
+    labels: list[Path] = []
+    for path in list_files(opts.label_path, opts.label_format, "label"):
+        ids = ids_of_label(path)
+        # Slides and masks may share a folder; there only those called masks are labels.
+        beside = path.resolve().parent in folders and path.suffix != ".xml"
+        if path.resolve() in taken or (beside and not is_mask(path)):
+            continue
+        if any(name in there for name in ids):
+            labels.append(path)
+        elif not any(name in found.left_out for name in ids):
+            found.left_out[ids[1 if is_mask(path) else 0]] = (
+                f"no prediction in {opts.predictions} for the slide of {path}"
+            )
+    return {case.slide_id: case for case in pair_files(there.values(), labels)}
+
+
+def _check_classes(opts: argparse.Namespace, predictions: Sequence[Prediction]) -> None:
+    """One number of classes in all predictions, and the truth's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    first = predictions[0]
+    other = next((one for one in predictions if one.classes != first.classes), None)
+    if other is not None:
+        raise ValueError(
+            f"predictions of different models: {first.folder} has {first.classes} classes, {other.folder} "
+            f"{other.classes}; evaluate them apart"
+        )
+    mapped = class_count(opts.label_map or {}, opts.mask_values)
+    classes = opts.classes or mapped
+    if mapped > classes:
+        raise ValueError(f"--classes {classes}: --label_map and --mask_values have class {mapped - 1}; give {mapped}")
+    if classes != first.classes:
+        raise ValueError(
+            f"the model has {first.classes} classes ({', '.join(first.class_names)}), the truth {classes}: give the "
+            "--label_map or --mask_values that it was trained with, or --classes where the truth lacks some"
+        )
+
+
+def open_maps(prediction: Prediction) -> tuple[MapPyramid, MapPyramid]:
+    """Open a prediction's maps of classes and of probabilities.
+
+    Raises:
+        ValueError: missing, unreadable, or of another size or kind than its summary says.
+    """
+    names = dict(enumerate(prediction.class_names))
+    try:
+        maps = Maps(prediction.folder, prediction.size_xy_l0, prediction.um_px_xy_l0, prediction.step_xy_l0, names)
+    except ValueError as error:
+        raise ValueError(f"{error}; predict this slide again") from error
+    for found in (maps.label, maps.probability):
+        if found.levels[0].size_xy != prediction.size_xy:
+            raise ValueError(
+                f"{found.path} has {found.levels[0].size_xy} px; its {SUMMARY} says {prediction.size_xy}: predict this "
+                "slide again"
+            )
+    return maps.label, maps.probability
+
+
+def read_detections(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities (D,) and places (D, 2), level-0 px (x, y), of a prediction's detections.
+
+    Raises:
+        ValueError: unreadable, another header, or cells that are no numbers.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return _detections(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read ({error}): predict this slide again") from error
+
+
+def _detections(rows: Iterable[list[str]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    header, *body = [row for row in rows if row] or [[]]
+    if header != DETECTIONS_HEADER:
+        raise ValueError(f"the header is {','.join(header)[:80]!r}, not {','.join(DETECTIONS_HEADER)!r}")
+    if any(len(row) != len(DETECTIONS_HEADER) for row in body):
+        raise ValueError("rows of three cells are needed")
+    values = np.array(body, np.float64).reshape(-1, 3)
+    return values[:, 0], values[:, 1:]

@@ -1,0 +1,292 @@
+"""From the counts of slides to the numbers of a set, with confidence intervals.
+
+K classes, N bins, S slides, R resamples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metrics.bootstrap import interval, of_counts, resamples
+from metrics.confusion import accuracy, auc, dice_K, iou_K, miou
+from metrics.froc import FALSE_PER_SLIDE, Froc, Hits, Scorer
+from metrics.ranking import Roc, auc_R, roc
+from metrics.stages import (
+    NODE_CLASSES,
+    STAGES,
+    Submission,
+    node_class,
+    patient_of,
+    quadratic_kappa,
+    stage_confusion,
+    stages_of_patients,
+)
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FalseRegion:
+    """A region predicted tumour where there is none.
+
+    Attributes:
+        x, y: a point inside it near its centre, level-0 px.
+        probability: the highest in it.
+        area_um2: its area.
+    """
+
+    x: float
+    y: float
+    probability: float
+    area_um2: float
+
+
+@dataclass(frozen=True)
+class SlideScores:
+    """What one slide adds to the scores of a set.
+
+    Attributes:
+        slide_id: id of the slide.
+        confusion_KK: px that count, rows truth, columns prediction.
+        histogram_2N: the same px by tumour probability, row 0 not tumour, row 1 tumour.
+        hits: what its detections met.
+        tumour_probability: of the slide.
+        has_tumour: whether its truth has any.
+        truth_mm: longest diameter of its largest true lesion, 0 without one.
+        predicted_mm: the same of the prediction.
+        px_mm2: area of a px.
+        false_regions: predicted tumour that touches no true one, the biggest first.
+        notes: what a user should know.
+    """
+
+    slide_id: str
+    confusion_KK: Counts
+    histogram_2N: Counts
+    hits: Hits
+    tumour_probability: float
+    has_tumour: bool
+    truth_mm: float
+    predicted_mm: float
+    px_mm2: float
+    false_regions: tuple[FalseRegion, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def missed(self) -> int:
+        """Lesions that no detection hit."""
+        return int((self.hits.lesion_L == 0).sum())
+
+    @property
+    def wrong_mm2(self) -> float:
+        """Area of the px of a wrong class."""
+        return float(self.confusion_KK.sum() - np.trace(self.confusion_KK)) * self.px_mm2
+
+    @property
+    def node_error(self) -> int:
+        """How many classes of lymph nodes lie between truth and prediction."""
+        true, predicted = (NODE_CLASSES.index(node_class(mm)) for mm in (self.truth_mm, self.predicted_mm))
+        return abs(true - predicted)
+
+    @property
+    def tumour_dice(self) -> float:
+        """Dice of all classes from 1 on taken together; NaN where neither truth nor prediction has any."""
+        return float(dice_K(_two(self.confusion_KK))[1])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that a report shows.
+
+    Attributes:
+        metrics: numbers, as JSON types; NaN where a score does not exist.
+        rows: one dictionary per slide, the worst first.
+        froc: the curve of the lesions.
+        roc: the curve of the slides.
+        submission: stages and classes as predicted, None where no slide is called as in CAMELYON17.
+    """
+
+    metrics: dict[str, Any]
+    rows: list[dict[str, Any]]
+    froc: Froc
+    roc: Roc
+    submission: Submission | None
+
+
+def summarise(
+    slides: Sequence[SlideScores],
+    class_names: Sequence[str],
+    count: int = 1000,
+    seed: int = 0,
+    false_per_slide: Sequence[float] = FALSE_PER_SLIDE,
+) -> Summary:
+    """Score a set of slides.
+
+    Args:
+        slides: at least one.
+        class_names: of the K classes.
+        count: resamples for the intervals; 0 gives none.
+        seed: of the resamples.
+        false_per_slide: false positives per slide at which FROC is read.
+
+    Raises:
+        ValueError: no slides.
+    """
+    weight_RS = resamples(len(slides), count, seed)
+    curve, lesions = _lesions(slides, weight_RS, false_per_slide)
+    roc_curve, ranking = _ranking(slides, weight_RS)
+    submission, patients = _patients(slides, count, seed)
+    metrics = {
+        "slides": len(slides),
+        "pixels": _pixels(slides, class_names, weight_RS),
+        "lesions": lesions,
+        "slide_auc": ranking,
+        "nodes": _nodes(slides, weight_RS),
+        "patients": patients,
+    }
+    ordered = sorted(slides, key=lambda s: (-s.missed, -s.node_error, -s.wrong_mm2, s.slide_id))
+    return Summary(metrics, [_row(slide, class_names) for slide in ordered], curve, roc_curve, submission)
+
+
+def _score(value: float, values_R: NDArray[np.float64], slides: int) -> dict[str, float]:
+    found = interval(values_R, slides)
+    return {"value": float(value), "low": found.low, "high": found.high}
+
+
+def _pixels(slides: Sequence[SlideScores], class_names: Sequence[str], weight_RS: Counts) -> dict[str, Any]:
+    """Scores of the summed px, with intervals."""
+
+    def scores(confusion_KK: Counts, histogram_2N: Counts) -> NDArray[np.float64]:
+        single = [miou(confusion_KK), accuracy(confusion_KK), auc(histogram_2N)]
+        return np.concatenate([single, iou_K(confusion_KK), dice_K(confusion_KK)])
+
+    confusion_SKK = np.stack([slide.confusion_KK for slide in slides])
+    histogram_S2N = np.stack([slide.histogram_2N for slide in slides])
+    values = scores(confusion_SKK.sum(axis=0), histogram_S2N.sum(axis=0))
+    values_R = of_counts([confusion_SKK, histogram_S2N], scores, weight_RS).reshape(-1, len(values))
+    named = [_score(value, values_R[:, index], len(slides)) for index, value in enumerate(values)]
+    classes = len(class_names)
+    return {
+        "miou": named[0],
+        "accuracy": named[1],
+        "auc": named[2],
+        "iou": dict(zip(class_names, named[3 : 3 + classes], strict=True)),
+        "dice": dict(zip(class_names, named[3 + classes :], strict=True)),
+        "confusion": confusion_SKK.sum(axis=0).tolist(),
+        "classes": list(class_names),
+    }
+
+
+def _lesions(
+    slides: Sequence[SlideScores], weight_RS: Counts, false_per_slide: Sequence[float]
+) -> tuple[Froc, dict[str, Any]]:
+    hits = [slide.hits for slide in slides]
+    scorer = Scorer(hits, false_per_slide=false_per_slide)
+    ones_S = np.ones(len(slides), np.int64)
+    curve = scorer.curve(ones_S)
+    every = Scorer(hits, every_threshold=True, false_per_slide=false_per_slide).curve(ones_S)
+    return curve, {
+        "froc": _score(curve.score, scorer.scores(weight_RS), len(slides)),
+        "froc_every_threshold": every.score,
+        "sensitivity_at": {f"{at:g}": float(value) for at, value in zip(false_per_slide, curve.at, strict=True)},
+        "lesions": curve.lesions,
+        "found": sum(int((one.lesion_L > 0).sum()) for one in hits),
+        "isolated_tumour_cells": sum(one.itc for one in hits),
+        "false_positives": sum(len(one.false) for one in hits),
+        "ignored_detections": sum(one.ignored for one in hits),
+    }
+
+
+def _ranking(slides: Sequence[SlideScores], weight_RS: Counts) -> tuple[Roc, dict[str, Any]]:
+    positive_S = np.array([slide.has_tumour for slide in slides], np.bool_)
+    probability_S = np.array([slide.tumour_probability for slide in slides])
+    curve = roc(positive_S, probability_S)
+    areas_R = auc_R(positive_S, probability_S, weight_RS)
+    return curve, _score(curve.area, areas_R, len(slides)) | {"with_tumour": int(positive_S.sum())}
+
+
+def _nodes(slides: Sequence[SlideScores], weight_RS: Counts) -> dict[str, Any]:
+    confusion_SKK = np.zeros((len(slides), len(NODE_CLASSES), len(NODE_CLASSES)), np.int64)
+    for index, slide in enumerate(slides):
+        true, predicted = node_class(slide.truth_mm), node_class(slide.predicted_mm)
+        confusion_SKK[index, NODE_CLASSES.index(true), NODE_CLASSES.index(predicted)] = 1
+    confusion_KK = confusion_SKK.sum(axis=0)
+    shares_R = of_counts([confusion_SKK], accuracy, weight_RS)
+    return {
+        "accuracy": _score(accuracy(confusion_KK), shares_R, len(slides)),
+        "confusion": confusion_KK.tolist(),
+        "classes": list(NODE_CLASSES),
+    }
+
+
+def _patients(slides: Sequence[SlideScores], count: int, seed: int) -> tuple[Submission | None, dict[str, Any] | None]:
+    """Stages of CAMELYON17's patients; None without any."""
+    named = {slide.slide_id: slide for slide in slides if patient_of(slide.slide_id)}
+    if not named:
+        return None, None
+    predicted = {slide_id: node_class(slide.predicted_mm) for slide_id, slide in named.items()}
+    truth = stages_of_patients({slide_id: node_class(slide.truth_mm) for slide_id, slide in named.items()})
+    submission = Submission(stages_of_patients(predicted), predicted)
+    confusion_PKK = np.stack([stage_confusion([truth[p]], [submission.stages[p]]) for p in truth])
+    confusion_KK = confusion_PKK.sum(axis=0)
+    kappas_R = of_counts([confusion_PKK], quadratic_kappa, resamples(len(truth), count, seed))
+    nodes_of = [patient for slide_id in named for patient, _ in [patient_of(slide_id) or ("", 0)]]
+    return submission, {
+        "kappa": _score(quadratic_kappa(confusion_KK), kappas_R, len(truth)),
+        "confusion": confusion_KK.tolist(),
+        "classes": list(STAGES),
+        "stages": {
+            patient: {"truth": stage, "prediction": submission.stages[patient], "nodes": nodes_of.count(patient)}
+            for patient, stage in truth.items()
+        },
+    }
+
+
+def _row(slide: SlideScores, class_names: Sequence[str]) -> dict[str, Any]:
+    """One slide as a row of a table."""
+    iou = dict(zip(class_names, iou_K(slide.confusion_KK).tolist(), strict=True))
+    return {
+        "slide_id": slide.slide_id,
+        "has_tumour": slide.has_tumour,
+        "tumour_probability": slide.tumour_probability,
+        "tumour_dice": slide.tumour_dice,
+        "miou": miou(slide.confusion_KK),
+        **{f"iou {name}": value for name, value in iou.items()},
+        "pixel_auc": auc(slide.histogram_2N),
+        "evaluated_mm2": float(slide.confusion_KK.sum()) * slide.px_mm2,
+        "wrong_mm2": slide.wrong_mm2,
+        "lesions": len(slide.hits.lesion_L),
+        "missed": slide.missed,
+        "isolated_tumour_cells": slide.hits.itc,
+        "false_positives": len(slide.hits.false),
+        "false_regions": len(slide.false_regions),
+        "truth_mm": slide.truth_mm,
+        "predicted_mm": slide.predicted_mm,
+        "node_truth": node_class(slide.truth_mm),
+        "node_prediction": node_class(slide.predicted_mm),
+        "notes": "; ".join(slide.notes),
+    }
+
+
+def _two(confusion_KK: Counts) -> Counts:
+    """Classes from 1 on taken as one."""
+    return np.array(
+        [
+            [confusion_KK[0, 0], confusion_KK[0, 1:].sum()],
+            [confusion_KK[1:, 0].sum(), confusion_KK[1:, 1:].sum()],
+        ],
+        np.int64,
+    )
+
+
+def plain(value: Any) -> Any:
+    """JSON types without NaN: what does not exist is None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

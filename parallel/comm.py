@@ -1,0 +1,246 @@
+"""The communicator: the only import of Horovod, and the same interface with one rank and no Horovod.
+
+`connect` returns a `Comm`; it is passed on as an argument. Every rank must make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from system.stderr import quiet_stderr
+
+
+class AgreedError(ValueError):
+    """An error that every rank raises, with the same message: all may leave in good order."""
+
+
+Result = TypeVar("Result")
+Array = TypeVar("Array", bound=NDArray[Any])
+
+# Launcher -> variables that hold the number of processes of this job. SLURM's count is trusted only inside a step that
+# speaks PMI(x): in a bare batch script SLURM_NTASKS is set although the script is one process.
+_SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+_RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+# Names of tensors: gradients, statistics, and with --sync_bn five for each layer; the largest network has some 5000.
+CACHED_TENSORS = 16384
+
+
+class Comm(Protocol):
+    """What training needs of the other ranks. Ranks count from 0; `local_*` counts within a node."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    def mean(self, tensors: Sequence[Any], fp16: bool = False) -> list[Any]:
+        """Mean of each tensor over ranks, usable inside `tf.function`; fp16 halves the bytes on the wire."""
+        ...
+
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """Sum of each tensor over ranks, usable inside `tf.function`."""
+        ...
+
+    def sum_array(self, array: Array) -> Array:
+        """Sum of a NumPy array over ranks, exact for integers."""
+        ...
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """Give all ranks rank 0's values of TensorFlow variables."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable value per rank, in rank order, on every rank."""
+        ...
+
+
+class SoloComm:
+    """One rank: every collective is the identity."""
+
+    rank, size, local_rank, local_size = 0, 1, 0, 1
+
+    def mean(self, tensors: Sequence[Any], fp16: bool = False) -> list[Any]:  # noqa: ARG002  # nothing is sent
+        """See `Comm.mean`."""
+        return list(tensors)
+
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """See `Comm.sum`."""
+        return list(tensors)
+
+    def sum_array(self, array: Array) -> Array:
+        """See `Comm.sum_array`."""
+        return array
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """See `Comm.broadcast`."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Comm.gather`."""
+        return [value]
+
+
+class HorovodComm:
+    """Ranks joined by Horovod over MPI, Gloo or NCCL."""
+
+    def __init__(self, hvd: Any) -> None:
+        self._hvd = hvd
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+        self.local_rank: int = hvd.local_rank()
+        self.local_size: int = hvd.local_size()
+
+    def mean(self, tensors: Sequence[Any], fp16: bool = False) -> list[Any]:
+        """See `Comm.mean`."""
+        compression = self._hvd.Compression.fp16 if fp16 else self._hvd.Compression.none
+        return list(self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Average, compression=compression))
+
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """See `Comm.sum`."""
+        return list(self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Sum))
+
+    def sum_array(self, array: Array) -> Array:
+        """See `Comm.sum_array`."""
+        total: Array = np.asarray(self._hvd.allreduce(array, op=self._hvd.Sum)).astype(array.dtype)  # type: ignore[assignment]
+        return total
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """See `Comm.broadcast`."""
+        self._hvd.broadcast_variables(list(variables), root_rank=0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Comm.gather`."""
+        return list(self._hvd.allgather_object(value))
+
+    def on_hosts_changed(self, listener: Callable[[], None]) -> None:
+        """Elastic jobs: have the listener called, in a thread, when hosts come or are to go; on rank 0 alone."""
+        from horovod.common.elastic import notification_manager
+
+        # Horovod keeps listeners with this method, and removes none.
+        listening = type("Listening", (), {"on_hosts_updated": lambda *_: listener()})()
+        notification_manager.init()
+        notification_manager._listeners.clear()
+        notification_manager.register_listener(listening)
+
+    def reconnect(self) -> HorovodComm:
+        """Elastic jobs: join the ranks there are now; a process whose host is to go is ended here by Horovod."""
+        self._hvd.shutdown()
+        self._hvd.init()
+        return HorovodComm(self._hvd)
+
+
+def is_elastic() -> bool:
+    """Whether a launcher started this process as one of an elastic job (`horovodrun --min-np ...`)."""
+    return os.environ.get("HOROVOD_ELASTIC") == "1"
+
+
+def broke(error: Exception) -> bool:
+    """Whether an error says that the connection between ranks broke: some rank has ended."""
+    return type(error).__name__ == "HorovodInternalError" or "Horovod" in str(error)
+
+
+def launched_size() -> int:
+    """Number of processes that a launcher (mpirun, hydra, srun, horovodrun) started; 1 without a launcher."""
+    for name in _SIZE_VARIABLES:
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    if "PMIX_RANK" in os.environ or os.environ.get("SLURM_MPI_TYPE", "").startswith("pmi"):
+        return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    return 1
+
+
+def launched_rank() -> int:
+    """Rank that the launcher gave this process; known before any library is loaded, so that only rank 0 speaks."""
+    for name in _RANK_VARIABLES:
+        if os.environ.get(name, "").isdigit() and launched_size() > 1:
+            return int(os.environ[name])
+    return 0
+
+
+def connect(horovod: bool) -> Comm:
+    """Join the ranks of this job.
+
+    Without a launcher this is one rank, and Horovod is not imported.
+
+    Raises:
+        ValueError: several processes were started but cannot work together (Horovod switched off, not installed, or
+            built for another MPI than the launcher's). Going on would train as many models as there are processes.
+    """
+    launched = launched_size()
+    if launched == 1 and not is_elastic():
+        return SoloComm()
+    if not horovod:
+        raise ValueError(
+            f"--no-horovod under a launcher that started {launched} processes: start one, or drop the flag"
+        )
+    try:
+        with quiet_stderr():  # it loads TensorFlow
+            import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise ValueError(
+            f"{launched} processes were started, but Horovod cannot be imported ({error}). "
+            "Run ./setup_env.sh, or load the cluster's Horovod module"
+        ) from error
+    # Ranks: Horovod remembers this many tensors by name and negotiates the others anew in every step; its own 1024 are
+    # fewer than EfficientDet-D0's with --sync_bn.
+    os.environ.setdefault("HOROVOD_CACHE_CAPACITY", str(CACHED_TENSORS))
+    # Ranks: Horovod's thread asks the others every millisecond what is ready, and Open MPI waits for them by spinning.
+    # A rank pinned to as many cores as it has threads would lose a quarter of them; so whoever waits gives way.
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    hvd.init()
+    # An elastic job may have changed since its launcher counted.
+    if hvd.size() != launched and not is_elastic():
+        raise ValueError(
+            f"the launcher started {launched} processes, but Horovod sees {hvd.size()}: it was built for another MPI. "
+            "Use the mpirun or mpiexec.hydra of the MPI that Horovod was built with (./setup_env.sh says which)"
+        )
+    return HorovodComm(hvd)
+
+
+def together(comm: Comm, action: Callable[[], Result]) -> Result:
+    """Run a step that can fail for user-level reasons on all ranks, and fail on all ranks if any failed.
+
+    Without this a rank that stops early leaves the others waiting in their next collective call.
+
+    Raises:
+        AgreedError: on every rank, with the message of the lowest rank that failed.
+    """
+    failure: str | None = None
+    result: Result | None = None
+    try:
+        result = action()
+    except (ValueError, OSError) as error:
+        failure = str(error) or type(error).__name__
+    failures = comm.gather(failure)
+    # Ranks: all raise the same, so all leave with the same exit code.
+    for rank, message in enumerate(failures):
+        if message is not None:
+            everywhere = all(other == message for other in failures)
+            raise AgreedError(message if everywhere else f"rank {rank}: {message}")
+    return result  # type: ignore[return-value]
+
+
+def program() -> str:
+    """Name of the script that runs, for messages."""
+    return os.path.basename(sys.argv[0]) or "train.py"
+
+
+def abort(comm: Comm, message: str, code: int = 1) -> NoReturn:
+    """End this process at once; the launcher then ends the other ranks.
+
+    For errors that only this rank knows of, in the middle of a step, while the others wait in an allreduce: an orderly
+    exit would wait for them in turn.
+    """
+    # The launcher may be gone, and the pipes with it.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        # on a line of its own: rank 0's progress bar may stand on the current one
+        print(f"\n{program()}: rank {comm.rank} of {comm.size}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(code)

@@ -1,0 +1,1 @@
+"""The segmentation task: inputs, losses, pixel counts, validation, resuming."""

@@ -1,0 +1,1 @@
+"""Small slides made up for tests, the demo and studies."""

@@ -1,0 +1,1 @@
+"""TIFF pyramids: reading and writing."""

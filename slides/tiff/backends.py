@@ -1,0 +1,249 @@
+"""Libraries that decode slides, behind one small interface; handles per thread and process, bounded in number.
+
+Tiled TIFF goes through libvips (about three times faster than OpenSlide); vendors' formats go through OpenSlide, which
+knows their geometry.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+# One sampler is one core: libvips must not start a pool of its own. Read by libvips when it is loaded.
+os.environ.setdefault("VIPS_CONCURRENCY", "1")
+
+import numpy as np
+import openslide
+import pyvips
+from numpy.typing import NDArray
+
+from slides.tiff.tags import Page, is_tiff, read_pages
+
+# libvips would keep the last 100 operations, slides included, alive and open; ours are bounded by the handle cache.
+pyvips.cache_set_max(0)
+
+# Per thread. A handle also keeps decoded tiles: libvips up to 2.5 rows of them, 300 MB on a slide 84,000 px wide.
+MAX_HANDLES = 32
+MAX_HELD_BYTES = 256 * 2**20
+MAX_HELD_BYTES_PER_HANDLE = 64 * 2**20
+MAX_STRIP_PX = 64 * 2**20
+# White is zero, black is zero, RGB, palette, YCbCr.
+PHOTOMETRICS = (0, 1, 2, 3, 6)
+OPENSLIDE_CACHE_BYTES = 8 * 2**20
+Image = NDArray[np.uint8]
+READ_ERRORS = (OSError, ValueError, openslide.OpenSlideError, pyvips.Error)
+
+
+class Backend(Protocol):
+    """An open slide. Not thread-safe: get one through `handle`."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Upper bound of the decoded pixels it keeps for later reads."""
+
+    def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
+        """Decode a rectangle that lies inside a level.
+
+        Returns:
+            Pixels (H, W, C), and how far along x and y, in level px, their true corner lies from the asked one. Only
+            OpenSlide on a level whose size was rounded has a non-zero distance (at most half a level-0 px).
+        """
+
+    def close(self) -> None:
+        """Release the file."""
+
+
+class VipsTiff:
+    """Levels of a TIFF, one page or sub-image each, decoded by libvips."""
+
+    def __init__(self, path: Path, pages: tuple[Page, ...]) -> None:
+        self._path = path
+        self._pages = pages
+        self._images: dict[int, pyvips.Image] = {}
+        self.held_bytes = 0
+
+    def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
+        """See `Backend.fetch`."""
+        if self.held_bytes > MAX_HELD_BYTES_PER_HANDLE:
+            self.close()
+        image = self._image(level)
+        height, width = hw
+        self.held_bytes += self._touched_bytes(level, corner_xy_lv, hw)
+        buffer = pyvips.Region.new(image).fetch(*corner_xy_lv, width, height)
+        return np.frombuffer(buffer, np.uint8).reshape(height, width, image.bands), 0.0, 0.0
+
+    def close(self) -> None:
+        """See `Backend.close`; libvips closes, and forgets tiles, with the last reference."""
+        self._images.clear()
+        self.held_bytes = 0
+
+    def _touched_bytes(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> int:
+        """Bytes of the decoded tiles, or strips as wide as the image, under a rectangle."""
+        page = self._pages[level]
+        if not page.tiled:
+            return page.size_xy[0] * page.size_xy[1] * page.samples
+        tiles = 1
+        for start, length, side in zip(corner_xy_lv, hw[::-1], page.tile_xy, strict=True):
+            tiles *= (start + length - 1) // side - start // side + 1
+        return tiles * page.tile_xy[0] * page.tile_xy[1] * page.samples
+
+    def _image(self, level: int) -> pyvips.Image:
+        if level not in self._images:
+            page = self._pages[level]
+            # Tiles that do not decode must raise: up to fail_on="error" libvips makes them black (private tags, which
+            # libtiff also warns of, pass).
+            image = pyvips.Image.tiffload(
+                str(self._path), page=page.page, subifd=page.subifd, access="random", fail_on="warning"
+            )
+            if image.format != "uchar":
+                raise ValueError(f"samples are {image.format}, only 8-bit images are read; convert the file to 8 bit")
+            if (image.width, image.height) != page.size_xy:
+                raise ValueError(f"libvips sees {image.width} x {image.height} px, the TIFF directory {page.size_xy}")
+            self._images[level] = image
+        return self._images[level]
+
+
+class OpenSlideFile:
+    """Any format of OpenSlide."""
+
+    def __init__(self, path: Path) -> None:
+        self._slide = openslide.OpenSlide(str(path))
+        self.held_bytes = OPENSLIDE_CACHE_BYTES
+        # Its own default is 32 MB.
+        self._slide.set_cache(openslide.OpenSlideCache(OPENSLIDE_CACHE_BYTES))
+
+    def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
+        """See `Backend.fetch`. Transparent pixels, that is places never scanned, become white."""
+        # OpenSlide is asked in whole level-0 px, which it divides by its own (averaged) downsample.
+        downsample = self._slide.level_downsamples[level]
+        asked_xy_l0 = round(corner_xy_lv[0] * downsample), round(corner_xy_lv[1] * downsample)
+        shift_x, shift_y = (at / downsample - want for at, want in zip(asked_xy_l0, corner_xy_lv, strict=True))
+        rgba = np.asarray(self._slide.read_region(asked_xy_l0, level, (hw[1], hw[0])))
+        rgb = rgba[..., :3]
+        clear = rgba[..., 3:]
+        if int(clear.min()) < 255:
+            # openslide-python hands out straight alpha.
+            mixed = rgb.astype(np.uint16) * clear + 255 * (255 - clear.astype(np.uint16))
+            rgb = ((mixed + 127) // 255).astype(np.uint8)
+        return np.ascontiguousarray(rgb), shift_x, shift_y
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._slide.close()
+
+
+def tiff_levels(path: Path) -> tuple[Page, ...]:
+    """Return the pages of a TIFF that form its pyramid, largest first.
+
+    The first image is level 0. Later ones count when they are tiled like it and show the same field at a smaller size
+    (equal shrinking along both axes, to a pixel); labels, macros and thumbnails do not.
+
+    Raises:
+        TagError: See `tags.read_pages`.
+        ValueError: A plain strip image too large to decode, or several images of the first one's size (channels or
+            focal planes).
+    """
+    pages = read_pages(path)
+    first = pages[0]
+    if not first.tiled and first.size_xy[0] * first.size_xy[1] > MAX_STRIP_PX:
+        raise ValueError(
+            f"the TIFF has no tiles and {first.size_xy[0]} x {first.size_xy[1]} px; up to 64 Mpx are decoded whole. "
+            "Convert it: vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg"
+        )
+    if first.photometric not in PHOTOMETRICS:
+        raise ValueError(
+            f"PhotometricInterpretation {first.photometric} (CMYK, Lab, ...); read are grey, RGB, YCbCr and palette"
+        )
+    if first.samples == 1 and any(page.size_xy == first.size_xy for page in pages[1:]):
+        raise ValueError("the TIFF holds several one-channel images of one size (channels or focal planes), not RGB")
+    return pyramid(first, pages[1:])
+
+
+def pyramid(first: Page, others: Iterable[Page]) -> tuple[Page, ...]:
+    """Return `first` and, largest first, those of `others` that show the same field: see `tiff_levels`."""
+    levels = [first]
+    for page in sorted(others, key=lambda page: -page.size_xy[0]):
+        if page.tiled == first.tiled and page.samples == first.samples and _shrinks(levels[-1], first, page):
+            levels.append(page)
+    return tuple(levels)
+
+
+def _shrinks(last: Page, first: Page, page: Page) -> bool:
+    """Whether `page` is smaller than `last` and has the shape of `first` to within rounding of both sides."""
+    (w0, h0), (w, h) = first.size_xy, page.size_xy
+    if w >= last.size_xy[0] or h >= last.size_xy[1]:
+        return False
+    # Sides of a true level lie within one px of side / factor; the two intervals of factors must meet.
+    low = max(w0 / (w + 1), h0 / (h + 1))
+    high = min(w0 / max(w - 1, 0.5), h0 / max(h - 1, 0.5))
+    return low <= high
+
+
+def vendor_of(path: Path) -> str | None:
+    """OpenSlide's name of the format, "tiff" for a TIFF that libvips shall read, None for anything else."""
+    vendor = openslide.OpenSlide.detect_format(str(path))
+    if vendor in (None, "generic-tiff"):
+        return "tiff" if is_tiff(path) else None
+    return str(vendor)
+
+
+class _Handles(threading.local):
+    """Open files of one thread."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.open: OrderedDict[object, Backend] = OrderedDict()
+        self.inherited: list[object] = []
+
+
+_handles = _Handles()
+
+
+def file_key(path: Path) -> tuple[object, ...]:
+    """Key of a file for `handle`; another one once the file was replaced."""
+    status = path.stat()
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def handle(key: object, opener: Callable[[], Backend]) -> Backend:
+    """Return this thread's open file for `key`, opening it when needed.
+
+    Every thread of every process has files of its own, at most `MAX_HANDLES` and about `MAX_HELD_BYTES` of decoded
+    tiles, least recently used closed first.
+
+    Args:
+        key: Identifies the file (hashable).
+        opener: Opens it.
+    """
+    if _handles.pid != os.getpid():
+        # A forked child shares file positions and locks with its parent: it must neither use nor close these.
+        _handles.inherited.append(_handles.open)
+        _handles.open = OrderedDict()
+        _handles.pid = os.getpid()
+    found = _handles.open.get(key)
+    if found is None:
+        found = opener()
+        _handles.open[key] = found
+    _handles.open.move_to_end(key)
+    held = sum(backend.held_bytes for backend in _handles.open.values())
+    while len(_handles.open) > 1 and (len(_handles.open) > MAX_HANDLES or held > MAX_HELD_BYTES):
+        oldest = _handles.open.popitem(last=False)[1]
+        held -= oldest.held_bytes
+        oldest.close()
+    return found
+
+
+def drop_handle(key: object) -> None:
+    """Close this thread's file for `key`, if open; the next use opens it again."""
+    found = _handles.open.pop(key, None) if _handles.pid == os.getpid() else None
+    if found is not None:
+        found.close()
+
+
+def open_handles() -> int:
+    """Number of files this thread holds open."""
+    return len(_handles.open) if _handles.pid == os.getpid() else 0

@@ -1,0 +1,1 @@
+"""Truth of a slide: annotations, masks, labels of patches."""

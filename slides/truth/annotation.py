@@ -1,0 +1,215 @@
+"""ASAP XML annotations: safe reading, groups to classes, painting in the order of the label map.
+
+Coordinates are level-0 px (x, y). The XML may come from anywhere: no entities, no document type, no network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shapely
+from lxml import etree
+from numpy.typing import NDArray
+
+from slides.truth.raster import polygons_of
+
+# CAMELYON's conventions; exclusions are painted last, so they cut what stands before them.
+DEFAULT_LABEL_MAP: dict[str, int] = {
+    "_0": 1,
+    "_1": 1,
+    "tumor": 1,
+    "metastases": 1,
+    "_2": 0,
+    "exclusion": 0,
+    "normal": 0,
+}
+DEFAULT_IGNORE_GROUPS = ("none",)
+MAX_XML_BYTES = 256 * 2**20
+MAX_COORDINATE = 2.0**31
+
+_AREAS = ("Polygon", "Spline", "Rectangle")
+_NO_AREAS = ("Dot", "PointSet", "Measurement", "None")
+
+
+class AnnotationError(ValueError):
+    """An annotation file that cannot be used; the message names it and what to do."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotated area.
+
+    Attributes:
+        name: As in the file.
+        group: Its group, lower case; "none" without one.
+        polygons: Valid polygons in level-0 px; several when the ring crossed itself.
+    """
+
+    name: str
+    group: str
+    polygons: tuple[shapely.Polygon, ...]
+
+
+def read_annotations(
+    path: Path, label_map: Mapping[str, int], ignore_groups: Collection[str] = DEFAULT_IGNORE_GROUPS
+) -> tuple[tuple[Annotation, ...], tuple[str, ...]]:
+    """Read an ASAP XML file.
+
+    Rings that cross themselves are repaired by the even-odd rule. Rings with fewer than three different points, groups
+    in `ignore_groups` and annotations without area (Dot, PointSet, Measurement) are skipped and reported.
+
+    Args:
+        path: The file.
+        label_map: Group to class; groups are compared without case.
+        ignore_groups: Groups to skip.
+
+    Returns:
+        Annotations in the order of the file, and notes on what was skipped or repaired.
+
+    Raises:
+        AnnotationError: Unreadable, malformed or hostile XML, a coordinate that is no number, an unknown group.
+    """
+    known = {group.lower() for group in label_map}
+    ignored = {group.lower() for group in ignore_groups} - known
+    annotations: list[Annotation] = []
+    notes: list[str] = []
+    for number, element in enumerate(_parse(path).iterfind("./Annotations/Annotation")):
+        name = element.get("Name") or f"number {number}"
+        where = f"{path}: annotation {name!r}"
+        group = (element.get("PartOfGroup") or "None").lower()
+        if group in ignored:
+            notes.append(f"{where}: group {group!r} is ignored")
+            continue
+        if group not in known:
+            raise AnnotationError(
+                f"{where}: unknown group {element.get('PartOfGroup')!r}; known are {', '.join(sorted(known))}. "
+                f"Give it a class with --label_map {group}:CLASS or skip it with --ignore_groups {group}"
+            )
+        kind = element.get("Type", "Polygon")
+        if kind in _NO_AREAS:
+            notes.append(f"{where}: {kind} has no area, skipped")
+            continue
+        if kind not in _AREAS:
+            raise AnnotationError(f"{where}: unknown type {kind!r}; allowed are {', '.join(_AREAS + _NO_AREAS)}")
+        ring = _ring(element, where)
+        polygons, repaired = _polygons(ring)
+        if not polygons:
+            notes.append(f"{where}: {len(ring)} points without area, skipped")
+            continue
+        if repaired:
+            notes.append(f"{where}: the outline crosses or touches itself, repaired into {len(polygons)} polygons")
+        annotations.append(Annotation(name, group, polygons))
+    return tuple(annotations), tuple(notes)
+
+
+def paint(annotations: Collection[Annotation], label_map: Mapping[str, int]) -> dict[int, tuple[shapely.Polygon, ...]]:
+    """Paint annotations over each other in the order of the label map.
+
+    A group's polygons join their class and are cut from every other class, so a later group wins.
+
+    Returns:
+        Class to its disjoint valid polygons with holes, level-0 px; classes without area are absent.
+    """
+    painted: dict[int, shapely.Geometry] = {}
+    for group, cls in label_map.items():
+        own = [polygon for item in annotations if item.group == group.lower() for polygon in item.polygons]
+        if not own:
+            continue
+        area = shapely.union_all(own)
+        painted |= {other: old.difference(area) for other, old in painted.items() if other != cls}
+        painted[cls] = painted[cls].union(area) if cls in painted else area
+    regions = {cls: tuple(polygons_of(area)) for cls, area in painted.items()}
+    return {cls: polygons for cls, polygons in regions.items() if polygons}
+
+
+def describe(label_map: Mapping[str, int], names: Mapping[int, str] | None = None) -> str:
+    """Say in words which group becomes which class, in the order they are painted.
+
+    Args:
+        label_map: Group to class.
+        names: Class to name; default 0 normal, 1 tumour.
+    """
+    names = {0: "normal", 1: "tumour"} if names is None else names
+    runs: list[tuple[int, list[str]]] = []
+    for group, cls in label_map.items():
+        if runs and runs[-1][0] == cls:
+            runs[-1][1].append(group)
+        else:
+            runs.append((cls, [group]))
+    parts = []
+    for number, (cls, groups) in enumerate(runs):
+        name = f"{names[cls]} (class {cls})" if cls in names else f"class {cls}"
+        order = "" if number == 0 else ", painted over the former: cuts holes into other classes"
+        parts.append(f"{', '.join(groups)} -> {name}{order}")
+    return "; ".join(parts)
+
+
+def _parse(path: Path) -> etree._Element:
+    try:
+        size = path.stat().st_size
+        if size > MAX_XML_BYTES:
+            raise AnnotationError(f"{path}: {size} bytes; annotations of at most {MAX_XML_BYTES} bytes are read")
+        data = path.read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read: {error.strerror or error}") from error
+    # Zero bytes are dropped so that UTF-16 hides nothing. Refused before parsing: entities could grow without bound.
+    if b"<!DOCTYPE" in data.replace(b"\0", b"").upper():
+        raise AnnotationError(f"{path}: has a DOCTYPE; annotations need none, and entities are refused. Remove it")
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    try:
+        root = etree.fromstring(data, parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise AnnotationError(f"{path}: no well-formed XML: {error}") from error
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise AnnotationError(f"{path}: has a DOCTYPE; annotations need none, and entities are refused. Remove it")
+    if root.tag != "ASAP_Annotations":
+        raise AnnotationError(f"{path}: the outermost element is {root.tag!r}, not 'ASAP_Annotations' as ASAP writes")
+    return root
+
+
+def _ring(element: etree._Element, where: str) -> NDArray[np.float64]:
+    """Points (N, 2) of an annotation in the order of their Order attribute (document order where there is none)."""
+    rows = []
+    for number, coordinate in enumerate(element.iterfind("./Coordinates/Coordinate")):
+        given = coordinate.get
+        try:
+            rows.append((float(given("Order", number)), float(given("X", "")), float(given("Y", ""))))
+        except ValueError as error:
+            raise _not_numbers(where, number, coordinate) from error
+    points = np.array(rows, np.float64).reshape(-1, 3)
+    # Judged all at once; the first that is wrong is named, found again by its number. NaN is not near enough either.
+    fine = np.isfinite(points[:, 0]) & (np.abs(points[:, 1:]) <= MAX_COORDINATE).all(axis=1)
+    if not fine.all():
+        number = int(np.argmin(fine))
+        order, x, y = rows[number]
+        if not math.isfinite(order):
+            raise _not_numbers(where, number, element.findall("./Coordinates/Coordinate")[number])
+        raise AnnotationError(f"{where}: coordinate {number} ({x}, {y}) is not a place on a slide")
+    return points[np.argsort(np.trunc(points[:, 0]), kind="stable"), 1:]
+
+
+def _not_numbers(where: str, number: int, coordinate: etree._Element) -> AnnotationError:
+    return AnnotationError(
+        f"{where}: coordinate {number} {dict(coordinate.attrib)} is no number; expected Order, X, Y in level-0 pixels "
+        "with a decimal point"
+    )
+
+
+def _polygons(ring: NDArray[np.float64]) -> tuple[tuple[shapely.Polygon, ...], bool]:
+    """Valid polygons of a ring (N, 2) by the even-odd rule, and whether it had to be repaired for that.
+
+    None for fewer than three different points.
+    """
+    if len(ring) < 3:
+        return (), False
+    polygon = shapely.Polygon(ring)
+    # The rule: valid already, as nearly all are. Repairing would leave it as it is.
+    if shapely.is_valid(polygon):
+        return tuple(polygons_of(polygon)), False
+    if len(np.unique(ring, axis=0)) < 3:
+        return (), False
+    return tuple(polygons_of(shapely.make_valid(polygon))), True

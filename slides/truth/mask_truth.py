@@ -1,0 +1,255 @@
+"""Truth from mask pyramids: one-channel 8-bit TIFF of the slide's size, stored values mapped to classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from slides.geometry import Window, level_downsample_xy, pixel_centres_l0
+from slides.reader import Level, Slide
+from slides.tiff.backends import READ_ERRORS, drop_handle, file_key, handle, tiff_levels
+from slides.tiff.tags import Page, is_tiff
+from slides.tiff.tiled_tiff import open_tiff
+from slides.truth.label import IGNORE, check_classes
+from slides.truth.outline import outlines
+from slides.truth.raster import polygons_of
+
+# Most px that one step of a scan holds, and most cells of an outlined grid.
+SCAN_PX = 16 * 2**20
+# Larger masks are scanned at a coarser level; full-size CAMELYON masks have 20 Gpx and more.
+SCAN_LEVEL0_PX = 2**30
+SCAN_UM_PX = 2.0
+# Up to this step (level-0 px) labels come from level 0, whatever levels there are.
+FINE_STEP = 4.0
+
+
+class MaskTruth:
+    """Truth from a TIFF mask, with or without coarser levels.
+
+    `label` takes the stored pixel under each centre: from level 0 up to a step of 4 level-0 px, beyond that from the
+    coarsest level with at least two px per step (its px are the mask writer's choice). `label_max` and `regions` scan
+    level 0 of masks under 1 Gpx; larger ones at their coarsest level of at most 2 um/px, where a spot that the writer
+    of the mask dropped from that level is not found.
+
+    Args:
+        path: The mask.
+        slide: Its slide, of the same size at level 0.
+        value_map: Stored value to class, 255 for areas to ignore; a value not listed is an error when it is met.
+            Default: 0 is class 0, any other value class 1. Palette masks: the stored index, not the colour.
+
+    Raises:
+        ValueError: Unreadable, truncated, not one-channel 8-bit, or of another size than the slide.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: str | Path, slide: Slide, value_map: Mapping[int, int] | None = None) -> None:
+        self.path = Path(path)
+        self.slide_id = slide.id
+        self._size_xy_l0 = slide.size_xy_l0
+        self._um_px = max(slide.um_px_xy_l0)
+        self._pages = self._open_pages(slide)
+        self._levels = tuple(
+            Level(index, page.size_xy, level_downsample_xy(slide.size_xy_l0, page.size_xy))
+            for index, page in enumerate(self._pages)
+        )
+        self._class_of = np.ones(256, np.uint8)
+        self._class_of[0] = 0
+        self._unknown: NDArray[np.uint8] | None = None
+        if value_map is not None:
+            check_classes(value_map.values(), "--mask_values")
+            if not all(0 <= value <= 255 for value in value_map):
+                raise ValueError(f"--mask_values: {sorted(value_map)}; stored values are 0 to 255")
+            self._unknown = np.ones(256, np.uint8)
+            for value, cls in value_map.items():
+                self._class_of[value], self._unknown[value] = cls, 0
+        self._loaded, self._stored = _stored_values(self._pages[0])
+        self._classes: frozenset[int] | None = None
+
+    @property
+    def classes(self) -> frozenset[int]:
+        """See `Truth`; the first use scans the mask."""
+        if self._classes is None:
+            level = self._scan_level(max(self._size_xy_l0))
+            found: set[int] = set()
+            for label_HW in self._blocks(level, 4096):
+                found.update(np.flatnonzero(np.bincount(label_HW.ravel(), minlength=256)).tolist())
+            self._classes = frozenset(found - {0, IGNORE})
+        return self._classes
+
+    def label(self, window: Window) -> NDArray[np.uint8]:
+        """See `Truth.label`."""
+        level = self._label_level(window)
+        x_l0, y_l0 = pixel_centres_l0(window)
+        inside_x = (x_l0 >= 0) & (x_l0 < self._size_xy_l0[0])
+        inside_y = (y_l0 >= 0) & (y_l0 < self._size_xy_l0[1])
+        label_HW = np.full(window.hw_out, IGNORE, np.uint8)
+        columns, rows = _px_under(x_l0[inside_x], level, 0), _px_under(y_l0[inside_y], level, 1)
+        if not columns.size or not rows.size:
+            return label_HW
+        left, width = int(columns[0]), int(columns[-1] - columns[0]) + 1
+        top_row, left_column = int(np.argmax(inside_y)), int(np.argmax(inside_x))
+        # Bands of rows: a coarse window over a mask without levels would need all of level 0 at once.
+        for band in np.array_split(np.arange(rows.size), -(-int(rows[-1] - rows[0] + 1) * width // SCAN_PX)):
+            if not band.size:
+                continue
+            top, height = int(rows[band[0]]), int(rows[band[-1]] - rows[band[0]]) + 1
+            block = self._read(level, (left, top), (height, width))
+            # Slices of neighbouring px would be copied one by one.
+            picked = block if _neighbours(rows[band]) else block[rows[band] - top]
+            picked = picked if _neighbours(columns) else picked[:, columns - left]
+            row = top_row + int(band[0])
+            label_HW[row : row + band.size, left_column : left_column + columns.size] = picked
+        return label_HW
+
+    def label_max(self, cell_l0: int, cls: int) -> NDArray[np.bool_]:
+        """See `Truth.label_max`; on a coarser level than 0 a px counts for the cell its centre lies in."""
+        level = self._scan_level(cell_l0)
+        width, height = self._size_xy_l0
+        occurs_HW = np.zeros((-(-height // cell_l0), -(-width // cell_l0)), np.bool_)
+        # First px whose centre lies in each cell; every cell has one since no px is wider than a cell.
+        firsts = [
+            np.minimum(np.ceil(np.arange(count) * cell_l0 / down - 0.5).astype(np.int64), size - 1)
+            for count, down, size in zip(occurs_HW.shape[::-1], level.downsample_xy, level.size_xy, strict=True)
+        ]
+        cells = max(1, int(4096 * min(level.downsample_xy)) // cell_l0)
+        for row in range(0, occurs_HW.shape[0], cells):
+            for column in range(0, occurs_HW.shape[1], cells):
+                x, y = firsts[0][column : column + cells], firsts[1][row : row + cells]
+                right = firsts[0][column + cells] if column + cells < firsts[0].size else level.size_xy[0]
+                bottom = firsts[1][row + cells] if row + cells < firsts[1].size else level.size_xy[1]
+                block = self._read(level, (int(x[0]), int(y[0])), (int(bottom - y[0]), int(right - x[0])))
+                hit = np.logical_or.reduceat(np.logical_or.reduceat(block == cls, y - y[0], axis=0), x - x[0], axis=1)
+                occurs_HW[row : row + cells, column : column + cells] = hit
+        return occurs_HW
+
+    def regions(self, cls: int) -> list[shapely.Polygon]:
+        """See `Truth.regions`; class 0 has none.
+
+        Exact outlines of level-0 px for masks up to 16 Mpx, else outlines of the cells of `label_max` on the finest
+        power-of-two grid of at most 16 Mpx, clipped to the slide.
+        """
+        if cls == 0:
+            return []
+        width, height = self._size_xy_l0
+        cell_l0 = 1
+        while -(-width // cell_l0) * -(-height // cell_l0) > SCAN_PX:
+            cell_l0 *= 2
+        polygons = outlines(self.label_max(cell_l0, cls), cell_l0)
+        box = shapely.box(0, 0, width, height)
+        return [piece for part in polygons for piece in polygons_of(part.intersection(box))]
+
+    def _open_pages(self, slide: Slide) -> tuple[Page, ...]:
+        try:
+            if not is_tiff(self.path):
+                raise ValueError("not a TIFF")
+            self._key = "mask", *file_key(self.path)
+            pages = tiff_levels(self.path)
+        except READ_ERRORS as error:
+            raise ValueError(f"mask {self.path} cannot be opened: {error}") from error
+        first = pages[0]
+        if first.size_xy != slide.size_xy_l0:
+            raise ValueError(
+                f"mask {self.path} has {first.size_xy[0]} x {first.size_xy[1]} px, its slide {slide.path} "
+                f"{slide.size_xy_l0[0]} x {slide.size_xy_l0[1]}; a mask must have the size of level 0"
+            )
+        if first.samples != 1 or first.bits not in (1, 2, 4, 8):
+            raise ValueError(
+                f"mask {self.path} has {first.samples} channels of {first.bits} bits; masks have one of at most 8 bits"
+            )
+        return pages
+
+    def _label_level(self, window: Window) -> Level:
+        if max(window.step_xy_l0) <= FINE_STEP:
+            return self._levels[0]
+        half = min(window.step_xy_l0) / 2
+        return [level for level in self._levels if max(level.downsample_xy) <= max(half, 1.0)][-1]
+
+    def _scan_level(self, cell_l0: int) -> Level:
+        width, height = self._size_xy_l0
+        if width * height < SCAN_LEVEL0_PX:
+            return self._levels[0]
+        limit = min(cell_l0, max(1.0, SCAN_UM_PX / self._um_px))
+        return [level for level in self._levels if max(level.downsample_xy) <= limit][-1]
+
+    def _blocks(self, level: Level, side: int) -> Iterator[NDArray[np.uint8]]:
+        for top in range(0, level.size_xy[1], side):
+            for left in range(0, level.size_xy[0], side):
+                hw = min(side, level.size_xy[1] - top), min(side, level.size_xy[0] - left)
+                yield self._read(level, (left, top), hw)
+
+    def _read(self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> NDArray[np.uint8]:
+        """Classes of a rectangle inside a level."""
+        try:
+            backend = handle(self._key, lambda: open_tiff(self.path, self._key, self._pages, unwritten=0))
+            pixels = backend.fetch(level.index, corner_xy_lv, hw)[0]
+        except READ_ERRORS as error:
+            drop_handle(self._key)
+            reason = str(error).strip().splitlines()[:2]
+            raise ValueError(
+                f"mask {self.path} cannot be read in level {level.index}, corner {corner_xy_lv}, size {hw}: {reason}"
+            ) from error
+        stored = self._stored_of(pixels)
+        # OpenCV's table look-up: ten times faster than NumPy's indexing.
+        if self._unknown is not None and (unknown_HW := cv2.LUT(stored, self._unknown)).any():
+            strange = np.unique(stored[unknown_HW > 0]).tolist()
+            raise ValueError(
+                f"mask {self.path} holds values {strange} at level {level.index}, not in --mask_values; add them"
+            )
+        label_HW: NDArray[np.uint8] = cv2.LUT(stored, self._class_of).astype(np.uint8, copy=False)
+        return label_HW
+
+    def _stored_of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Undo what libvips does to samples on loading; (H, W, bands) to (H, W)."""
+        if pixels.shape[2] == 1 and np.array_equal(self._loaded, self._stored):
+            return pixels[..., 0]
+        keys = _colour_key(pixels)
+        at = np.minimum(np.searchsorted(self._loaded, keys), self._loaded.size - 1)
+        if (self._loaded[at] != keys).any():
+            raise ValueError("colours that its palette does not have")
+        stored: NDArray[np.uint8] = self._stored[at]
+        return stored
+
+
+def _px_under(along_l0: NDArray[np.float64], level: Level, axis: int) -> NDArray[np.int64]:
+    """Index of the px of a level under each level-0 coordinate; the last px also covers a remainder."""
+    px: NDArray[np.int64] = np.floor(along_l0 / level.downsample_xy[axis]).astype(np.int64)
+    return px.clip(max=level.size_xy[axis] - 1)
+
+
+def _neighbours(px: NDArray[np.int64]) -> bool:
+    """Whether every px is the one after its predecessor."""
+    return bool((np.diff(px) == 1).all())
+
+
+def _stored_values(page: Page) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Sorted sample (or 0xRRGGBB) as libvips loads it, and the value stored in the file, of a mask.
+
+    libvips stretches samples of 1, 2 and 4 bits to 0..255, turns "white is zero" round and replaces a palette's
+    indices by its colours; a mask's values are the stored numbers. Of two indices of one colour the smaller is taken.
+    """
+    top = 2**page.bits - 1
+    stored = np.arange(top + 1)
+    if page.colormap is not None:
+        loaded = _colour_key(page.colormap[None, : top + 1])[0]
+        if (page.colormap == page.colormap[:, :1]).all():
+            loaded = page.colormap[: top + 1, 0].astype(np.int64)
+    else:
+        loaded = stored * (255 // top)
+        if page.photometric == 0:
+            loaded = 255 - loaded
+    keys, first = np.unique(loaded, return_index=True)
+    return keys, stored[first].astype(np.uint8)
+
+
+def _colour_key(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    if pixels.shape[2] == 1:
+        return pixels[..., 0].astype(np.int64)
+    rgb = pixels.astype(np.int64)
+    key: NDArray[np.int64] = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    return key
