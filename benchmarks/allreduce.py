@@ -280,7 +280,7 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print the tables and write them as JSON."""
-    from parallel.comm import launched_rank, launched_size
+    from parallel.launchers import launched_rank, launched_size
 
     parser = argparse.ArgumentParser(description="measure the allreduce: latency, bandwidth, fusion, bytes on the wire")
     parser.add_argument("--json", type=Path, help="where to write the numbers")

@@ -106,7 +106,7 @@ class Worker:
 
 def work(opts: argparse.Namespace) -> None:
     """Be a measured process."""
-    from parallel.comm import launched_rank
+    from parallel.launchers import launched_rank
 
     joined = opts.place is None
     pin(launched_rank() if joined else opts.place, opts.processors)

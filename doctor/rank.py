@@ -23,7 +23,8 @@ import numpy as np
 
 from doctor.job import Task
 from doctor.launch import MARK
-from parallel.comm import Comm, launched_rank
+from parallel.comm import Comm
+from parallel.launchers import launched_rank
 
 PACKAGES = ("tensorflow", "keras", "numpy", "horovod")
 MESSAGE_BYTES = 2**20

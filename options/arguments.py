@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NoReturn
 
-from preprocessing.executors import is_first_rank
+from parallel.launchers import is_first_rank
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):

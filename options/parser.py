@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from options import arguments
 from options.arguments import not_negative, pair, positive, share, share_below_1, whole
-from parallel.comm import launched_rank
+from parallel.launchers import launched_rank
 
 __all__ = ["Parser", "not_negative", "pair", "positive", "share", "share_below_1", "whole"]
 

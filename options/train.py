@@ -12,7 +12,7 @@ from typing import Any
 from options import arguments, groups
 from options.groups import MODELS, MOMENTUM, OPTIMIZERS, SIZE_STEP
 from options.parser import Parser
-from parallel.comm import is_elastic
+from parallel.launchers import is_elastic
 
 
 def _train_parser() -> Parser:

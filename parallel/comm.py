@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from parallel.launchers import is_elastic, launched_size, program
 from system.stderr import quiet_stderr
 
 
@@ -23,11 +24,6 @@ class AgreedError(ValueError):
 
 Result = TypeVar("Result")
 Array = TypeVar("Array", bound=NDArray[Any])
-
-# Launcher -> variables that hold the number of processes of this job. SLURM's count is trusted only inside a step that
-# speaks PMI(x): in a bare batch script SLURM_NTASKS is set although the script is one process.
-_SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
-_RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 # Names of tensors: gradients, statistics, and with --sync_bn five for each layer; the largest network has some 5000.
 CACHED_TENSORS = 16384
@@ -136,32 +132,9 @@ class HorovodComm:
         return HorovodComm(self._hvd)
 
 
-def is_elastic() -> bool:
-    """Whether a launcher started this process as one of an elastic job (`horovodrun --min-np ...`)."""
-    return os.environ.get("HOROVOD_ELASTIC") == "1"
-
-
 def broke(error: Exception) -> bool:
     """Whether an error says that the connection between ranks broke: some rank has ended."""
     return type(error).__name__ == "HorovodInternalError" or "Horovod" in str(error)
-
-
-def launched_size() -> int:
-    """Number of processes that a launcher (mpirun, hydra, srun, horovodrun) started; 1 without a launcher."""
-    for name in _SIZE_VARIABLES:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    if "PMIX_RANK" in os.environ or os.environ.get("SLURM_MPI_TYPE", "").startswith("pmi"):
-        return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    return 1
-
-
-def launched_rank() -> int:
-    """Rank that the launcher gave this process; known before any library is loaded, so that only rank 0 speaks."""
-    for name in _RANK_VARIABLES:
-        if os.environ.get(name, "").isdigit() and launched_size() > 1:
-            return int(os.environ[name])
-    return 0
 
 
 def connect(horovod: bool) -> Comm:
@@ -225,11 +198,6 @@ def together(comm: Comm, action: Callable[[], Result]) -> Result:
             everywhere = all(other == message for other in failures)
             raise AgreedError(message if everywhere else f"rank {rank}: {message}")
     return result  # type: ignore[return-value]
-
-
-def program() -> str:
-    """Name of the script that runs, for messages."""
-    return os.path.basename(sys.argv[0]) or "train.py"
 
 
 def abort(comm: Comm, message: str, code: int = 1) -> NoReturn:

@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 import psutil
 
-from parallel.comm import Comm, abort, program
+from parallel.comm import Comm, abort
+from parallel.launchers import program
 from parallel.stranded_daemon import end_daemon_later
 
 Batch = TypeVar("Batch")

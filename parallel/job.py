@@ -10,8 +10,9 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from options.groups import SIZE_STEP
-from parallel.comm import AgreedError, Comm, abort, broke, connect, launched_rank, program
+from parallel.comm import AgreedError, Comm, abort, broke, connect
 from parallel.heartbeat import GRACE_S
+from parallel.launchers import is_first_rank, program
 
 COME_TOGETHER = -1  # in place of an exit code: ranks of an elastic job have come or gone
 
@@ -22,7 +23,7 @@ def connected(horovod: bool) -> Comm | None:
         return connect(horovod)
     except ValueError as error:
         # Ranks: nobody is connected yet, so the launcher's word on who is rank 0 must do.
-        if launched_rank() == 0:
+        if is_first_rank():
             print(f"{program()}: error: {error}", file=sys.stderr)  # noqa: T201  # on behalf of an entry script
         return None
 

@@ -20,8 +20,9 @@ from cohorts.pairing import Case
 from cohorts.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
 from options import arguments
 from options.arguments import Parser, pair, positive, whole
+from parallel.launchers import is_first_rank
 from preprocessing import store
-from preprocessing.executors import Executor, is_first_rank, on_all_ranks
+from preprocessing.executors import Executor, on_all_ranks
 from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Result, Step, claim, failures, run_step, summary
 from preprocessing.store import Held, marked

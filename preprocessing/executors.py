@@ -16,9 +16,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from parallel.launchers import launched_by_mpi
+
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-# Set by Open MPI, by MPICH's and Intel's hydra, and by srun with PMIx.
-_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
 Task = tuple[Any, ...]
 Outcome = tuple[int, Any]  # position of the task, and its result or the error that kept it from giving one
@@ -132,17 +132,12 @@ def on_all_ranks(story: Callable[[Executor], int], processes: int | None) -> int
     Raises:
         ValueError: a number of processes was given to an MPI job, or there is no MPI library for one.
     """
-    if any(name in os.environ for name in _RANK_VARIABLES):
+    if launched_by_mpi():
         world = _world()
         if world.size > 1:
             return _over_mpi(story, processes, world)
     count = len(os.sched_getaffinity(0)) if processes is None else processes
     return story(Serial() if count == 1 else Processes(count))
-
-
-def is_first_rank() -> bool:
-    """Whether this process may speak; known before MPI is loaded."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANK_VARIABLES)
 
 
 def _world() -> Any:

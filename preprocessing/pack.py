@@ -24,8 +24,9 @@ from pathlib import Path
 
 from cohorts.pairing import Case
 from options.arguments import Parser, positive, whole
+from parallel.launchers import is_first_rank
 from preprocessing import store
-from preprocessing.executors import Executor, is_first_rank, on_all_ranks
+from preprocessing.executors import Executor, on_all_ranks
 from preprocessing.runner import DONE, FAILED, UNCHANGED, Result, Step, claim, failures, run_step
 from preprocessing.store import Held, Made, marked
 from slides.packed import PackedFiles, PackError, check_name, index_path, index_text

@@ -22,7 +22,7 @@ PARTS = {
     "options": {"parallel", "slides", "metrics", "artifacts", "preprocessing"},
     "training": {"system", "parallel", "metrics", "segmentation"},
     "artifacts": {"models", "slides", "options"},
-    "preprocessing": {"system", "slides", "cohorts", "options"},
+    "preprocessing": {"system", "parallel", "slides", "cohorts", "options"},
     "evaluation": {"metrics", "inference", "samplers", "slides", "cohorts", "artifacts"},
     "launch": set(),
 }

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from artifacts.checkpoints import CheckpointError, Checkpoints, State, named_variables
 from metrics import confusion
-from parallel import comm as comm_module
-from parallel.comm import SoloComm, connect, launched_rank, launched_size, together
+from parallel.comm import SoloComm, connect, together
+from parallel.launchers import RANK_VARIABLES, SIZE_VARIABLES, launched_rank, launched_size
 from segmentation.losses import Loss
 from segmentation.pixel_counts import Tally
 from segmentation.validation import Validator
@@ -321,7 +321,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 @pytest.fixture
 def no_launcher(monkeypatch):
-    for name in (*comm_module._SIZE_VARIABLES, *comm_module._RANK_VARIABLES, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+    for name in (*SIZE_VARIABLES, *RANK_VARIABLES, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 

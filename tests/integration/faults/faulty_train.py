@@ -29,7 +29,8 @@ import models
 import train
 from artifacts import checkpoints
 from parallel import job
-from parallel.comm import Comm, launched_rank
+from parallel.comm import Comm
+from parallel.launchers import launched_rank
 from segmentation import validation
 from tests.integration.small_train import small
 
