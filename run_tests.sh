@@ -53,7 +53,10 @@ parallel_tests() {
     return "$status"
 }
 
-has_tests() { compgen -G "tests/$1/test_*.py" >/dev/null; }
+# folder_of PART: where its tests are.
+folder_of() { if [[ $1 == single ]]; then echo tests/unit; else echo "tests/$1"; fi; }
+
+has_tests() { [[ -n $(find "$(folder_of "$1")" -name 'test_*.py' -print -quit 2>/dev/null) ]]; }
 
 wf_ensure
 wf_activate
@@ -64,11 +67,11 @@ report=()
 failed=0
 for part in "${parts[@]}"; do
     if ! has_tests "$part"; then
-        report+=("$part: FAILED: tests/$part has no tests")
+        report+=("$part: FAILED: $(folder_of "$part") has no tests")
         failed=1
         continue
     fi
-    printf '\n== tests/%s\n' "$part"
+    printf '\n== %s\n' "$(folder_of "$part")"
     begin=$SECONDS
     status=0
     if [[ $part == parallel ]]; then
@@ -77,7 +80,7 @@ for part in "${parts[@]}"; do
             parallel_tests "$ranks" "$@" || status=$?
         done
     else
-        with_limit "$wf_python" -m pytest "tests/$part" "$@" || status=$?
+        with_limit "$wf_python" -m pytest "$(folder_of "$part")" "$@" || status=$?
     fi
     outcome=passed
     if ((status == 124 || status == 137)); then

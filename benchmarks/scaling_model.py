@@ -114,7 +114,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a network has to send in a step (`docs/distributed.md`; counted in `tests/single/test_scaling_model.py`).
+    """What a network sends in a step (`docs/distributed.md`; counted in `tests/unit/benchmarks/test_scaling_model.py`).
 
     Attributes:
         name: of the network.

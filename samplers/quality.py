@@ -1,7 +1,7 @@
 """What cannot be learnt from: glass, pen marks and tissue out of focus, told apart by cheap tests.
 
 Shapes: H, W patch rows and columns; C = 3 channels (RGB, uint8). Thresholds were set on real H&E (CAMELYON16, TCGA,
-Aperio) at 0.25 to 2 um/px, sharp and blurred by 1 to 4 um; see tests/single/test_quality.py.
+Aperio) at 0.25 to 2 um/px, sharp and blurred by 1 to 4 um; see tests/unit/samplers/test_quality.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is on a slide but no tissue: glass, black borders, pen marks. Cheap tests of a patch, and pen marks px by px.
 
 Shapes: H, W rows and columns; C = 3 channels (RGB, uint8). Thresholds were set on real H&E (CAMELYON16, TCGA, Aperio)
-at 0.25 to 2 um/px; see tests/single/test_quality.py.
+at 0.25 to 2 um/px; see tests/unit/samplers/test_quality.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bench import Bench
+from tests.support.bench import Bench
 
 
 @pytest.fixture

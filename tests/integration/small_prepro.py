@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.integration.bench import ROOT
-from tests.integration.tiny import environment, write_label, write_slide
+from tests.support.paths import ROOT
+from tests.support.tiny import environment, write_label, write_slide
 
 PATCHES = ["--patch_size", "64", "--resolution", "2", "--save_neg"]
 

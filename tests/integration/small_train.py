@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import models
 import train
-from tests.small import network
+from tests.support.network import network
 
 
 def small(name: str, img_size: int, classes: int, channels: int = 3, precision: str = "float32"):

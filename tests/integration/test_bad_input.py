@@ -15,7 +15,7 @@ from samplers import build
 from samplers.dataset import Reading, open_set
 from slides.synthetic.demo import write_levels, write_pyramid
 from slides.truth.annotation import DEFAULT_LABEL_MAP
-from tests.integration.tiny import TUMOUR_XY, UM_PX, TinySet, run_train, tissue, train, write_label
+from tests.support.tiny import TUMOUR_XY, UM_PX, TinySet, run_train, tissue, train, write_label
 
 
 @pytest.fixture

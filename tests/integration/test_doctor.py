@@ -10,8 +10,8 @@ from pathlib import Path
 import horovod
 import pytest
 
-from tests.integration.bench import ROOT
-from tests.integration.tiny import TinySet, run_train
+from tests.support.paths import ROOT
+from tests.support.tiny import TinySet, run_train
 
 RUN_TRAIN = str(ROOT / "run_train.sh")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bench import ROOT
-from tests.integration.tiny import SMALL, TinySet, environment, train
+from tests.support.paths import ROOT
+from tests.support.tiny import SMALL, TinySet, environment, train
 
 
 def until(true: Callable[[], bool], what: str, limit_s: float = 150) -> None:

@@ -4,8 +4,8 @@ import json
 import subprocess
 from pathlib import Path
 
-from tests.integration.bench import ROOT
-from tests.integration.tiny import TinySet, environment
+from tests.support.paths import ROOT
+from tests.support.tiny import TinySet, environment
 
 
 def test_from_slides_to_a_report(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.tiny import SMALL, TinySet, run_train
+from tests.support.tiny import SMALL, TinySet, run_train
 
 JOINT, IMAGES = 6, 30
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.bench import ROOT
-from tests.integration.tiny import SMALL, environment, run_train
+from tests.support.paths import ROOT
+from tests.support.tiny import SMALL, environment, run_train
 
 MPICH_VENV = ROOT / ".venv-mpich"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bench import ROOT, Bench
+from tests.support.bench import Bench
+from tests.support.paths import ROOT
 
 RUN_TRAIN = ROOT / "run_train.sh"
 

@@ -12,9 +12,9 @@ import numpy as np
 
 import models
 from slides.synthetic.demo import write_asap
-from tests.integration.bench import ROOT
 from tests.integration.test_train import rows_of, small
-from tests.integration.tiny import TUMOUR_XY, TinySet, train
+from tests.support.paths import ROOT
+from tests.support.tiny import TUMOUR_XY, TinySet, train
 
 
 def test_plan_needs_no_data_and_names_sizes_that_fit() -> None:

@@ -13,9 +13,9 @@ import pytest
 import tifffile
 
 from slides.reader import Slide
-from tests.integration.bench import ROOT
 from tests.integration.faults.job import small_disk
-from tests.integration.tiny import SMALL, TinySet, environment, run_train, write_slide
+from tests.support.paths import ROOT
+from tests.support.tiny import SMALL, TinySet, environment, run_train, write_slide
 
 SCRIPT = str(ROOT / "tests" / "integration" / "small_predict.py")
 WHOLE = {

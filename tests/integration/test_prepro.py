@@ -14,10 +14,11 @@ import tifffile
 
 from preprocessing.command import FULL_RUN, STEPS
 from preprocessing.store import Held
-from tests.integration.bench import ROOT, Bench
 from tests.integration.small_prepro import PATCHES, make_set, prepare, table, words_of, written
 from tests.integration.test_launcher import shell_words
-from tests.integration.tiny import environment, tissue, write_label
+from tests.support.bench import Bench
+from tests.support.paths import ROOT
+from tests.support.tiny import environment, tissue, write_label
 
 # ------------------------------------------------------------------------------------------------------- run_prepro.sh
 

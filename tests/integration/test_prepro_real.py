@@ -9,18 +9,17 @@ from preprocessing import pack
 from preprocessing.command import STEPS
 from slides.packed import PackedFiles
 from slides.reader import Slide
-from tests.integration.bench import ROOT
 from tests.integration.small_prepro import prepare, table
-from tests.single.sparse import write_sparse
+from tests.support.paths import SHARED
+from tests.support.sparse import write_sparse
 
-DATA = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real slides are not at {DATA}")
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real slides are not at {SHARED}")
 
 
 @needs_data
 @pytest.mark.parametrize("labels", ["annotations", "masks"])
 def test_every_step_over_the_mosaics(labels: str, tmp_path: Path):
-    base = DATA / "c16mosaic"
+    base = SHARED / "c16mosaic"
     expected = {row["slide"]: row for row in table(base / "slides.csv")}
     (tmp_path / "labels.csv").write_text(
         "slide_id,label\n" + "".join(f"{name},{name.split('_')[0]}\n" for name in expected), encoding="utf-8"
@@ -59,7 +58,7 @@ def test_every_step_over_the_mosaics(labels: str, tmp_path: Path):
 def all_images(folder: Path) -> Path:
     """A folder with the slides of training and validation."""
     (folder / "all").mkdir()
-    for path in (DATA / "c16mosaic").glob("*/images/*.tif"):
+    for path in (SHARED / "c16mosaic").glob("*/images/*.tif"):
         (folder / "all" / path.name).symlink_to(path)
     return folder / "all"
 
@@ -91,11 +90,11 @@ def check_patches(out: Path) -> None:
 
 @needs_data
 def test_areas_of_the_published_annotations(tmp_path: Path):
-    expected = table(DATA / "annotations" / "expected_areas.csv")
+    expected = table(SHARED / "annotations" / "expected_areas.csv")
     (tmp_path / "xml").mkdir()
     for row in expected:
         name = f"camelyon16_{row['slide'].lower()}"
-        shutil.copy(DATA / "annotations" / f"{name}.xml", tmp_path / "xml")
+        shutil.copy(SHARED / "annotations" / f"{name}.xml", tmp_path / "xml")
         write_sparse(tmp_path / "img" / f"{name}.tif", (int(row["maxx"]) + 513, int(row["maxy"]) + 1031))
     words = ["--slide_path", str(tmp_path / "img"), "--label_path", str(tmp_path / "xml"), "--label_format", "xml"]
     patches = ["--patch_size", "256", "--resolution", "8", "--tissue_um_px", "16"]
@@ -134,7 +133,7 @@ def test_formats_of_scanners(tmp_path: Path):
     for suffix, mpp in (("svs", ["--mpp", "0.5"]), ("ndpi", []), ("tif", ["--mpp", "0.5"])):
         folder = tmp_path / suffix
         folder.mkdir()
-        for path in (DATA / "slides").glob(f"*.{suffix}"):
+        for path in (SHARED / "slides").glob(f"*.{suffix}"):
             (folder / path.name).symlink_to(path)
         words = ["--slide_path", str(folder), "--slide_format", suffix, "--out", str(folder / "out")]
         done = prepare(*words, *mpp, "--patch_size", "256", "--resolution", "0.5", "--save_neg")
@@ -143,7 +142,7 @@ def test_formats_of_scanners(tmp_path: Path):
         assert len(slides) == {"svs": 2, "ndpi": 1, "tif": 2}[suffix], done.stdout
     # Read whole, though OpenSlide refuses it.
     assert (slides["kidney-48-5"]["width"], slides["kidney-48-5"]["height"]) == ("1493", "901")
-    done = prepare("--slide_path", str(DATA / "slides" / "kidney-48-5.tif"), "--out", str(tmp_path / "k"))
+    done = prepare("--slide_path", str(SHARED / "slides" / "kidney-48-5.tif"), "--out", str(tmp_path / "k"))
     assert done.returncode == 1
     assert "its spacing is unknown" in done.stdout
     assert "--mpp" in done.stdout

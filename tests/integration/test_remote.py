@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from tests.integration.bench import ROOT, Bench
+from tests.support.bench import Bench
+from tests.support.paths import ROOT
 
 REMOTE = ROOT / "launch" / "remote.sh"
 

@@ -13,8 +13,8 @@ import pytest
 from samplers.patch import draw
 from samplers.replay import Replay
 from slides.truth.annotation import read_annotations
-from tests.integration.bench import ROOT
-from tests.integration.tiny import SMALL, UM_PX, TinySet, run_train
+from tests.support.paths import ROOT
+from tests.support.tiny import SMALL, UM_PX, TinySet, run_train
 
 
 def small_train(words: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bench import ROOT, Bench
+from tests.support.bench import Bench
+from tests.support.paths import ROOT
 
 # The base Python: runs, has ensurepip, and makes an environment whose python is the next stub.
 BASE_PYTHON = """

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bench import ROOT, Bench
 from tests.integration.test_launch import heed_interrupts
 from tests.integration.test_launcher import dry_run, open_mpi, without_exports
+from tests.support.bench import Bench
+from tests.support.paths import ROOT
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_ON_NODE": "8"}
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from tests.integration.bench import ROOT
-from tests.integration.tiny import TinySet, environment, tissue, train
+from tests.support.paths import ROOT
+from tests.support.tiny import TinySet, environment, tissue, train
 
 SCORES = {"loss", "miou", "dice", "auc", "accuracy", "iou_0", "dice_0", "iou_1", "dice_1"}
 OPTION_FLAGS = (

@@ -24,8 +24,8 @@ from samplers.pipeline import Feed, grid_feed, rank_indices
 from segmentation.losses import LOSSES, Loss
 from segmentation.pixel_counts import Tally
 from segmentation.validation import Validator
-from tests.single.test_pipeline import load, pool
-from tests.small import network
+from tests.support.network import network
+from tests.unit.samplers.test_pipeline import load, pool
 from training.optimizer import Adam, build
 from training.schedule import Schedule, scaling
 from training.step import TrainStep, require_finite

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.bench import ROOT
-from tests.integration.tiny import TinySet, environment
+from tests.support.paths import ROOT
+from tests.support.tiny import TinySet, environment
 
 FAULTY = ROOT / "tests" / "integration" / "faults" / "faulty_train.py"
 INTERVAL, IMAGES, AT = 4, 24, 14  # images between checkpoints, of the run, and of the fault

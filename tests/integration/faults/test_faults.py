@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.bench import ROOT
 from tests.integration.faults.job import AT, AT_SLIDE, IMAGES, INTERVAL, LIMIT_S, Job, Outcome, repair_disk, small_disk
+from tests.support.paths import ROOT
 
 MPICH_VENV = Path(os.environ.get("WIDEFOV_TEST_MPICH_VENV", ROOT / ".venv-mpich"))
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bench import ROOT
 from tests.integration.hosts.netns import Cable, Hosts, why_not
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.integration.bench import ROOT
 from tests.integration.hosts.netns import Hosts
-from tests.integration.tiny import environment
+from tests.support.paths import ROOT
+from tests.support.tiny import environment
 
 RUN_TRAIN = str(ROOT / "run_train.sh")
 ALLREDUCE = str(ROOT / "tests" / "integration" / "hosts" / "allreduce.py")

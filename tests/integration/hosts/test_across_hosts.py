@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.hosts import jobs
 from tests.integration.hosts.netns import Hosts
-from tests.integration.tiny import SMALL, TinySet, environment
+from tests.support.tiny import SMALL, TinySet, environment
 
 # Each host also has a bridge docker0 with the same address, for Open MPI to fall for.
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bench import ROOT
 from tests.integration.hosts import jobs
 from tests.integration.hosts.netns import Hosts
-from tests.integration.tiny import SMALL, TinySet
+from tests.support.paths import ROOT
+from tests.support.tiny import SMALL, TinySet
 
 pytestmark = pytest.mark.usefixtures("watched")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.integration.hosts import jobs
 from tests.integration.hosts.netns import Hosts
-from tests.integration.tiny import SMALL, TinySet
+from tests.support.tiny import SMALL, TinySet
 
 # As ~/.ssh/config has it: or horovodrun never learns that a silent host is gone.
 KEEPALIVE = "-oServerAliveInterval=10"

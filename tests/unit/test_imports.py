@@ -1,0 +1,206 @@
+"""Who may import whom, held by reading the syntax tree of every file."""
+
+import ast
+import subprocess
+from collections.abc import Iterable
+
+import pytest
+
+from tests.support.paths import ROOT
+
+# Folder -> folders of ours it may import, besides itself. A task (segmentation) may import all parts, but no task.
+PARTS = {
+    "system": set(),
+    "models": set(),
+    "metrics": set(),
+    "slides": {"system"},
+    "parallel": {"system"},
+    "cohorts": {"system", "slides"},
+    "samplers": {"slides"},
+    "inference": {"system", "slides", "samplers"},
+    "options": {"parallel", "slides", "metrics", "artifacts", "preprocessing"},
+    "training": {"system", "parallel", "metrics", "segmentation"},
+    "artifacts": {"models", "slides", "options"},
+    "preprocessing": {"system", "parallel", "slides", "cohorts", "options"},
+    "evaluation": {"metrics", "inference", "samplers", "slides", "cohorts", "artifacts"},
+    "launch": set(),
+}
+MAY_IMPORT = {
+    **PARTS,
+    "parallel": {"system", "options", "training"},
+    "segmentation": set(PARTS),
+    "doctor": {*PARTS, "segmentation"},
+}
+# They run things and are not run by the rest, so they may import anything of ours.
+FREE = {"tests", "benchmarks", ".ci"}
+TENSORFLOW = {"tensorflow", "keras", "tf_keras"}
+USES_TENSORFLOW = {"models", "training", "artifacts", "parallel", "segmentation"}
+USES_TENSORFLOW_TOO = {"samplers/pipeline.py", "samplers/augment.py"}
+USES_HOROVOD = {"parallel/comm.py"}
+
+
+def imported(source: str, path: str) -> list[tuple[int, str]]:
+    """Modules a file imports anywhere, as (line, dotted name).
+
+    Relative names are resolved; `from a import b` gives `a.b`.
+
+    Args:
+        source: text of the file.
+        path: of the file below the root of the repository, with `/`.
+
+    Returns:
+        One entry per name; also for `import_module` and `__import__` with a name that begins with a literal.
+    """
+    package = path.split("/")[:-1]
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: max(0, len(package) - node.level + 1)] if node.level else []
+            base = [*above, *([node.module] if node.module else [])]
+            found += [(node.lineno, ".".join([*base, alias.name])) for alias in node.names]
+        elif isinstance(node, ast.Call):
+            found += [(node.lineno, name) for name in _imported_by_call(node)]
+    return found
+
+
+def _imported_by_call(node: ast.Call) -> list[str]:
+    function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if function not in ("import_module", "__import__") or not node.args:
+        return []
+    name = node.args[0].values[0] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
+    return [name.value] if isinstance(name, ast.Constant) and isinstance(name.value, str) else []
+
+
+def violations(sources: dict[str, str]) -> list[str]:
+    """Imports that break the rules.
+
+    Args:
+        sources: path below the root, with `/` -> text of the file.
+
+    Returns:
+        `path:line imports name: reason`, sorted by path and line.
+    """
+    entries = {path[: -len(".py")] for path in sources if "/" not in path}
+    folders = {path.split("/")[0] for path in sources if "/" in path}
+    found = [f"{folder}/ has no rule: add it to MAY_IMPORT" for folder in sorted(folders - set(MAY_IMPORT) - FREE)]
+    for path in sorted(sources):
+        for line, name in sorted(imported(sources[path], path)):
+            reason = _refused(path, name.split(".")[0], entries, folders)
+            if reason:
+                found.append(f"{path}:{line} imports {name}: {reason}")
+    return found
+
+
+def _refused(path: str, target: str, entries: set[str], folders: Iterable[str]) -> str | None:
+    """Why a file may not import a top-level module; None when it may."""
+    folder = path.split("/", maxsplit=1)[0] if "/" in path else None
+    if folder in FREE:
+        return None
+    if target == "horovod" and path not in USES_HOROVOD:
+        return "only parallel/comm.py knows Horovod"
+    if target in TENSORFLOW and folder and folder not in USES_TENSORFLOW and path not in USES_TENSORFLOW_TOO:
+        return f"{folder} works without TensorFlow"
+    if target in FREE & set(folders):
+        return "tests and benchmarks are not imported"
+    if folder is None:
+        return None if target not in entries else "entry scripts are not imported"
+    if target in entries:
+        return "entry scripts are not imported"
+    if target in MAY_IMPORT and target != folder and target not in MAY_IMPORT.get(folder, set()):
+        return f"{folder} may import {', '.join(sorted(MAY_IMPORT.get(folder, set()))) or 'nothing'} of ours"
+    return None
+
+
+def our_sources() -> dict[str, str]:
+    """Text of every tracked Python file; of every one outside hidden folders where git does not answer."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    names = [name for name in listed.stdout.split("\0") if name]
+    if listed.returncode or not names:
+        every = (path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+        names = [path.as_posix() for path in every if not any(part.startswith(".") for part in path.parts)]
+    return {name: (ROOT / name).read_text(encoding="utf-8") for name in names if (ROOT / name).is_file()}
+
+
+def test_the_repository_keeps_the_rules() -> None:
+    sources = our_sources()
+    assert "cohorts/pairing.py" in sources
+    assert violations(sources) == []
+
+
+ALLOWED = {
+    "train.py": "import options, horovod_like\nimport tensorflow as tf\nfrom training import step\nimport models",
+    "predict.py": "import argparse",
+    "slides/reader.py": "import numpy\nfrom slides.geometry import Window\nfrom . import geometry",
+    "samplers/pipeline.py": "import tensorflow\nfrom slides import reader",
+    "samplers/__init__.py": "import importlib\nimportlib.import_module(f'samplers.{name}')",
+    "parallel/comm.py": "def start():\n    import horovod.tensorflow as hvd",
+    "segmentation/validation.py": "from metrics.confusion import miou\nfrom keras import ops",
+    "tests/unit/test_a.py": "import train, horovod, tensorflow",
+    "benchmarks/input.py": "import train, tensorflow, samplers",
+}
+
+
+def test_allowed_imports_pass() -> None:
+    assert violations(ALLOWED) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "expected"),
+    [
+        ("slides/a.py", "import samplers.grid", "1 imports samplers.grid: slides may import system of ours"),
+        ("samplers/a.py", "import os, training", "1 imports training: samplers may import slides of ours"),
+        ("samplers/a.py", "from ..models import build", "1 imports models.build: samplers may import slides of ours"),
+        (
+            "samplers/b/a.py",
+            "from ...models import build",
+            "1 imports models.build: samplers may import slides of ours",
+        ),
+        ("samplers/a.py", "from .. import models", "1 imports models: samplers may import slides of ours"),
+        ("metrics/a.py", "from slides.reader import Slide", "1 imports slides.reader.Slide: metrics may import"),
+        ("models/a.py", "import evaluation", "1 imports evaluation: models may import nothing of ours"),
+        ("training/a.py", "def f():\n    import slides", "2 imports slides: training may import metrics"),
+        (
+            "inference/a.py",
+            "import training",
+            "1 imports training: inference may import samplers, slides, system",
+        ),
+        ("preprocessing/a.py", "if x:\n  import keras", "2 imports keras: preprocessing works without TensorFlow"),
+        ("samplers/grid.py", "import tensorflow.io", "1 imports tensorflow.io: samplers works without TensorFlow"),
+        ("slides/a.py", "__import__('tensorflow')", "1 imports tensorflow: slides works without TensorFlow"),
+        (
+            "slides/a.py",
+            "importlib.import_module(f'models.{x}')",
+            "1 imports models.: slides may import system of ours",
+        ),
+        (
+            "slides/a.py",
+            "import_module(name='x', *['y'])\nimport train",
+            "2 imports train: entry scripts are not imported",
+        ),
+        ("training/step.py", "import horovod.tensorflow", "1 imports horovod.tensorflow: only parallel/comm.py knows"),
+        ("train.py", "from horovod import tensorflow", "1 imports horovod.tensorflow: only parallel/comm.py knows"),
+        ("training/a.py", "from options import parse", "1 imports options.parse: training may import metrics"),
+        ("predict.py", "import train", "1 imports train: entry scripts are not imported"),
+        ("train.py", "import tests.unit", "1 imports tests.unit: tests and benchmarks are not imported"),
+    ],
+)
+def test_each_violation_is_found(path: str, source: str, expected: str) -> None:
+    found = violations({**ALLOWED, path: source})
+    assert len(found) == 1
+    assert found[0].startswith(f"{path}:{expected}")
+
+
+def test_a_folder_without_a_rule_is_found() -> None:
+    assert violations({**ALLOWED, "extra/a.py": "import os"}) == ["extra/ has no rule: add it to MAY_IMPORT"]
+
+
+def test_every_violation_of_a_file_is_listed() -> None:
+    assert violations({"slides/a.py": "import models\nimport numpy\nfrom metrics import confusion, froc"}) == [
+        "slides/a.py:1 imports models: slides may import system of ours",
+        "slides/a.py:3 imports metrics.confusion: slides may import system of ours",
+        "slides/a.py:3 imports metrics.froc: slides may import system of ours",
+    ]
