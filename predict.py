@@ -65,13 +65,13 @@ class Prediction:
 
     def go(self) -> int:
         """The whole story; returns the exit code."""
-        from preprocessing.store import Held
+        from system.folder_lock import FolderLock
 
         start = time.perf_counter()
         self.pulse.start()
         with ExitStack() as held:
             # Ranks: one holds the folder for all.
-            lock = Held(self.opts.out) if self.comm.rank == 0 else nullcontext()
+            lock = FolderLock(self.opts.out) if self.comm.rank == 0 else nullcontext()
             together(self.comm, lambda: held.enter_context(lock))
             self.open_model()
             self.find_slides()

@@ -27,8 +27,8 @@ from cohorts.sets import Slides
 from cohorts.splits import NORMAL
 from preprocessing.check_report import PICTURE_PX, write_report
 from preprocessing.reading import Reading, draw_outline, overview, write_png
-from preprocessing.runner import Result, Step, one_line
-from preprocessing.store import Made
+from preprocessing.runner import Outcome, Step, one_line
+from preprocessing.store import StepResult
 from preprocessing.tissue import LEAST_SHARE, advice, find
 from slides.reader import Slide
 from slides.truth.annotation import read_annotations
@@ -77,7 +77,7 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
     return Step(NAME, 1, make, options, finish=partial(finish, faults))
 
 
-def make(case: Case, out: Path, options: Options) -> Made:
+def make(case: Case, out: Path, options: Options) -> StepResult:
     """Check one slide."""
     try:
         slide = options.reading.slide(case)
@@ -106,10 +106,10 @@ def make(case: Case, out: Path, options: Options) -> Made:
     return _made(findings, signature.tobytes().hex(), f"{NAME}/{case.slide_id}.png")
 
 
-def _made(findings: Sequence[Finding], signature: str = "", *outputs: str) -> Made:
+def _made(findings: Sequence[Finding], signature: str = "", *outputs: str) -> StepResult:
     bad = [f"{finding.found}; {finding.fix}" for finding in findings if finding.level == FAIL]
     values = {"findings": [list(astuple(finding)) for finding in findings], "signature": signature}
-    return Made(values, (), outputs, one_line("; ".join(bad)))
+    return StepResult(values, (), outputs, one_line("; ".join(bad)))
 
 
 def _of_error(what: str, error: Exception) -> Finding:
@@ -203,15 +203,15 @@ def _tumor(case: Case, tumor_HW: NDArray[np.bool_], tissue_HW: NDArray[np.bool_]
             yield passed("tumour", f"{share:.0%} of it lies on tissue")
 
 
-def finish(faults: Sequence[Finding], out: Path, cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+def finish(faults: Sequence[Finding], out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
     """Look for duplicates and write the report."""
     findings = {
-        case.slide_id: [Finding(*row) for row in result.made.values["findings"]]
-        if "findings" in result.made.values
-        else [failed("slide", result.error, "mend or replace the file, or take the slide out")]
-        for case, result in zip(cases, results, strict=True)
+        case.slide_id: [Finding(*row) for row in outcome.result.values["findings"]]
+        if "findings" in outcome.result.values
+        else [failed("slide", outcome.error, "mend or replace the file, or take the slide out")]
+        for case, outcome in zip(cases, outcomes, strict=True)
     }
-    signatures = {result.slide_id: result.made.values.get("signature", "") for result in results}
+    signatures = {outcome.slide_id: outcome.result.values.get("signature", "") for outcome in outcomes}
     for case, other, what in duplicates(cases, signatures):
         findings[case.slide_id].append(
             warned("duplicate", f"{what} as {other.slide_path}", "take one of them out, or keep both in one split")

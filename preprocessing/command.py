@@ -24,10 +24,11 @@ from parallel.launchers import is_first_rank
 from preprocessing import store
 from preprocessing.executors import Executor, on_all_ranks
 from preprocessing.reading import Reading
-from preprocessing.runner import FAILED, Result, Step, claim, failures, run_step, summary
-from preprocessing.store import Held, marked
+from preprocessing.runner import FAILED, Outcome, Step, failures, reserve, run_step, summary
+from preprocessing.store import marked
 from slides.tissue import METHODS
 from system.csv_tables import counted
+from system.folder_lock import FolderLock
 
 # In the order in which they run, whatever the order they are asked for in.
 STEPS = (
@@ -124,7 +125,7 @@ def _story(
     try:
         slides = find(opts, only_check)
         steps = steps_of(slides)
-        with Held(opts.out) as held:
+        with FolderLock(opts.out) as held:
             _say(f"{counted(len(slides.cases), 'slide')}, on {executor.words}, into {opts.out}")
             for note in [*slides.notes, *held.notes]:
                 _say(f"note    {note}")
@@ -140,23 +141,23 @@ def _story(
 
 def _run(out: Path, slides: Slides, steps: Sequence[Step], executor: Executor) -> int:
     cases = slides.cases
-    failed = [("pairing", Result("all", FAILED, error=fault)) for fault in slides.faults]
-    claim(steps, cases, out)
+    failed = [("pairing", Outcome("all", FAILED, error=fault)) for fault in slides.faults]
+    reserve(steps, cases, out)
     for number, step in enumerate(steps):
         if not cases:
             step.finish(out, [], [])  # tables of earlier runs would still name slides that are bad now
             continue
-        results = run_step(step, cases, out, executor, _say)
-        for line in step.finish(out, cases, results):
+        outcomes = run_step(step, cases, out, executor, _say)
+        for line in step.finish(out, cases, outcomes):
             _say(line)
-        _say(summary(step, results, marked(out, step.name)))
-        bad = [result for result in results if result.state == FAILED]
-        failed += [(step.name, result) for result in bad]
+        _say(summary(step, outcomes, marked(out, step.name)))
+        bad = [outcome for outcome in outcomes if outcome.state == FAILED]
+        failed += [(step.name, outcome) for outcome in bad]
         # Later steps would fail at these again.
-        for case, result in zip(cases, results, strict=True):
-            if result.state == FAILED:
+        for case, outcome in zip(cases, outcomes, strict=True):
+            if outcome.state == FAILED:
                 _forget_stale(steps[number + 1 :], case, out)
-        cases = [case for case, result in zip(cases, results, strict=True) if result.state != FAILED]
+        cases = [case for case, outcome in zip(cases, outcomes, strict=True) if outcome.state != FAILED]
     for line in failures(failed):
         _say(line)
     return int(bool(failed))

@@ -21,7 +21,7 @@ from parallel.launchers import launched_by_mpi
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 Task = tuple[Any, ...]
-Outcome = tuple[int, Any]  # position of the task, and its result or the error that kept it from giving one
+TaskResult = tuple[int, Any]  # position of the task, and its result or the error that kept it from giving one
 
 
 class Executor(Protocol):
@@ -33,7 +33,7 @@ class Executor(Protocol):
 
     words: str
 
-    def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
+    def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[TaskResult, None, None]:
         """Call `function(*task)` for every task; yields as they end, in any order."""
 
 
@@ -42,7 +42,7 @@ class Serial:
 
     words = "one process"
 
-    def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
+    def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[TaskResult, None, None]:
         """See `Executor`."""
         for position, task in enumerate(tasks):
             yield position, function(*task)
@@ -63,7 +63,7 @@ class Processes:
         self._count = count
         self.words = f"{count} processes"
 
-    def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
+    def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[TaskResult, None, None]:
         """See `Executor`."""
         left = list(enumerate(tasks))
         while left:
@@ -74,7 +74,7 @@ class Processes:
 
     def _until_broken(
         self, function: Callable[..., Any], left: list[tuple[int, Task]], suspects: list[tuple[int, Task]]
-    ) -> Generator[Outcome, None, None]:
+    ) -> Generator[TaskResult, None, None]:
         """Take tasks from the front of `left` until none is left or a process died; then fills `suspects`."""
         with _pool(min(self._count, len(left))) as pool:
             running: dict[Future[Any], tuple[int, Task]] = {}
@@ -109,7 +109,7 @@ class MpiRanks:
         self._pool = pool
         self.words = f"{count} MPI ranks ({count - 1} work, one gives out slides)"
 
-    def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
+    def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[TaskResult, None, None]:
         """See `Executor`."""
         positions = {self._pool.submit(function, *task): position for position, task in enumerate(tasks)}
         try:

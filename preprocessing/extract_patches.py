@@ -35,8 +35,8 @@ from preprocessing import store
 from preprocessing.patch_grid import Grid, Place
 from preprocessing.patch_writers import CODECS, FORMATS, Patch, Writer, writer
 from preprocessing.reading import Reading, overview, read_cells, write_png
-from preprocessing.runner import FAILED, Result, Step
-from preprocessing.store import Made
+from preprocessing.runner import FAILED, Outcome, Step
+from preprocessing.store import StepResult
 from preprocessing.tissue import mask_path, reads_mask
 from slides.artefacts import has_pen, is_black, is_blank, spread
 from slides.reader import Slide
@@ -134,7 +134,7 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
     return Step(NAME, 1, make, options, reads_mask, finish, FOLDER)
 
 
-def make(case: Case, out: Path, options: Options) -> Made:
+def make(case: Case, out: Path, options: Options) -> StepResult:
     """Extract the patches of one slide."""
     slide = options.reading.slide(case)
     truth = options.reading.truth(case, slide)
@@ -165,7 +165,7 @@ def make(case: Case, out: Path, options: Options) -> Made:
     part.rename(folder)
     counts = Counter(fates)
     values = {"places": in_grid, "tried": len(places)} | {fate: counts[fate] for fate in FATES}
-    return Made(values, tuple(_notes(slide, values, options)), tuple(outputs))
+    return StepResult(values, tuple(_notes(slide, values, options)), tuple(outputs))
 
 
 def _extract(
@@ -256,17 +256,17 @@ def picture(slide: Slide, places: Sequence[Place], fates: Sequence[str]) -> NDAr
     return np.vstack([np.pad(seen_HWC, ((0, 0), (0, missing), (0, 0)), constant_values=255), legend_HWC])
 
 
-def finish(out: Path, cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+def finish(out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
     """Join the tables of all slides."""
-    good = [result for result in results if result.state != FAILED]
+    good = [outcome for outcome in outcomes if outcome.state != FAILED]
     text = [csv_text(COLUMNS, [])]
-    for result in good:
-        rows = (out / FOLDER / result.slide_id / f"{FOLDER}.csv").read_text(encoding="utf-8")
+    for outcome in good:
+        rows = (out / FOLDER / outcome.slide_id / f"{FOLDER}.csv").read_text(encoding="utf-8")
         text.append(rows.split("\n", 1)[1])
     store.write_text(out / FOLDER / f"{FOLDER}.csv", "".join(text))
     counts: Counter[str] = Counter()
-    for result in good:
-        counts.update(result.made.values)
+    for outcome in good:
+        counts.update(outcome.result.values)
     left_out = ", ".join(f"{counts[fate]} {fate.replace('_', ' ')}" for fate in (LITTLE, BLANK, BLACK, PEN))
     normal = f"{counts[NORMAL]} normal" if counts[NORMAL] or not counts[NOT_SAVED] else (
         f"{counts[NOT_SAVED]} without tumour not saved (--save_neg)"

@@ -28,8 +28,8 @@ from cohorts.sets import Slides
 from options.arguments import whole
 from preprocessing import store
 from preprocessing.reading import Reading
-from preprocessing.runner import FAILED, Result, Step
-from preprocessing.store import Made
+from preprocessing.runner import FAILED, Outcome, Step
+from preprocessing.store import StepResult
 from preprocessing.tissue import reads_mask
 from preprocessing.whole_slides import NO_TISSUE, Cut, ImageOptions, add_image_options, cut, values, write_image
 from slides.tiff.pyramid import write_mask_pyramid
@@ -125,17 +125,17 @@ def read_labels(path: Path) -> dict[str, str]:
     return labels
 
 
-def make(case: Case, out: Path, options: Options) -> Made:
+def make(case: Case, out: Path, options: Options) -> StepResult:
     """Write image and mask of one slide."""
     found = cut(case, out, options.image)
     if found is None:
-        return Made(fault=NO_TISSUE.format(case.slide_id))
+        return StepResult(fault=NO_TISSUE.format(case.slide_id))
     names = write_image(found, out / IMAGES, case.slide_id, options.image)
     mask = f"{case.slide_id}.tif"
     share = write_mask(out / MASKS / mask, found, options.mask_step)
     row = {"image": f"images/{names[0]}", "mask": f"masks/{mask}", "mask_step": options.mask_step, **values(found)}
     outputs = (*(f"{IMAGES}/{name}" for name in names), f"{MASKS}/{mask}")
-    return Made(row | {"tissue_share": round(share, 5)}, (), outputs)
+    return StepResult(row | {"tissue_share": round(share, 5)}, (), outputs)
 
 
 def write_mask(path: Path, found: Cut, mask_step: int) -> float:
@@ -160,11 +160,11 @@ def write_mask(path: Path, found: Cut, mask_step: int) -> float:
     return tissue_px / (width * height)
 
 
-def finish(labels: Mapping[str, str], out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+def finish(labels: Mapping[str, str], out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
     """Write the manifest; the rows are in the order of the table of labels."""
     for folder in (IMAGES, MASKS):
         store.remove_leftovers(out / folder)
-    made = {result.slide_id: result.made.values for result in results if result.state != FAILED}
+    made = {outcome.slide_id: outcome.result.values for outcome in outcomes if outcome.state != FAILED}
     rows = [{"slide_id": name, "label": label, **made[name]} for name, label in labels.items() if name in made]
     path = out / NAME / "manifest.csv"
     store.write_text(path, csv_text(COLUMNS, rows))

@@ -31,8 +31,8 @@ from cohorts.staging import parts_of
 from options.arguments import share_below_1
 from preprocessing import store
 from preprocessing.reading import Reading, read_cells
-from preprocessing.runner import FAILED, Result, Step
-from preprocessing.store import Made
+from preprocessing.runner import FAILED, Outcome, Step
+from preprocessing.store import StepResult
 from preprocessing.tissue import mask_path, reads_mask
 from slides.geometry import Window
 from slides.reader import Slide
@@ -99,7 +99,7 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
     return Step(NAME, 1, make, Options(reading, opts.checksums), reads_mask, partial(finish, split), f"{NAME}.csv")
 
 
-def make(case: Case, out: Path, options: Options) -> Made:
+def make(case: Case, out: Path, options: Options) -> StepResult:
     """Describe one slide."""
     slide = options.reading.slide(case)
     truth = options.reading.truth(case, slide)
@@ -118,7 +118,7 @@ def make(case: Case, out: Path, options: Options) -> Made:
     if options.checksums:
         values["slide_sha256"] = sha256(parts_of(case.slide_path))
         values["label_sha256"] = sha256([case.label_path]) if case.label_path else None
-    return Made(values, truth.notes)
+    return StepResult(values, truth.notes)
 
 
 def tumor_area_l0(truth: Truth, slide: Slide) -> float:
@@ -143,9 +143,9 @@ def sha256(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def finish(split: Split, out: Path, cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+def finish(split: Split, out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
     """Split the slides and write the table."""
-    rows = {result.slide_id: dict(result.made.values) for result in results if result.state != FAILED}
+    rows = {outcome.slide_id: dict(outcome.result.values) for outcome in outcomes if outcome.state != FAILED}
     good = [case for case in cases if case.slide_id in rows]
     path = out / f"{NAME}.csv"
     if not good:

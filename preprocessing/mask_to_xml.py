@@ -30,8 +30,8 @@ from cohorts.sets import Slides
 from options import arguments
 from options.arguments import Parser, pair
 from preprocessing.reading import Reading
-from preprocessing.runner import FAILED, Result, Step
-from preprocessing.store import Made, check_output
+from preprocessing.runner import FAILED, Outcome, Step
+from preprocessing.store import StepResult, check_output
 from slides.geometry import Window
 from slides.reader import Slide
 from slides.truth.asap import YELLOW, write_outlines
@@ -130,20 +130,22 @@ def step(_opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
     return Step(NAME, 1, make, Options(reading), finish=partial(finish, reading.class_of), target=FOLDER)
 
 
-def make(case: Case, out: Path, options: Options) -> Made:
+def make(case: Case, out: Path, options: Options) -> StepResult:
     """Write the annotation of one slide; nothing where its label is no mask."""
     if case.label_path is None or case.label_path.suffix.lower() == ".xml":
-        return Made()
+        return StepResult()
     reading = options.reading
     reading.truth(case, reading.slide(case))  # a mask of another size has outlines elsewhere
     path = out / FOLDER / f"{case.slide_id}.xml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return Made({"areas": mask_to_xml(case.label_path, path, reading.class_of)}, (), (f"{FOLDER}/{path.name}",))
+    return StepResult({"areas": mask_to_xml(case.label_path, path, reading.class_of)}, (), (f"{FOLDER}/{path.name}",))
 
 
-def finish(values: Mapping[int, int] | None, out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+def finish(
+    values: Mapping[int, int] | None, out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]
+) -> list[str]:
     """Say how many areas there are, and how they are read where that is not the default."""
-    good = [result.made.values for result in results if result.state != FAILED]
+    good = [outcome.result.values for outcome in outcomes if outcome.state != FAILED]
     areas = [row["areas"] for row in good if row]
     others = "; the others have no mask" if len(areas) < len(good) else ""
     slides = f"{len(areas)} of {counted(len(good), 'slide')}"

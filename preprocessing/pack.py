@@ -27,11 +27,12 @@ from options.arguments import Parser, positive, whole
 from parallel.launchers import is_first_rank
 from preprocessing import store
 from preprocessing.executors import Executor, on_all_ranks
-from preprocessing.runner import DONE, FAILED, UNCHANGED, Result, Step, claim, failures, run_step
-from preprocessing.store import Held, Made, marked
+from preprocessing.runner import DONE, FAILED, UNCHANGED, Outcome, Step, failures, reserve, run_step
+from preprocessing.store import StepResult, marked
 from slides.packed import PackedFiles, PackError, check_name, index_path, index_text
 from system.atomic_files import written_whole
 from system.csv_tables import counted
+from system.folder_lock import FolderLock
 
 NAME = "pack"
 GB = 10**9
@@ -121,7 +122,7 @@ def reads(plan: Mapping[str, Sequence[File]], case: Case, _out: Path) -> list[Pa
     return [path for _, path in plan[case.slide_id][1:]]
 
 
-def make(plan: Mapping[str, Sequence[File]], case: Case, out: Path, _options: Options) -> Made:
+def make(plan: Mapping[str, Sequence[File]], case: Case, out: Path, _options: Options) -> StepResult:
     """Write one archive and its index.
 
     Raises:
@@ -143,7 +144,7 @@ def make(plan: Mapping[str, Sequence[File]], case: Case, out: Path, _options: Op
         size = part.stat().st_size
     store.write_text(index_path(path), index_text(members, size))
     names = path.name, index_path(path).name
-    return Made({"files": len(files), "bytes": size}, (), tuple(f"{NAME}/{name}" for name in names))
+    return StepResult({"files": len(files), "bytes": size}, (), tuple(f"{NAME}/{name}" for name in names))
 
 
 def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
@@ -162,7 +163,7 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
         raise ValueError(f"{path} changed while it was packed; run this again when nobody writes to it")
 
 
-def finish(name: str, out: Path, cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+def finish(name: str, out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
     """Remove shards of earlier runs that are none any more: a reader would take them for part of this set."""
     now = {case.slide_id for case in cases}
     old = [
@@ -171,8 +172,8 @@ def finish(name: str, out: Path, cases: Sequence[Case], results: Sequence[Result
     for shard in old:
         store.forget(out, NAME, shard)
     lines = [f"{NAME:<15} removed, no longer part of {name}: {', '.join(old)}"] if old else []
-    good = [result.made.values for result in results if result.state != FAILED]
-    states = Counter(result.state for result in results)
+    good = [outcome.result.values for outcome in outcomes if outcome.state != FAILED]
+    states = Counter(outcome.state for outcome in outcomes)
     words = ", ".join(f"{states[state]} {state}" for state in (DONE, UNCHANGED, FAILED) if states[state])
     count, size = (sum(row[key] for row in good) for key in ("files", "bytes"))
     packed = f"{counted(count, 'file')} in {counted(len(good), 'archive')}"
@@ -211,14 +212,14 @@ def _story(prog: str, opts: argparse.Namespace, executor: Executor) -> int:
         plan = shards(files_below(opts.files, suffixes), name, opts.shard_gb and opts.shard_gb * GB)
         cases = [Case(shard, files[0][1], None) for shard, files in plan.items()]
         packing = step(plan, name)
-        with Held(opts.out) as held:
+        with FolderLock(opts.out) as held:
             for note in held.notes:
                 print(f"note    {note}")
             # That the files do not lie in it was seen above.
-            claim([packing], [], opts.out)
-            results = run_step(packing, cases, opts.out, executor, partial(print, flush=True))
-            bad = [(NAME, result) for result in results if result.state == FAILED]
-            lines = packing.finish(opts.out, cases, results)
+            reserve([packing], [], opts.out)
+            outcomes = run_step(packing, cases, opts.out, executor, partial(print, flush=True))
+            bad = [(NAME, outcome) for outcome in outcomes if outcome.state == FAILED]
+            lines = packing.finish(opts.out, cases, outcomes)
             for line in [*lines, *failures(bad)]:
                 print(line, flush=True)
             return int(bool(bad))

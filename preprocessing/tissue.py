@@ -23,8 +23,8 @@ from cohorts.sets import Slides
 from options.arguments import positive
 from preprocessing import store
 from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, write_cells, write_png
-from preprocessing.runner import FAILED, Result, Step
-from preprocessing.store import Made
+from preprocessing.runner import FAILED, Outcome, Step
+from preprocessing.store import StepResult
 from slides.reader import Slide
 from slides.tissue import in_cells, pen_marks, tissue_mask
 from system.csv_tables import counted, csv_text
@@ -117,7 +117,7 @@ def advice(picture: str, method: str) -> str:
     return f"look at {picture}" + ("" if method == "otsu" else "; another stain may want --tissue_method otsu")
 
 
-def make(case: Case, out: Path, options: Options) -> Made:
+def make(case: Case, out: Path, options: Options) -> StepResult:
     """Find the tissue of one slide."""
     slide = options.reading.slide(case)
     found = find(slide, options.um_px, options.method, options.keep_pen)
@@ -141,18 +141,18 @@ def make(case: Case, out: Path, options: Options) -> Made:
         "pen_mm2": round(found.removed * cell_mm2, 4),
         "um_px": round(found.um_px, 6),
     }
-    return Made(values, tuple(notes), (f"{NAME}/{case.slide_id}.tif", f"{NAME}/{case.slide_id}.png"))
+    return StepResult(values, tuple(notes), (f"{NAME}/{case.slide_id}.tif", f"{NAME}/{case.slide_id}.png"))
 
 
-def finish(out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
     """Write the table over all slides."""
-    good = [result for result in results if result.state != FAILED]
+    good = [outcome for outcome in outcomes if outcome.state != FAILED]
     columns = ("slide", "tissue_mm2", "tissue_share", "pen_mm2", "um_px")
     store.write_text(
-        out / NAME / f"{NAME}.csv", csv_text(columns, [{"slide": r.slide_id, **r.made.values} for r in good])
+        out / NAME / f"{NAME}.csv", csv_text(columns, [{"slide": r.slide_id, **r.result.values} for r in good])
     )
-    scarce = [r.slide_id for r in good if r.made.values["tissue_share"] < LEAST_SHARE]
-    area = sum(r.made.values["tissue_mm2"] for r in good)
+    scarce = [r.slide_id for r in good if r.result.values["tissue_share"] < LEAST_SHARE]
+    area = sum(r.result.values["tissue_mm2"] for r in good)
     lines = [f"{NAME:<15} {area:.1f} mm2 on {counted(len(good), 'slide')}; pictures and {NAME}.csv in {out / NAME}"]
     if scarce:
         lines.append(

@@ -20,8 +20,8 @@ from cohorts.pairing import Case
 from cohorts.sets import Slides
 from preprocessing import store
 from preprocessing.reading import Reading
-from preprocessing.runner import FAILED, Result, Step
-from preprocessing.store import Made
+from preprocessing.runner import FAILED, Outcome, Step
+from preprocessing.store import StepResult
 from preprocessing.tissue import reads_mask
 from preprocessing.whole_slides import NO_TISSUE, ImageOptions, add_image_options, cut, values, write_image
 from system.csv_tables import counted, csv_text
@@ -41,20 +41,20 @@ def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
     return Step(NAME, 1, make, options, reads_mask, finish)
 
 
-def make(case: Case, out: Path, options: ImageOptions) -> Made:
+def make(case: Case, out: Path, options: ImageOptions) -> StepResult:
     """Trim one slide."""
     found = cut(case, out, options)
     if found is None:
-        return Made(fault=NO_TISSUE.format(case.slide_id))
+        return StepResult(fault=NO_TISSUE.format(case.slide_id))
     names = write_image(found, out / NAME, case.slide_id, options)
     row = {"image": names[0], **values(found), "runs_x": len(found.trim.runs_x), "runs_y": len(found.trim.runs_y)}
-    return Made(row, (), tuple(f"{NAME}/{name}" for name in names))
+    return StepResult(row, (), tuple(f"{NAME}/{name}" for name in names))
 
 
-def finish(out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
     """Write the table over all slides."""
-    good = [result for result in results if result.state != FAILED]
-    rows = [{"slide": result.slide_id, **result.made.values} for result in good]
+    good = [outcome for outcome in outcomes if outcome.state != FAILED]
+    rows = [{"slide": outcome.slide_id, **outcome.result.values} for outcome in good]
     store.write_text(out / NAME / f"{NAME}.csv", csv_text(COLUMNS, rows))
     if not rows:
         return []

@@ -31,8 +31,8 @@ from cohorts.sets import Slides
 from options import arguments
 from options.arguments import Parser, pair, positive, whole
 from preprocessing.reading import Reading
-from preprocessing.runner import FAILED, Result, Step
-from preprocessing.store import Made, check_output
+from preprocessing.runner import FAILED, Outcome, Step
+from preprocessing.store import StepResult, check_output
 from slides.geometry import Pair, Window
 from slides.reader import Slide
 from slides.tiff.pyramid import write_mask_pyramid
@@ -135,20 +135,20 @@ def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
     return Step(NAME, 1, make, Options(reading, opts.mask_tile), finish=partial(finish, classes), target=FOLDER)
 
 
-def make(case: Case, out: Path, options: Options) -> Made:
+def make(case: Case, out: Path, options: Options) -> StepResult:
     """Write the mask of one slide; nothing where its label is no XML."""
     if case.label_path is None or case.label_path.suffix.lower() != ".xml":
-        return Made()
+        return StepResult()
     slide, reading = options.reading.slide(case), options.reading
     path = out / FOLDER / f"{case.slide_id}_Mask.tif"
     path.parent.mkdir(parents=True, exist_ok=True)
     xml_to_mask(case.label_path, slide, path, dict(reading.label_map), reading.ignore_groups, options.tile)
-    return Made({"bytes": path.stat().st_size}, (), (f"{FOLDER}/{path.name}",))
+    return StepResult({"bytes": path.stat().st_size}, (), (f"{FOLDER}/{path.name}",))
 
 
-def finish(classes: Sequence[int], out: Path, _cases: Sequence[Case], results: Sequence[Result]) -> list[str]:
+def finish(classes: Sequence[int], out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
     """Say how many masks there are, and how they are read where that is not the default."""
-    good = [result.made.values for result in results if result.state != FAILED]
+    good = [outcome.result.values for outcome in outcomes if outcome.state != FAILED]
     sizes = [values["bytes"] for values in good if values]
     others = "; the others have no XML" if len(sizes) < len(good) else ""
     slides = f"{len(sizes)} of {counted(len(good), 'slide')}"

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 
 from preprocessing.command import FULL_RUN, STEPS
-from preprocessing.store import Held
+from system.folder_lock import FolderLock
 from tests.integration.small_prepro import PATCHES, make_set, prepare, table, words_of, written
 from tests.integration.test_launcher import shell_words
 from tests.support.bench import Bench
@@ -190,7 +190,7 @@ def test_two_runs_on_one_folder(tmp_path: Path):
     (data / "xml").mkdir()
     words = [word for word in words_of(data, tmp_path / "out") if word != str(data / "xml")]
     words.remove("--label_path")
-    with Held(tmp_path / "out"):
+    with FolderLock(tmp_path / "out"):
         done = prepare(*words)
     assert done.returncode == 2
     assert done.stderr.startswith(f"run_prepro.sh: error: --out {tmp_path}/out is in use by process {os.getpid()} on ")
@@ -207,7 +207,7 @@ def test_a_full_disk(tmp_path: Path, eight: Eight):
         done = prepare(*eight.words("", disk / "out"))
         assert done.returncode == 2
         assert f"run_prepro.sh: error: the disk of --out {disk}/out is full" in done.stderr
-        assert "make room and run the same command again" in done.stderr
+        assert "free some space and run the same command again" in done.stderr
         assert "Traceback" not in done.stderr
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         assert prepare(*eight.words("", disk / "out")).returncode == 0

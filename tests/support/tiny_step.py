@@ -11,8 +11,9 @@ from cohorts.pairing import Case
 from preprocessing import store
 from preprocessing.executors import on_all_ranks
 from preprocessing.runner import DONE, Step, run_step
-from preprocessing.store import Held, Made
+from preprocessing.store import StepResult
 from system.atomic_files import part_of
+from system.folder_lock import FolderLock
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Options:
     wait_s: float = 0.0
 
 
-def make(case: Case, out: Path, options: Options) -> Made:
+def make(case: Case, out: Path, options: Options) -> StepResult:
     text = case.slide_path.read_text(encoding="utf-8")
     folder = out / "tiny" / case.slide_id
     part = part_of(folder)
@@ -35,7 +36,7 @@ def make(case: Case, out: Path, options: Options) -> Made:
         os.kill(os.getpid(), signal.SIGKILL)
     (part / "second.txt").write_text(text.upper() if options.shout else text, encoding="utf-8")
     part.rename(folder)
-    return Made({"length": len(text)}, (), (f"tiny/{case.slide_id}",), "of no use" if text == "fault" else "")
+    return StepResult({"length": len(text)}, (), (f"tiny/{case.slide_id}",), "of no use" if text == "fault" else "")
 
 
 def step(**options: bool | float) -> Step:
@@ -51,7 +52,7 @@ def main() -> int:
     folder, out, wait = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 
     def story(executor) -> int:
-        with Held(out):
+        with FolderLock(out):
             results = run_step(step(wait_s=wait), cases_of(folder), out, executor, print)
         print("on", executor.words)
         print("did", *sorted(result.slide_id for result in results if result.state == DONE), flush=True)

@@ -124,7 +124,7 @@ def test_another_label_changes_the_manifest_only(tmp_path, capsys):
     capsys.readouterr()
     assert main(["extract_tissue"], words(tmp_path, "slide_id,label\nb,2\n")) == 0
     said = capsys.readouterr().out
-    assert "nothing to do, finished before: 1 slide; of earlier runs 1 slide, too: a" in said
+    assert "nothing to do, finished before: 1 slide; also 1 slide of earlier runs: a" in said
     after = files(tmp_path / "out")
     assert after.pop("manifest.csv").decode().splitlines()[1].startswith("b,2,images/b.tif,")
     assert after == {name: data for name, data in before.items() if name != "manifest.csv"}

@@ -13,7 +13,8 @@ import pytest
 from preprocessing import store
 from preprocessing.executors import Processes, Serial, on_all_ranks
 from preprocessing.runner import DONE, FAILED, UNCHANGED, DiskFullError, Step, failures, run_step, summary
-from preprocessing.store import Held, Made
+from preprocessing.store import StepResult
+from system.folder_lock import FolderLock
 from tests.support.paths import ROOT
 from tests.support.tiny_step import Options, cases_of, make, step
 
@@ -47,9 +48,9 @@ def test_a_second_run_does_nothing_and_says_so(slides: Path, tmp_path: Path):
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     results = run_step(step(), cases_of(slides), out, Serial(), print)
     assert [result.state for result in results] == [UNCHANGED] * 3
-    assert [result.made.values for result in results] == [{"length": 1}, {"length": 2}, {"length": 3}]
+    assert [result.result.values for result in results] == [{"length": 1}, {"length": 2}, {"length": 3}]
     assert summary(step(), results, ["a b", "old"]) == (
-        "tiny            nothing to do, finished before: 3 slides; of earlier runs 1 slide, too: old"
+        "tiny            nothing to do, finished before: 3 slides; also 1 slide of earlier runs: old"
     )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
 
@@ -130,20 +131,20 @@ def test_two_runs_on_one_folder(slides: Path, tmp_path: Path):
     first = start(slides, out, 1.0, 1)
     until(lambda: (out / ".lock").is_file() and (out / ".lock").read_text(encoding="utf-8"))
     with pytest.raises(ValueError, match=f"in use by process {first.pid} on .* since .*tiny_step.*: wait for it"):
-        Held(out).__enter__()
+        FolderLock(out).__enter__()
     assert first.wait(timeout=30) == 0
     first.communicate()
-    with Held(out) as held:
+    with FolderLock(out) as held:
         assert held.notes == []
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"--out .*file/out cannot be written: Not a directory"):
-        Held(tmp_path / "file" / "out").__enter__()
+        FolderLock(tmp_path / "file" / "out").__enter__()
 
 
-def full(case, out, options) -> Made:
+def full(case, out, options) -> StepResult:
     if case.slide_id == "a b":  # the smallest comes last
         raise OSError(errno.ENOSPC, "No space left on device", str(out))
     return make(case, out, options)
@@ -151,7 +152,7 @@ def full(case, out, options) -> Made:
 
 def test_a_full_disk_ends_the_step_with_one_line(slides: Path, tmp_path: Path):
     out = tmp_path / "out"
-    with pytest.raises(DiskFullError, match=r"disk of --out .* is full .*what is finished stays \(2 of 3 slides"):
+    with pytest.raises(DiskFullError, match=r"disk of --out .* is full .*; 2 of 3 slides of tiny are finished"):
         run_step(Step("tiny", 1, full, Options()), cases_of(slides), out, Serial(), print)
     assert run(slides, out) == ["a b done", "c'\"d unchanged", "é$(touch p) unchanged"]
 
@@ -171,15 +172,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_an_edited_mark_removes_nothing_outside_the_folder(tmp_path: Path):
     (tmp_path / "precious").touch()
-    store.write_mark(tmp_path / "out", "tiny", "a", "f", Made(outputs=("../precious", str(tmp_path / "precious"))))
+    store.write_mark(
+        tmp_path / "out", "tiny", "a", "f", StepResult(outputs=("../precious", str(tmp_path / "precious")))
+    )
     store.forget(tmp_path / "out", "tiny", "a")
     assert (tmp_path / "precious").exists()
     assert store.marked(tmp_path / "out", "tiny") == []
 
 
 def test_a_damaged_mark_is_no_mark(tmp_path: Path):
-    store.write_mark(tmp_path, "tiny", "a", "f", Made({"n": 1}))
-    assert store.read_mark(tmp_path, "tiny", "a", "f") == Made({"n": 1})
+    store.write_mark(tmp_path, "tiny", "a", "f", StepResult({"n": 1}))
+    assert store.read_mark(tmp_path, "tiny", "a", "f") == StepResult({"n": 1})
     assert store.read_mark(tmp_path, "tiny", "a", "g") is None
     mark = store.mark_path(tmp_path, "tiny", "a")
     mark.write_text(mark.read_text(encoding="utf-8")[:20], encoding="utf-8")

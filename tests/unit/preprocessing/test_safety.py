@@ -52,8 +52,8 @@ def test_labels_that_a_step_would_remove_are_refused(tmp_path, capsys):
     # Masks that the step has made, as labels of the next run: its fingerprint differs, so it would remove them first.
     assert run(data, data / "out", "xml_to_mask", "tissue", labels="out/masks") == 2
     said = capsys.readouterr().err
-    assert "is to be read, but" in said
-    assert "is where the step xml_to_mask writes: give another --out" in said
+    assert "is an input, but the step xml_to_mask writes to" in said
+    assert "choose another --out" in said
     assert bytes_of(data) == before
     # Other steps may use them.
     assert run(data, data / "out", "tissue", labels="out/masks") == 0
@@ -72,7 +72,7 @@ def test_slides_that_a_step_would_remove_are_refused(link, tmp_path, capsys):
         (data / "img").symlink_to(out / "trim_tissue")
     before = bytes_of(out)
     assert run(data, out, "tissue", "trim_tissue", labels="") == 2
-    assert "normal_1.tif is to be read, but" in capsys.readouterr().err
+    assert "normal_1.tif is an input, but" in capsys.readouterr().err
     assert bytes_of(out) == before
 
 
@@ -82,7 +82,7 @@ def test_what_was_there_before_is_not_overwritten(step, name, tmp_path, capsys):
     (data / name).parent.mkdir(exist_ok=True)
     (data / name).write_bytes(b"mine")
     assert run(data, data, "tissue", step) == 2
-    assert "is there already, and not from the step" in capsys.readouterr().err
+    assert "already exists and was not written by the step" in capsys.readouterr().err
     assert (data / name).read_bytes() == b"mine"
     assert not (data / "tissue").exists()
     # An empty folder is nobody's.
@@ -102,8 +102,9 @@ def test_one_file_is_not_written_over_what_is_read_nor_elsewhere(tmp_path):
     (tmp_path / "link.tif").symlink_to(slide)
     os.mkfifo(tmp_path / "pipe.tif")
     for out, why in (
-        (slide, "is the file"), (tmp_path / "link.tif", "is the file"), (tmp_path / "pipe.tif", "no plain file"),
-        (tmp_path / "m.xml", "must end in .tif or .tiff"), (tmp_path / "gone" / "m.tif", "there is no folder"),
+        (slide, "is the input file"), (tmp_path / "link.tif", "is the input file"),
+        (tmp_path / "pipe.tif", "is not a regular file"),
+        (tmp_path / "m.xml", "must end in .tif or .tiff"), (tmp_path / "gone" / "m.tif", "does not exist"),
     ):  # fmt: skip
         before = bytes_of(data)
         done = one_file("xml_to_mask", "--xml", xml, "--slide", slide, "--out", out)
@@ -114,7 +115,7 @@ def test_one_file_is_not_written_over_what_is_read_nor_elsewhere(tmp_path):
     assert one_file("xml_to_mask", f"@{tmp_path / 'words'}").returncode == 0
     (tmp_path / "m.xml").symlink_to(tmp_path / "m.tif")
     done = one_file("mask_to_xml", "--mask", tmp_path / "m.tif", "--out", tmp_path / "m.xml")
-    assert "is the file" in done.stderr
+    assert "is the input file" in done.stderr
     assert one_file("mask_to_xml", "--mask", tmp_path / "m.tif", "--out", tmp_path / "n.xml").returncode == 0
 
 
@@ -229,7 +230,7 @@ def test_closed_outputs(closed, tmp_path):
 
 
 def test_every_step_writes_in_a_place_of_its_own(tmp_path, capsys):
-    """No step's output is another's: `claim` would refuse or miss it."""
+    """No step's output is another's: `reserve` would refuse or miss it."""
     data = make_set(tmp_path, "tumor_1", "normal_1")
     (data / "labels.csv").write_text("slide_id,label\ntumor_1,a\nnormal_1,b\n")
     assert run(data, data / "out", *STEPS, more=("--labels", str(data / "labels.csv"), "--trim_um_px", "4",
