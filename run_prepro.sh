@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=widefov-prepro
 #SBATCH --open-mode=append
-# Prepares a data set: checks, masks of tissue and tumour, patches, manifest. The first use on a machine also sets it up
+# Prepares a data set: checks, masks of tissue and tumor, patches, manifest. The first use on a machine also sets it up
 # (setup_env.sh).
 #
 #   ./run_prepro.sh                                  the demo: makes small slides and prepares them
@@ -9,7 +9,7 @@
 #   ./run_prepro.sh --num_processes 4 ...            on four
 #   ./run_prepro.sh --steps tissue trim_tissue ...   these steps, in place of a full run
 #   mpirun -np 8 ./run_prepro.sh ...                 on MPI ranks, also of several machines: rank 0 gives out slides
-#   ./run_prepro.sh --dataset 17 --data_root DIR --proc_center 1 3 --out OUT         CAMELYON17, two centres
+#   ./run_prepro.sh --dataset 17 --data_root DIR --proc_center 1 3 --out OUT         CAMELYON17, two centers
 #   ./run_prepro.sh --help                           all options
 #
 # The same command again goes on where it was stopped, and does nothing where all is done. Exit code 0: all slides are

@@ -1,1 +1,1 @@
-"""Which slides: pairing with labels, CAMELYON's layouts, sets, splits, staging."""
+"""Which slides a run reads: pairing with labels, CAMELYON layouts, sets, splits, copies on the node."""

@@ -1,4 +1,4 @@
-"""CAMELYON16 and CAMELYON17 as they are downloaded: slides, labels and centres from the standard folder layouts."""
+"""CAMELYON16 and CAMELYON17 as downloaded: slides, labels and centers from the standard folder layouts."""
 
 import csv
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cohorts.pairing import Case, centre_of, ids_of_label, list_files, named, pair_files, slides_and_masks
+from cohorts.pairing import Case, center_of, ids_of_label, list_files, named, pair_files, slides_and_masks
 
 ALL_CENTERS = -1
 
@@ -17,8 +17,8 @@ class Sets:
 
     Attributes:
         train: slides to train on.
-        val: slides to validate on; None when a share of `train` is to be held out.
-        notes: what was left out and why, for the user.
+        val: slides to validate on; None if a share of `train` is to be held out.
+        notes: slides left out, and why, for the user.
     """
 
     train: list[Case]
@@ -28,7 +28,7 @@ class Sets:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Folders below the root; of `slides` all that exist, of `xml` and `tif` (labels) the one that exists."""
+    """Folders below the root: all existing folders of `slides` are used, of `xml` and `tif` (labels) the only one."""
 
     slides: tuple[str, ...]
     xml: tuple[str, ...]
@@ -73,16 +73,16 @@ def camelyon(
     label_format: str = "tif",
     slide_format: str = "tif",
 ) -> Sets:
-    """Training slides of CAMELYON16 or 17 below a root; the challenges' test slides are left out.
+    """Training slides of CAMELYON16 or 17 below a root, without the test slides of the challenges.
 
-    A CAMELYON17 slide without a label is normal only when the table of stages calls it negative: most slides with
-    tumour were never annotated. Masks of CAMELYON16's normal slides are not used: such a slide is class 0 everywhere.
+    A CAMELYON17 slide without a label is normal only if the table of stages calls it negative: most slides with tumor
+    were never annotated. Masks of CAMELYON16's normal slides are not used: such a slide is class 0 everywhere.
 
     Args:
         which: `16` or `17`.
         root: folder of the data set, or the folder that holds it as `CAMELYON16` / `CAMELYON17`.
-        train_centers: centres to train on; -1 is all. CAMELYON16's file names do not tell centres.
-        val_centers: centres to validate on, which are then not trained on; -1 leaves `Sets.val` None.
+        train_centers: centers to train on; -1 for all. File names of CAMELYON16 do not give the center.
+        val_centers: centers to validate on, which are then not trained on; -1 leaves `Sets.val` None.
         label_format: `xml` or `tif`.
         slide_format: suffix of the slides.
 
@@ -91,10 +91,10 @@ def camelyon(
 
     Raises:
         ValueError: the root has no standard layout, or more than one; labels are missing or do not pair (see
-            `pairing.pair`); the table of stages is malformed; a centre has no slides.
+            `pairing.pair`); the table of stages is malformed; a center has no slides.
     """
     if which not in _LAYOUTS:
-        raise ValueError(f"dataset {which!r} is unknown; allowed are {', '.join(_LAYOUTS)}")
+        raise ValueError(f"dataset {which!r} is unknown; choose one of {', '.join(_LAYOUTS)}")
     base = _base(root, which)
     slides, masks, labels = _files(which, base, slide_format, label_format)
     notes = []
@@ -105,11 +105,11 @@ def camelyon(
     slides, masks, labels = (
         [path for path in paths if not is_test.match(path.name)] for paths in (slides, masks, labels)
     )
-    # Labels are a small download, slides a large one: labels of centres nobody asked for need no slides.
+    # Labels are a small download, slides a large one: labels of centers that are not used need no slides.
     if ALL_CENTERS not in train_centers:
         ids = {path.stem for path in slides}
         wanted = {*train_centers, *val_centers}
-        labels = [path for path in labels if centre_of(path) in wanted or ids.intersection(ids_of_label(path))]
+        labels = [path for path in labels if center_of(path) in wanted or ids.intersection(ids_of_label(path))]
     cases = pair_files(slides, labels, masks)
     cases, more = _camelyon16_truth(cases) if which == "16" else _camelyon17_truth(cases, base)
     train, val, removed = by_centers(cases, train_centers, val_centers)
@@ -119,18 +119,18 @@ def camelyon(
 def by_centers(
     cases: Sequence[Case], train_centers: Sequence[int], val_centers: Sequence[int]
 ) -> tuple[list[Case], list[Case] | None, list[str]]:
-    """Training and validation slides by centre; no slide is in both.
+    """Training and validation slides by center; no slide is in both.
 
     Args:
         cases: all slides.
-        train_centers: centres to train on; -1 is all.
-        val_centers: centres to validate on; -1: none are set apart.
+        train_centers: centers to train on; -1 for all.
+        val_centers: centers to validate on; -1: none are held out.
 
     Returns:
-        Training cases; validation cases, None when `val_centers` is -1; notes for the user.
+        Training cases; validation cases, None if `val_centers` is -1; notes for the user.
 
     Raises:
-        ValueError: see `filter_centers`; or nothing is left to train on.
+        ValueError: see `filter_centers`; or no slide is left to train on.
     """
     train = filter_centers(cases, train_centers)
     if list(val_centers) == [ALL_CENTERS]:
@@ -140,48 +140,48 @@ def by_centers(
     rest = [case for case in train if case.slide_id not in held]
     if not rest:
         raise ValueError(
-            f"val_centers {_numbers(val_centers)} hold every slide of train_centers {_numbers(train_centers)}: nothing "
-            "is left to train on; name other centres, or leave val_centers at -1 to hold out a share of the slides"
+            f"val_centers {_numbers(val_centers)} hold every slide of train_centers {_numbers(train_centers)}, so none "
+            "is left to train on; choose other centers, or leave val_centers at -1 to hold out a share of the slides"
         )
     shared = len(train) - len(rest)
-    note = f"{shared} slides of validation centres {_numbers(val_centers)} are not trained on"
+    note = f"{shared} slides of validation centers {_numbers(val_centers)} are not trained on"
     return rest, val, [note] if shared else []
 
 
 def filter_centers(cases: Sequence[Case], centers: Sequence[int]) -> list[Case]:
-    """The slides of some medical centres.
+    """Slides of some medical centers.
 
     Args:
         cases: slides.
-        centers: numbers of centres; -1 alone is all.
+        centers: numbers of centers; -1 alone for all.
 
     Returns:
-        The slides of these centres, in their order.
+        The slides of these centers, in their order.
 
     Raises:
-        ValueError: -1 beside other centres, a slide whose centre is unknown, or a centre without slides.
+        ValueError: -1 beside other centers, a slide whose center is unknown, or a center without slides.
     """
     if list(centers) == [ALL_CENTERS]:
         return list(cases)
     if ALL_CENTERS in centers:
-        raise ValueError(f"centres {_numbers(centers)} name all (-1) and single ones; give -1 alone, or leave it out")
-    unknown = [case.slide_path for case in cases if case.centre is None]
+        raise ValueError(f"centers {_numbers(centers)} name all (-1) and single ones; give -1 alone, or omit it")
+    unknown = [case.slide_path for case in cases if case.center is None]
     if unknown:
         raise ValueError(
-            f"centres {_numbers(centers)} were asked for, but the centre of {named(unknown)} is unknown: it comes from "
-            "a folder called center_K or from the number in patient_NNN; move the slides, or ask for all centres (-1)"
+            f"centers {_numbers(centers)} were requested, but the center of {named(unknown)} is unknown: it comes from "
+            "a folder called center_K or from the number in patient_NNN; move the slides, or request all centers (-1)"
         )
-    existing = sorted({case.centre for case in cases if case.centre is not None})
+    existing = sorted({case.center for case in cases if case.center is not None})
     absent = sorted(set(centers).difference(existing))
     if absent or not centers:
         raise ValueError(
-            f"no slides of centre {_numbers(absent)}; there are slides of centres {_numbers(existing)}, -1 is all"
+            f"no slides of center {_numbers(absent)}; there are slides of centers {_numbers(existing)}; -1 is all"
         )
-    return [case for case in cases if case.centre in centers]
+    return [case for case in cases if case.center in centers]
 
 
 def read_stages(path: Path) -> dict[str, str]:
-    """Node classes of CAMELYON17's table of stages.
+    """Read node classes from CAMELYON17's table of stages.
 
     Args:
         path: CSV with columns `patient` and `stage`; rows `patient_NNN_node_M.tif,CLASS` beside rows of patients.
@@ -196,7 +196,7 @@ def read_stages(path: Path) -> dict[str, str]:
         reader = csv.DictReader(file, skipinitialspace=True)
         if not {"patient", "stage"} <= set(reader.fieldnames or ()):
             raise ValueError(
-                f"{path} must have the columns patient and stage, not {reader.fieldnames}; restore the original"
+                f"{path} must have the columns patient and stage, not {reader.fieldnames}; restore the original file"
             )
         rows = [
             (reader.line_num, (row["patient"] or "").strip(), (row["stage"] or "").strip().lower()) for row in reader
@@ -207,24 +207,26 @@ def read_stages(path: Path) -> dict[str, str]:
             continue
         if node_class not in _NODE_CLASSES:
             raise ValueError(
-                f"{path}, line {line}: class {node_class!r} of {name} is none of {', '.join(_NODE_CLASSES)}"
+                f"{path}, line {line}: class {node_class!r} of {name} must be one of {', '.join(_NODE_CLASSES)}"
             )
         slide_id = Path(name).stem
         if class_of.setdefault(slide_id, node_class) != node_class:
-            raise ValueError(f"{path}, line {line}: {slide_id} is {class_of[slide_id]} and {node_class}; keep one row")
+            raise ValueError(
+                f"{path}, line {line}: {slide_id} is both {class_of[slide_id]} and {node_class}; keep one row"
+            )
     return class_of
 
 
 def _camelyon16_truth(cases: Iterable[Case]) -> tuple[list[Case], list[str]]:
-    """Take the labels off the slides called normal."""
+    """Drop the labels of slides called normal."""
     cases = list(cases)
-    normal = [case for case in cases if case.labelled and case.slide_id.lower().startswith("normal_")]
+    normal = [case for case in cases if case.labeled and case.slide_id.lower().startswith("normal_")]
     note = f"{len(normal)} labels of normal slides are not used: a normal slide is class 0 everywhere"
     return [replace(case, label_path=None) if case in normal else case for case in cases], [note] if normal else []
 
 
 def _camelyon17_truth(cases: Iterable[Case], base: Path) -> tuple[list[Case], list[str]]:
-    """Leave out slides without a label that are not known to be negative."""
+    """Drop slides without a label that are not known to be negative."""
     table = next((path for name in _STAGE_TABLES if (path := _find(base, name)) is not None), None)
     class_of = read_stages(table) if table else {}
     source = table.name if table else f"there is no {' or '.join(dict.fromkeys(_STAGE_TABLES))} in {base}"
@@ -232,12 +234,12 @@ def _camelyon17_truth(cases: Iterable[Case], base: Path) -> tuple[list[Case], li
     left_out: dict[str, list[Path]] = {}
     for case in cases:
         node_class = class_of.get(case.slide_id)
-        if case.labelled or node_class == "negative":
+        if case.labeled or node_class == "negative":
             kept.append(case)
         else:
             left_out.setdefault(node_class or "unknown", []).append(case.slide_path)
-        if case.labelled and node_class == "negative":
-            notes.append(f"{case.slide_path} has a label though it is negative by {source}; the label is used")
+        if case.labeled and node_class == "negative":
+            notes.append(f"{case.slide_path} has a label but is negative in {source}; the label is used")
     notes += [
         f"{len(paths)} slides without a label are left out, their class is {node_class} ({source}): {named(paths)}"
         for node_class, paths in sorted(left_out.items())
@@ -248,15 +250,17 @@ def _camelyon17_truth(cases: Iterable[Case], base: Path) -> tuple[list[Case], li
 
 
 def _files(which: str, base: Path, slide_format: str, label_format: str) -> tuple[list[Path], list[Path], list[Path]]:
-    """Slides, masks beside the slides, and labels of the one layout that is there."""
+    """Slides, masks beside the slides, and labels of the only layout found."""
     there = [layout for layout in _LAYOUTS[which] if _existing(base, layout.slides)]
     if len(there) != 1:
         looked = "; ".join(" and ".join(layout.slides) for layout in _LAYOUTS[which])
         found = ", ".join(folder for layout in there for folder in layout.slides)
-        problem = f"has more than one layout of CAMELYON{which} ({found})" if there else f"is no CAMELYON{which} folder"
+        problem = (
+            f"has more than one layout of CAMELYON{which} ({found})" if there else f"is not a CAMELYON{which} folder"
+        )
         raise ValueError(
-            f"{base} {problem}: looked for {looked}; there is {named(_children(base)) or 'nothing'}; set data_root to "
-            "the folder above them, or give slide and label paths yourself"
+            f"{base} {problem}: looked for {looked}; found {named(_children(base)) or 'nothing'}; set data_root to the "
+            "folder above them, or give slide and label paths instead"
         )
     layout = there[0]
     candidates = layout.xml if label_format.lower().lstrip(".") == "xml" else layout.tif
@@ -266,8 +270,8 @@ def _files(which: str, base: Path, slide_format: str, label_format: str) -> tupl
         above = dict.fromkeys(path.parent for path in slide_folders)
         raise ValueError(
             f"{base} has {'more than one folder' if folders else 'no folder'} of {label_format} labels: looked for "
-            f"{', '.join(candidates)}; there is {named(path for folder in above for path in _children(folder))}; "
-            "rename folders to leave one of these, or set label_format to what is there"
+            f"{', '.join(candidates)}; found {named(path for folder in above for path in _children(folder))}; "
+            "rename folders so that one of these remains, or set label_format to the format of the labels"
         )
     slides, masks = [], []
     for folder in slide_folders:
@@ -289,13 +293,13 @@ def _existing(base: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _find(base: Path, name: str) -> Path | None:
-    """A path below the base, capitals or not; ValueError when names differ in nothing else."""
+    """A path below the base, ignoring case; ValueError if names differ only in case."""
     for part in name.split("/"):
         matches = [child for child in _children(base) if child.name.lower() == part.lower()]
         if not matches:
             return None
         if len(matches) > 1:
-            raise ValueError(f"{named(matches)} differ only in capitals; leave one of them in {base}")
+            raise ValueError(f"{named(matches)} differ only in case; keep one of them in {base}")
         base = matches[0]
     return base
 
@@ -305,4 +309,4 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _numbers(centers: Iterable[int]) -> str:
-    return " ".join(str(centre) for centre in centers) or "(none)"
+    return " ".join(str(center) for center in centers) or "(none)"

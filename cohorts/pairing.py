@@ -1,9 +1,8 @@
-"""Which label belongs to which slide: by exact slide id, never by sort order or likeness.
+"""Pairs slides with labels by exact slide id, never by sort order or similarity.
 
-A slide's id is its file name without the last suffix. The label of slide `tumor_001` is `tumor_001.xml`, or one of
-`tumor_001_Mask.tif`, `tumor_001_mask.tif` and, outside the slides' folder, `tumor_001.tif`. Whatever does not pair that
-way is an error that names the files. `.ome` before the suffix, which OME-TIFF has, may be left out of a label's name or
-stand behind its `_mask`.
+The id of a slide is its file name without the last suffix. The label of slide `tumor_001` is `tumor_001.xml`,
+`tumor_001_Mask.tif`, `tumor_001_mask.tif` or, outside the folder of the slides, `tumor_001.tif`. Files that do not pair
+are an error that names them. OME-TIFF has `.ome` before the suffix: a label may omit it, or have it after `_mask`.
 """
 
 import re
@@ -11,18 +10,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-# Not DICOM: there one slide is many .dcm files, so a file is not a slide.
+# Not DICOM: a slide there consists of many .dcm files.
 SLIDE_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff")} | {
     name: (f".{name}",) for name in ("svs", "ndpi", "mrxs", "vms", "vmu", "scn", "bif", "svslide", "czi")
 }
 SLIDE_SUFFIXES |= {"ome.tif": (".ome.tif", ".ome.tiff"), "ome.tiff": (".ome.tif", ".ome.tiff")}
 LABEL_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff"), "xml": (".xml",)}
 
-# Source: the CAMELYON16 organisers' notes on their data (README of the data set).
+# Source: notes of the CAMELYON16 organizers (README of the data set).
 _KNOWN_PROBLEMS = {
-    "normal_086": "is called normal but contains tumour, so its tumour would be learnt as normal tissue",
+    "normal_086": "is called normal but contains tumor, which would be learned as normal tissue",
     "test_049": "is a duplicate of another test slide, so it counts twice in an evaluation",
-    "test_114": "is not annotated completely, so tumour found outside its annotation would count as false",
+    "test_114": "is not annotated completely, so tumor found outside its annotation would count as a false positive",
 }
 _CENTER_FOLDER = re.compile(r"cent(?:er|re)_(\d+)", re.IGNORECASE)
 _PATIENT = re.compile(r"(patient_(\d{3}))(?:_|$)", re.IGNORECASE)
@@ -39,30 +38,30 @@ class Case:
         slide_id: file name of the slide without its last suffix.
         slide_path: the slide.
         label_path: ASAP XML or mask TIFF; None for a normal slide, which is class 0 everywhere.
-        patient: `patient_NNN` where the slide's name begins with it, else None.
-        centre: number of the medical centre, None where unknown.
+        patient: `patient_NNN` if the slide's name begins with it, else None.
+        center: number of the medical center; None if unknown.
     """
 
     slide_id: str
     slide_path: Path
     label_path: Path | None
     patient: str | None = None
-    centre: int | None = None
+    center: int | None = None
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether the slide has a label file."""
         return self.label_path is not None
 
 
 def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", label_format: str = "tif") -> list[Case]:
-    """Pair slides with their labels; a slide without a label becomes a normal slide.
+    """Pair slides with their labels; a slide without a label counts as normal.
 
-    For slides whose truth is unknown (prediction), use `find_slides` instead: here a missing label is a statement.
+    For slides whose truth is unknown (prediction), use `find_slides`.
 
     Args:
-        slide_path: one file; or a folder: its top level, or its `center_K` folders where that has no such file.
-        label_path: the same for the labels, may be the slides' folder; None when all slides are normal.
+        slide_path: one file; or a folder: its top level, or its `center_K` folders if the top level has no such file.
+        label_path: the same for the labels; may be the folder of the slides; None if all slides are normal.
         slide_format: a key of `SLIDE_SUFFIXES`; `tif` also takes `.tiff`.
         label_format: a key of `LABEL_SUFFIXES`.
 
@@ -71,47 +70,47 @@ def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", l
 
     Raises:
         ValueError: a path is missing, empty or without files of its format; two slides share an id; a slide has two
-            labels; a label has no slide; a CAMELYON16 `tumor_*` slide has no label; a label path was given and nothing
-            pairs; none was given and masks lie beside the slides.
+            labels; a label has no slide; a CAMELYON16 `tumor_*` slide has no label; a label path was given but nothing
+            pairs; none was given but masks lie beside the slides.
     """
     slides, masks = slides_and_masks(slide_path, slide_format)
     if label_path is None:
         if masks:
             raise ValueError(
-                f"masks beside the slides, but no label path: {named(masks)}; give {slide_path} as label path, "
-                "too, or move the masks elsewhere when all slides are normal"
+                f"masks beside the slides, but no label path: {named(masks)}; give {slide_path} as label path too, "
+                "or move the masks elsewhere if all slides are normal"
             )
         return pair_files(slides, [])
-    neighbours = slides_and_masks(slide_path.parent, slide_format)[0] if slide_path.is_file() else slides
-    taken = {path.resolve() for path in neighbours}
+    neighbors = slides_and_masks(slide_path.parent, slide_format)[0] if slide_path.is_file() else slides
+    taken = {path.resolve() for path in neighbors}
     found = list_files(label_path, label_format, "label")
     labels = [path for path in found if path.resolve() not in taken]
-    # One slide picked out of a data set: the other slides' labels are no orphans.
+    # A single slide of a data set: the labels of the other slides are not orphans.
     if slide_path.is_file() and label_path.is_dir():
         labels = [path for path in labels if slides[0].stem in ids_of_label(path)]
     used = {path.resolve() for path in labels}
     cases = pair_files(slides, labels, [path for path in masks if path.resolve() not in used])
-    if not any(case.labelled for case in cases):
+    if not any(case.labeled for case in cases):
         raise ValueError(
-            f"no label in {label_path} belongs to a slide of {slide_path}: slides are {named(slides)}; files there "
-            f"are {named(found)}; a label is called <slide id>.xml or <slide id>{_MASK_ENDING}.tif; leave the label "
-            "path out when all slides are normal"
+            f"no label in {label_path} belongs to a slide of {slide_path}: the slides are {named(slides)}; the files "
+            f"in the label path are {named(found)}; name a label <slide id>.xml or <slide id>{_MASK_ENDING}.tif, or "
+            "omit the label path if all slides are normal"
         )
     return cases
 
 
 def find_slides(slide_path: Path, slide_format: str = "tif") -> list[Case]:
-    """Slides whose truth is unknown, for prediction: `label_path` is None and says nothing about the slide.
+    """Find slides whose truth is unknown, for prediction; `label_path` is None without meaning "normal".
 
     Args:
         slide_path: a folder or one file, as in `pair`.
         slide_format: a key of `SLIDE_SUFFIXES`.
 
     Returns:
-        One case per slide, sorted by id; masks beside the slides are left out.
+        One case per slide, sorted by id, without the masks beside the slides.
 
     Raises:
-        ValueError: as in `pair`, as far as it concerns slides.
+        ValueError: as in `pair`, for the errors that concern slides.
     """
     slides, masks = slides_and_masks(slide_path, slide_format)
     by_id = _slides_by_id(slides)
@@ -120,12 +119,12 @@ def find_slides(slide_path: Path, slide_format: str = "tif") -> list[Case]:
 
 
 def pair_files(slides: Iterable[Path], labels: Iterable[Path], masks_beside: Iterable[Path] = ()) -> list[Case]:
-    """Pair slide files with label files, both already chosen; `pair` for folders.
+    """Pair given slide files with given label files; for folders use `pair`.
 
     Args:
         slides: slide files.
         labels: label files, in any order.
-        masks_beside: files of the slides' folder called like masks and not used as labels: each needs its slide, too.
+        masks_beside: masks, by name, in the folder of the slides that are not used as labels: each needs a slide too.
 
     Returns:
         One case per slide, sorted by id.
@@ -139,12 +138,12 @@ def pair_files(slides: Iterable[Path], labels: Iterable[Path], masks_beside: Ite
     doubled = [path for paths in labels_of.values() if len(paths) > 1 for path in paths]
     if doubled:
         raise ValueError(f"more than one label for a slide: {named(doubled)}; keep one label per slide")
-    unlabelled = sorted(slide_id for slide_id in by_id if slide_id not in labels_of)
-    bare = [by_id[slide_id] for slide_id in unlabelled if slide_id.lower().startswith("tumor_")]
+    unlabeled = sorted(slide_id for slide_id in by_id if slide_id not in labels_of)
+    bare = [by_id[slide_id] for slide_id in unlabeled if slide_id.lower().startswith("tumor_")]
     if bare:
         raise ValueError(
-            f"tumour slides without a label: {named(bare)}; by their CAMELYON16 names they are not normal slides: "
-            "give the folder with their labels, add the missing files, or take these slides out"
+            f"tumor slides without a label: {named(bare)}; by their CAMELYON16 names they are not normal slides: "
+            "give the folder with their labels, add the missing files, or remove these slides"
         )
     return [
         case_of(slide_id, path, labels_of[slide_id][0] if slide_id in labels_of else None)
@@ -153,15 +152,15 @@ def pair_files(slides: Iterable[Path], labels: Iterable[Path], masks_beside: Ite
 
 
 def list_files(path: Path, file_format: str, what: str) -> list[Path]:
-    """The files of one format at a path, sorted.
+    """List the files of one format at a path, sorted.
 
     Args:
-        path: one file; or a folder: its top level, else (when no such file is there) that of its `center_K` folders.
-        file_format: a key of `SLIDE_SUFFIXES` or `LABEL_SUFFIXES`, in any case, with or without a leading dot.
-        what: `slide` or `label`, which says the formats allowed; also names the option in messages.
+        path: one file; or a folder: its top level, or its `center_K` folders if the top level has no such file.
+        file_format: a key of `SLIDE_SUFFIXES` or `LABEL_SUFFIXES`, upper or lower case, with or without a leading dot.
+        what: `slide` or `label`: selects the allowed formats and names the option in messages.
 
     Returns:
-        At least one file. Folders (such as the data folders of MRXS) and hidden files are never among them.
+        At least one file; never folders (such as the data folders of MRXS) or hidden files.
 
     Raises:
         ValueError: unknown format, missing path, empty folder, no file of the format, a dangling link, or a name that
@@ -170,11 +169,11 @@ def list_files(path: Path, file_format: str, what: str) -> list[Path]:
     allowed = SLIDE_SUFFIXES if what == "slide" else LABEL_SUFFIXES
     suffixes = allowed.get(file_format.lower().lstrip("."))
     if suffixes is None:
-        raise ValueError(f"{what}_format {file_format!r} is unknown; allowed are {', '.join(allowed)}")
+        raise ValueError(f"{what}_format {file_format!r} is unknown; choose one of {', '.join(allowed)}")
     if path.is_file():
         if not path.name.lower().endswith(suffixes):
             raise ValueError(
-                f"{what}_path {path} is not a {' or '.join(suffixes)} file; set {what}_format to what it is"
+                f"{what}_path {path} is not a {' or '.join(suffixes)} file; set {what}_format to its format"
             )
         return [path]
     if not path.is_dir():
@@ -184,54 +183,54 @@ def list_files(path: Path, file_format: str, what: str) -> list[Path]:
     entries = _entries(path)
     found = _of_format(entries, suffixes)
     if not found:
-        centres = [entry for entry in entries if entry.is_dir() and _CENTER_FOLDER.fullmatch(entry.name)]
-        entries = entries + [entry for centre in centres for entry in _entries(centre)]
+        centers = [entry for entry in entries if entry.is_dir() and _CENTER_FOLDER.fullmatch(entry.name)]
+        entries = entries + [entry for center in centers for entry in _entries(center)]
         found = _of_format(entries, suffixes)
     if not found:
         there = sorted({entry.suffix.lower() or "files without a suffix" for entry in entries if entry.is_file()})
-        held = f"there are {', '.join(there)}" if there else ("only folders" if entries else "it is empty")
+        held = f"it has {', '.join(there)}" if there else ("only folders" if entries else "it is empty")
         raise ValueError(
-            f"{what}_path {path} holds no {' or '.join(suffixes)} file ({held}); only its top level and folders called "
+            f"{what}_path {path} has no {' or '.join(suffixes)} file ({held}); only its top level and folders called "
             f"center_K are searched; check the path and {what}_format"
         )
     dangling = [entry for entry in found if not entry.exists()]
     if dangling:
         raise ValueError(
-            f"{what}_path {path} holds links to files that do not exist: {named(dangling)}; repair or remove them"
+            f"{what}_path {path} has links to files that do not exist: {named(dangling)}; repair or remove them"
         )
     strange = [entry for entry in found if not _has_text_name(entry)]
     if strange:
         raise ValueError(
-            f"names of files that are not UTF-8: {', '.join(map(repr, map(str, strange[:10])))}; rename them"
+            f"file names that are not UTF-8: {', '.join(map(repr, map(str, strange[:10])))}; rename the files"
         )
     return found
 
 
 def known_problems(cases: Iterable[Case]) -> list[str]:
-    """Warnings for CAMELYON16 slides known to be faulty; nothing is dropped.
+    """Warnings for CAMELYON16 slides with known faults; no slide is dropped.
 
     Args:
         cases: the slides in use.
 
     Returns:
-        One sentence per slide concerned, in the order of the cases.
+        One sentence per slide with a fault, in the order of the cases.
     """
     return [
-        f"{case.slide_path} {_KNOWN_PROBLEMS[case.slide_id.lower()]}; it is used as it is: take it out if that matters"
+        f"{case.slide_path} {_KNOWN_PROBLEMS[case.slide_id.lower()]}; it is used as it is: remove it if that matters"
         for case in cases
         if case.slide_id.lower() in _KNOWN_PROBLEMS
     ]
 
 
-def centre_of(slide_path: Path) -> int | None:
-    """Medical centre of a slide.
+def center_of(slide_path: Path) -> int | None:
+    """Medical center of a slide.
 
     Args:
-        slide_path: the nearest parent called `center_K` or `centre_K` gives K; else the CAMELYON17 patient number does:
-            20 patients per centre, training patients 000-099 and test patients 100-199 each from centre 0 on.
+        slide_path: the nearest parent called `center_K` or `centre_K` gives K; otherwise the CAMELYON17 patient number:
+            20 patients per center, training patients 000-099 and test patients 100-199, each beginning at center 0.
 
     Returns:
-        The centre's number, None where neither says it. Source: file layout of CAMELYON17.
+        Number of the center; None if unknown. Source: file layout of CAMELYON17.
     """
     for part in reversed(slide_path.absolute().parts[:-1]):
         folder = _CENTER_FOLDER.fullmatch(part)
@@ -243,18 +242,18 @@ def centre_of(slide_path: Path) -> int | None:
 
 
 def case_of(slide_id: str, slide_path: Path, label_path: Path | None) -> Case:
-    """A slide with what its name says of patient and centre."""
+    """A case with the patient and center that its name gives."""
     patient = _PATIENT.match(slide_id)
-    return Case(slide_id, slide_path, label_path, patient[1].lower() if patient else None, centre_of(slide_path))
+    return Case(slide_id, slide_path, label_path, patient[1].lower() if patient else None, center_of(slide_path))
 
 
 def slides_and_masks(slide_path: Path, slide_format: str) -> tuple[list[Path], list[Path]]:
-    """Slides at a path, and the files among them that are masks by their names."""
+    """Slides at a path, and masks (by name) among its files."""
     found = list_files(slide_path, slide_format, "slide")
     masks = [path for path in found if is_mask(path) or path.stem.lower().endswith(_MASK_ENDING)]
     slides = [path for path in found if path not in masks]
     if not slides:
-        raise ValueError(f"slide_path {slide_path} holds masks only: {named(masks)}; give the folder of the slides")
+        raise ValueError(f"slide_path {slide_path} has only masks: {named(masks)}; give the folder of the slides")
     return slides, masks
 
 
@@ -269,18 +268,18 @@ def _slides_by_id(slides: Iterable[Path]) -> dict[str, Path]:
 
 
 def is_mask(path: Path) -> bool:
-    """Whether a file is called like a mask: `x_mask.tif`, `x_Mask.ome.tif`."""
+    """Whether a file name is that of a mask: `x_mask.tif`, `x_Mask.ome.tif`."""
     return path.suffix.lower() in LABEL_SUFFIXES["tif"] and _without_ome(path.stem).lower().endswith(_MASK_ENDING)
 
 
 def ids_of_label(path: Path) -> list[str]:
-    """The slide ids a label may belong to: its name, that without `_mask` where it `is_mask`, and both with .ome."""
+    """Slide ids that a label may belong to: its name, its name without `_mask` for a mask, and both with `.ome`."""
     names = [path.stem]
     if is_mask(path):
         names.append(_without_ome(path.stem)[: -len(_MASK_ENDING)])
     elif path.suffix.lower() in LABEL_SUFFIXES["tif"]:
         names.append(_without_ome(path.stem))
-    # `x.ome` is the id of the slide x.ome.tif; people and programs call its label after `x`.
+    # `x.ome` is the id of slide x.ome.tif; people and programs name its label after `x`.
     return list(dict.fromkeys([*names, *(one + _OME for one in names if _without_ome(one) == one)]))
 
 
@@ -289,7 +288,7 @@ def _without_ome(stem: str) -> str:
 
 
 def _labels_by_id(by_id: dict[str, Path], labels: Iterable[Path]) -> dict[str, list[Path]]:
-    """The labels of each slide that has any; ValueError when a label belongs to none."""
+    """Labels by slide id; ValueError if a label has no slide."""
     labels_of: dict[str, list[Path]] = {}
     orphans = []
     for path in sorted(labels):
@@ -302,15 +301,15 @@ def _labels_by_id(by_id: dict[str, Path], labels: Iterable[Path]) -> dict[str, l
         return labels_of
     lower = {slide_id.lower(): slide_id for slide_id in by_id}
     near = {lower[name.lower()] for path in orphans for name in ids_of_label(path) if name.lower() in lower}
-    hint = f"; capitals count, and these slides differ only in them: {', '.join(sorted(near))}" if near else ""
+    hint = f"; these slides differ from them only in case: {', '.join(sorted(near))}" if near else ""
     raise ValueError(
         f"labels without a slide: {named(orphans)}{hint}; a label is called <slide id>.xml or "
-        f"<slide id>{_MASK_ENDING}.tif: add the slides, rename the labels or take them out"
+        f"<slide id>{_MASK_ENDING}.tif: add the slides, or rename or remove the labels"
     )
 
 
 def _has_text_name(path: Path) -> bool:
-    """Whether a name can be written into tables."""
+    """Whether a file name is valid UTF-8, so that tables can hold it."""
     try:
         path.name.encode("utf-8")
     except UnicodeEncodeError:
@@ -331,7 +330,7 @@ def _of_format(entries: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]
 
 
 def named(paths: Iterable[Path]) -> str:
-    """Up to ten paths, and how many more there are."""
+    """Up to ten paths as text, and the number of the others."""
     names = [str(path) for path in paths]
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
     return ", ".join(names[:_NAMED_AT_MOST]) + more

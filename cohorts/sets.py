@@ -1,4 +1,4 @@
-"""Which slides to train on and which to validate on."""
+"""Training and validation slides from folders, CAMELYON layouts or a manifest; all slides of a data set."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cohorts.splits import NORMAL, split
 
 @dataclass(frozen=True)
 class Source:
-    """Where slides and their labels are.
+    """Paths of slides and their labels.
 
     Attributes:
         slide_path: folder or file.
-        label_path: folder or file; None when all slides are normal.
+        label_path: folder or file; None if all slides are normal.
         slide_format: suffix of the slides.
         label_format: `tif` or `xml`.
     """
@@ -31,13 +31,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Slides:
-    """All slides of a data set, to be prepared.
+    """All slides of a data set, for preprocessing.
 
     Attributes:
         cases: sorted by id, each id once.
-        val_ids: ids of those that are for validation; None where nothing says so.
+        val_ids: ids of the validation slides; None if not specified.
         notes: for the user.
-        faults: what does not pair; only `paired_only` leaves any.
+        faults: files that do not pair; only `paired_only` fills it.
     """
 
     cases: list[Case]
@@ -57,8 +57,8 @@ def from_folders(train: Source, val: Source | None, centers: Centers, val_share:
     Args:
         train: training data.
         val: validation data; None to hold out slides of `train`.
-        centers: CAMELYON17 centres of training and of validation; -1 is all.
-        val_share: share to hold out where neither `val` nor validation centres are given.
+        centers: CAMELYON17 centers of training and of validation; -1 for all.
+        val_share: share to hold out if neither `val` nor validation centers are given.
         seed: of the split.
 
     Returns:
@@ -78,20 +78,20 @@ def from_camelyon(
 ) -> Chosen:
     """Training and validation slides of CAMELYON16 or 17 in a standard layout; see `from_folders`.
 
-    `formats` are those of slides and labels.
+    `formats` are the formats of slides and of labels.
     """
     sets = camelyon(which, root, centers[0], centers[1], label_format=formats[1], slide_format=formats[0])
     return _split_if_needed((sets.train, sets.val, sets.notes), val_share, seed)
 
 
 def from_manifest(path: Path, slide_root: Path | None, centers: Centers) -> Chosen:
-    """Training and validation slides from a table that `preprocessing.manifest` wrote; see `from_folders`.
+    """Training and validation slides from a manifest (`preprocessing.manifest`); see `from_folders`.
 
     Args:
-        path: CSV with the columns slide, slide_path, label_path and split (`train`, `val`; `test` is left out);
-            patient, centre, class and root may be there.
-        slide_root: folder that the paths are below; None: the column root says it, else the folder of the manifest.
-        centers: CAMELYON17 centres of training and of validation; -1 is all.
+        path: CSV with the columns slide, slide_path, label_path and split (`train`, `val`; `test` is skipped), and
+            optionally patient, center, class and root.
+        slide_root: folder that the paths are relative to; None: the column root, or else the folder of the manifest.
+        centers: CAMELYON17 centers of training and of validation; -1 for all.
 
     Raises:
         ValueError: a column or value is missing or wrong, a file does not exist, or a set is empty.
@@ -101,18 +101,18 @@ def from_manifest(path: Path, slide_root: Path | None, centers: Centers) -> Chos
     for line, row in _rows(path):
         case, split = _case(f"{path}, line {line}", row, slide_root or Path(row.get("root") or path.absolute().parent))
         if case.slide_id in seen:
-            raise ValueError(f"{path}, line {line}: slide {case.slide_id} is there twice; keep one row")
+            raise ValueError(f"{path}, line {line}: slide {case.slide_id} occurs twice; keep one row")
         seen.add(case.slide_id)
         split_of[split].append(case)
     for name in ("train", "val"):
         if not split_of[name]:
-            raise ValueError(f"{path} has no slide with split {name}: change some rows, or make it of more slides")
-    notes = [f"{len(split_of['test'])} slides with split test are left out"] if split_of["test"] else []
+            raise ValueError(f"{path} has no slide with split {name}: edit some rows, or make it from more slides")
+    notes = [f"{len(split_of['test'])} slides with split test are not used"] if split_of["test"] else []
     return _finish(filter_centers(split_of["train"], centers[0]), filter_centers(split_of["val"], centers[1]), notes)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a manifest with their lines."""
+    """Rows of a manifest with their line numbers."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -127,14 +127,14 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             return [(reader.line_num, {key: _cell(key, value) for key, value in row.items() if key}) for row in reader]
     except OSError as error:
         raise ValueError(
-            f"manifest {path} cannot be read: {error.strerror}; give the file run_prepro.sh wrote"
+            f"manifest {path} cannot be read: {error.strerror}; give the file that run_prepro.sh wrote"
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"manifest {path} is no table (CSV, UTF-8): {error}") from error
+        raise ValueError(f"manifest {path} is not a CSV table in UTF-8: {error}") from error
 
 
 def _cell(column: str, value: str | None) -> str:
-    """What stands in a cell, without blanks around it; but names of files may begin or end with one."""
+    """Text of a cell, without blanks around it unless it is a file name, which may begin or end with one."""
     text = value or ""
     return text if column in ("slide", "root", "slide_path", "label_path") and text.strip() else text.strip()
 
@@ -143,20 +143,20 @@ def _case(where: str, row: dict[str, str], root: Path) -> tuple[Case, str]:
     """A slide and its split."""
     slide_id, split = row["slide"], row["split"].lower()
     if split not in _SPLITS:
-        raise ValueError(f"{where}: split {row['split']!r} of {slide_id} is none of {', '.join(_SPLITS)}")
-    centre = row.get("centre", "")
-    if centre and not centre.isdecimal():
-        raise ValueError(f"{where}: centre {centre!r} of {slide_id} is no whole number; leave it empty where unknown")
+        raise ValueError(f"{where}: split {row['split']!r} of {slide_id} must be one of {', '.join(_SPLITS)}")
+    center = row.get("center", row.get("centre", ""))  # old spelling: manifests before 0.1.0
+    if center and not center.isdecimal():
+        raise ValueError(f"{where}: center {center!r} of {slide_id} must be a whole number, or empty if unknown")
     slide_path = root / row["slide_path"]
     label_path = root / row["label_path"] if row["label_path"] else None
     if label_path is None and row.get("class", NORMAL) not in (NORMAL, ""):
         raise ValueError(f"{where}: {slide_id} is of class {row['class']} but has no label_path; add it")
     for file in (slide_path, label_path):
         if file is not None and not file.is_file():
-            raise ValueError(f"{where}: {file} does not exist; say where the files are now with --slide_root")
+            raise ValueError(f"{where}: {file} does not exist; give the current folder of the files as --slide_root")
     if slide_path.stem != slide_id:
-        raise ValueError(f"{where}: slide {slide_id} is not the name of {slide_path.name} without its suffix")
-    return Case(slide_id, slide_path, label_path, row.get("patient") or None, int(centre) if centre else None), split
+        raise ValueError(f"{where}: slide must be the name of {slide_path.name} without its suffix, not {slide_id}")
+    return Case(slide_id, slide_path, label_path, row.get("patient") or None, int(center) if center else None), split
 
 
 def all_in_folders(train: Source, val: Source | None, centers: Sequence[int]) -> Slides:
@@ -164,18 +164,18 @@ def all_in_folders(train: Source, val: Source | None, centers: Sequence[int]) ->
 
     Args:
         train: training data.
-        val: validation data, where it has folders of its own.
-        centers: CAMELYON17 centres to take; -1 is all.
+        val: validation data, if it has folders of its own.
+        centers: CAMELYON17 centers to use; -1 for all.
 
     Raises:
-        ValueError: files do not pair, a centre has no slides, or an id occurs in both.
+        ValueError: files do not pair, a center has no slides, or an id occurs in both.
     """
     first, second = _pairs(train), _pairs(val) if val is not None else []
     twice = {case.slide_id for case in first} & {case.slide_id for case in second}
     if twice:
         raise ValueError(
-            f"{len(twice)} slides are in training and in validation, first {sorted(twice)[0]}: outputs go by slide id, "
-            "so take them out of one"
+            f"{len(twice)} slides are in training and in validation, first {sorted(twice)[0]}: outputs are named by "
+            "slide id, so remove them from one"
         )
     cases = filter_centers(sorted([*first, *second], key=lambda case: case.slide_id), centers)
     val_ids = frozenset(case.slide_id for case in second) if val is not None else None
@@ -183,14 +183,14 @@ def all_in_folders(train: Source, val: Source | None, centers: Sequence[int]) ->
 
 
 def paired_only(sources: Sequence[Source], fault: str) -> Slides:
-    """Slides of folders that do not pair, for looking at those that do: each slide that has one label, or none.
+    """Slides of folders that do not pair, so that the others can still be checked: each slide with one label or none.
 
     Args:
         sources: folders.
-        fault: what does not pair.
+        fault: message about the files that do not pair.
 
     Raises:
-        ValueError: a folder is missing, or holds no slide or label at all.
+        ValueError: a folder is missing, or has no slide or label at all.
     """
     slides: dict[str, list[Path]] = {}
     labels: dict[str, list[Path]] = {}
@@ -210,9 +210,9 @@ def paired_only(sources: Sequence[Source], fault: str) -> Slides:
 
 
 def all_of_camelyon(which: str, root: Path, formats: tuple[str, str], centers: Sequence[int]) -> Slides:
-    """All training slides of CAMELYON16 or 17 in a standard layout; see `all_in_folders` and `datasets.camelyon`.
+    """All training slides of CAMELYON16 or 17 in a standard layout; see `all_in_folders` and `camelyon.camelyon`.
 
-    `formats` are those of slides and labels.
+    `formats` are the formats of slides and of labels.
     """
     sets = camelyon(which, root, centers, label_format=formats[1], slide_format=formats[0])
     return Slides(sets.train, None, [*sets.notes, *known_problems(sets.train)])
@@ -223,7 +223,7 @@ def _pairs(source: Source) -> list[Case]:
 
 
 def _split_if_needed(chosen: tuple[list[Case], list[Case] | None, list[str]], val_share: float, seed: int) -> Chosen:
-    """Hold out a share of the training slides where no validation slides were chosen."""
+    """Hold out a share of the training slides if no validation slides were chosen."""
     train, val, notes = chosen
     if val is None:
         train, val = split(train, val_share, seed)
@@ -231,8 +231,8 @@ def _split_if_needed(chosen: tuple[list[Case], list[Case] | None, list[str]], va
 
 
 def _finish(train: list[Case], val: list[Case], notes: list[str]) -> Chosen:
-    """Refuse slides that are in both sets (the score would be a lie); warn of known problem slides."""
+    """Refuse slides that are in both sets, which would falsify the score; warn about slides with known problems."""
     both = sorted({case.slide_path.resolve() for case in train} & {case.slide_path.resolve() for case in val})
     if both:
-        raise ValueError(f"{len(both)} slides are in training and in validation, first {both[0]}: take them out of one")
+        raise ValueError(f"{len(both)} slides are in training and in validation, first {both[0]}: remove them from one")
     return train, val, [*notes, *known_problems([*train, *val])]

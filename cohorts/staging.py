@@ -1,7 +1,7 @@
-"""Slides on a disk of the node: copied once per node before training, bounded, removed when the run ends.
+"""Copies of slides on a disk of the node: once per node before training, up to a bound, removed when the run ends.
 
-A folder of its own per run and node, `widefov-HOST-PID`; the rank that made it holds a lock on it as long as it lives,
-so what a killed run left behind is known and removed by the next one.
+Every run has a folder per node, `widefov-HOST-PID`. The rank that created it holds a lock on it until the process ends,
+so the next run can tell that a folder was left by a killed run, and removes it.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from typing import Any
 
 from cohorts.pairing import Case
 
-MARGIN = 0.95  # share of the free space that may be taken
+MARGIN = 0.95  # share of the free space that may be used
 _PREFIX, _LOCK = "widefov-", ".lock"
 Gather = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True)
 class Place:
-    """This process among those of its node."""
+    """Position of this process on its node."""
 
     local_rank: int
     local_size: int
 
 
 class Staging:
-    """Copies on this node. All ranks call the same methods in the same order; those of a node share the copying.
+    """Copies on this node. All ranks call the same methods in the same order; the ranks of a node share the copying.
 
     Args:
-        folder: on a disk of the node, e.g. `$TMPDIR`; made where missing.
-        max_bytes: most bytes to copy per node.
-        place: this rank on its node.
-        gather: one value per rank, in rank order, on every rank.
+        folder: on a disk of the node, e.g. `$TMPDIR`; created if missing.
+        max_bytes: upper bound of the bytes to copy per node.
+        place: position of this rank on its node.
+        gather: returns one value per rank, in rank order, on every rank.
 
     Raises:
-        OSError: the folder cannot be written on some node; on every rank.
+        OSError: on every rank, if the folder cannot be written on any node.
     """
 
     def __init__(self, folder: Path, max_bytes: int, place: Place, gather: Gather) -> None:
@@ -56,7 +56,7 @@ class Staging:
                 mine = host, *self._make(folder, host, max_bytes)
             except OSError as error:
                 mine = error
-        # Ranks: those of a node follow what its first rank found; every rank makes this call, whatever happened.
+        # Ranks: all ranks of a node use the folder of its first rank; every rank makes this call, even after an error.
         entries = gather(mine)
         for entry in entries:
             if isinstance(entry, OSError):
@@ -66,7 +66,7 @@ class Staging:
         self._max_bytes = int(found[host][1])
 
     def _make(self, folder: Path, host: str, max_bytes: int) -> tuple[str, int]:
-        """Make and lock this run's folder on the node; returns it and the bytes that may be copied."""
+        """Create and lock this run's folder on the node; returns its path and the bytes that may be copied."""
         folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder)
         self._root = folder / f"{_PREFIX}{host}-{os.getpid()}"
@@ -77,10 +77,10 @@ class Staging:
         return str(self._root), min(max_bytes, int(shutil.disk_usage(folder).free * MARGIN))
 
     def copy(self, cases: Sequence[Case]) -> tuple[list[Case], str]:
-        """Copy slides and masks in the order of `cases` until the bound is reached; the rest is read in place.
+        """Copy slides and masks in the order of `cases` up to the bound; other files are read in place.
 
         Returns:
-            The cases, with the copies' paths, and a line on how much was copied on this node.
+            The cases with the paths of the copies, and a line about the bytes copied on this node.
 
         Raises:
             OSError: a file could not be copied.
@@ -96,7 +96,7 @@ class Staging:
             total += size
             copies[path] = self._root / f"{number:06d}" / path.name
         for number, (path, copy) in enumerate(copies.items()):
-            # Ranks: dealt out over the ranks of the node.
+            # Ranks: the ranks of the node take turns.
             if number % self._place.local_size == self._place.local_rank:
                 _copy(path, copy)
         moved = [
@@ -105,7 +105,7 @@ class Staging:
         return moved, f"{len(copies)} of {len(files)} files, {total / 1e9:.3g} GB, copied to {self._root}"
 
     def close(self) -> None:
-        """Remove the copies; every rank must call it, when none reads any more."""
+        """Remove the copies. Every rank must call it; no copy is removed before all ranks have stopped reading."""
         self._gather(None)
         self._remove()
 
@@ -117,16 +117,16 @@ class Staging:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """Files that belong to a slide: itself, and for MRXS those of the folder of its name."""
+    """All files of a slide: the file itself, and for MRXS the files in the folder of the same name."""
     folder = path.with_suffix("")
     inner = sorted(folder.rglob("*")) if path.suffix.lower() == ".mrxs" and folder.is_dir() else []
     return [path, *(part for part in inner if part.is_file())]
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove folders of runs that ended without doing so: those whose lock nobody holds."""
+    """Remove the folders of runs that did not clean up: those that no process has locked."""
     for root in folder.glob(f"{_PREFIX}{socket.gethostname()}-*"):
-        # An OSError: in use, or somebody else's.
+        # OSError: the folder is in use, or belongs to another user.
         with suppress(OSError), (root / _LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(root, ignore_errors=True)

@@ -60,7 +60,7 @@ def pairing(find: Callable[[], Chosen]) -> tuple[list[Finding], list[Case], list
 
 
 def _pairs(cases: Sequence[Case]) -> str:
-    count, labelled = len(cases), sum(case.labelled for case in cases)
+    count, labelled = len(cases), sum(case.labeled for case in cases)
     return f"{count} slide{'s' * (count != 1)} ({labelled} with a label, {count - labelled} without, taken as normal)"
 
 

@@ -1,1 +1,1 @@
-"""Steps that run once per data set: pairing, standard layouts, splits, checks. Imports only `slides`."""
+"""Preparation of a data set, once before training: steps over all slides, their runner, and writers of their files."""

@@ -1,10 +1,10 @@
-"""Checks of a data set before it is used: what every slide and its label are, and what is wrong with them.
+"""Checks a data set before it is used: opens every slide with its label and reports what is wrong.
 
-    OUT/check/index.html    all slides with their findings and thumbnails (tissue green, tumour red)
+    OUT/check/index.html    all slides with findings and thumbnails (tissue green, tumor red)
     OUT/check/check.csv     slide, level (PASS, WARN, FAIL), what, found, fix
-    OUT/check/SLIDE.png     the thumbnails
+    OUT/check/SLIDE.png     thumbnails
 
-FAIL: later steps and training would end with an error at this slide. WARN: they would not, but look at it.
+FAIL: later steps and training would end with an error at this slide. WARN: they would run, but look at the slide.
 
 python -m preprocessing.check --slide_path DIR --label_path DIR --out OUT
 """
@@ -38,15 +38,16 @@ from system.findings import FAIL, WARN, Finding, failed, passed, warned
 
 NAME = "check"
 GREEN, RED = (30, 150, 30), (220, 30, 30)
-CELL_UM = 16.0  # of the search for tissue and tumour
+CELL_UM = 16.0  # side of the cells in which tissue and tumor are searched, um
 WINDOW_PX = 512
 # Spacing of slides scanned for pathology, um per px: 40x is 0.22 to 0.28, 20x about 0.5, 10x about 1.
 USUAL_UM_PX = 0.1, 1.1
-SQUARE = 0.01  # spacing along x and y may differ by so much
-LARGE_PX = 64 * 2**20  # without coarser levels a search of tissue has to decode all of it
-TINY_UM2 = 50.0  # a nucleus; an outline of less is a slip of the mouse
-ON_TISSUE = 0.5  # least share of tumour cells that show tissue
-SIGNATURE_PX = 64
+SQUARE = 0.01  # largest relative difference of the spacings along x and y
+LARGE_PX = 64 * 2**20  # a larger slide needs coarser levels, or the search for tissue decodes all of it
+TINY_UM2 = 50.0  # area of a nucleus; a smaller outline is a slip of the mouse
+ON_TISSUE = 0.5  # smallest share of tumor cells that show tissue
+SIGNATURE_PX = 64  # side of the gray thumbnails that are compared to find duplicates
+FIX_FILE = "repair or replace the file, or remove the slide"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Options:
 
     Attributes:
         reading: how slides and labels are read.
-        um_px: um per px of the patches to come.
-        method: how tissue is found, see `tissue_mask`.
-        keep_pen: pen marks count as tissue.
+        um_px: um per px of the patches that will be extracted.
+        method: method of the tissue search, see `tissue_mask`.
+        keep_pen: count pen marks as tissue.
     """
 
     reading: Reading
@@ -72,7 +73,7 @@ def add_options(_parser: argparse.ArgumentParser) -> None:
 
 def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
     """The step with its options."""
-    faults = [_of_error("pairing", ValueError(fault)) for fault in slides.faults]
+    faults = [_from_error("pairing", ValueError(fault)) for fault in slides.faults]
     options = Options(reading, opts.resolution, opts.tissue_method, opts.keep_pen)
     return Step(NAME, 1, make, options, finish=partial(finish, faults))
 
@@ -86,9 +87,9 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
         slide.read(slide.window((width / 2, height / 2), (WINDOW_PX, WINDOW_PX), options.um_px))
         tissue = find(slide, CELL_UM, options.method, options.keep_pen)
     except (ValueError, OSError) as error:
-        return _made([_of_error("slide", error)])
-    grey_HW = cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2GRAY)
-    signature = cv2.resize(grey_HW, (SIGNATURE_PX, SIGNATURE_PX), interpolation=cv2.INTER_AREA)
+        return _result([_from_error("slide", error)])
+    gray_HW = cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2GRAY)
+    signature = cv2.resize(gray_HW, (SIGNATURE_PX, SIGNATURE_PX), interpolation=cv2.INTER_AREA)
     tissue_HW, cell_l0 = tissue.tissue_HW, tissue.cell_l0
     findings = [*_slide(case, slide, options.um_px), *_tissue(tissue_HW, options.method)]
     draw_outline(picture_HWC, tissue_HW, px_l0 / cell_l0, GREEN, 1)
@@ -101,22 +102,22 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
         findings += _tumor(case, tumor_HW, tissue_HW)
         draw_outline(picture_HWC, tumor_HW, px_l0 / cell_l0, RED, 2)
     except (ValueError, OSError) as error:
-        findings.append(_of_error("label", error))
+        findings.append(_from_error("label", error))
     write_png(out / NAME / f"{case.slide_id}.png", picture_HWC)
-    return _made(findings, signature.tobytes().hex(), f"{NAME}/{case.slide_id}.png")
+    return _result(findings, signature.tobytes().hex(), f"{NAME}/{case.slide_id}.png")
 
 
-def _made(findings: Sequence[Finding], signature: str = "", *outputs: str) -> StepResult:
+def _result(findings: Sequence[Finding], signature: str = "", *outputs: str) -> StepResult:
     bad = [f"{finding.found}; {finding.fix}" for finding in findings if finding.level == FAIL]
     values = {"findings": [list(astuple(finding)) for finding in findings], "signature": signature}
     return StepResult(values, (), outputs, one_line("; ".join(bad)))
 
 
-def _of_error(what: str, error: Exception) -> Finding:
-    """A message that ends with what to do, after a semicolon or full stop."""
+def _from_error(what: str, error: Exception) -> Finding:
+    """A finding from a message whose last part, after a semicolon, says what to do."""
     text = one_line(str(error))
     found, _, fix = text.rpartition("; ")
-    return failed(what, found or text, fix if found else "mend or replace the file, or take the slide out")
+    return failed(what, found or text, fix if found else FIX_FILE)
 
 
 def _slide(case: Case, slide: Slide, um_px: float) -> Iterator[Finding]:
@@ -125,16 +126,16 @@ def _slide(case: Case, slide: Slide, um_px: float) -> Iterator[Finding]:
     factors = " ".join(f"{max(level.downsample_xy):.4g}" for level in slide.levels)
     found = f"{width} x {height} px, {len(slide.levels)} levels ({factors})"
     if len(slide.levels) == 1 and width * height > LARGE_PX:
-        yield warned("levels", found, "looking for tissue decodes all of it: write a pyramid (vips tiffsave --pyramid)")
+        yield warned("levels", found, "the tissue search decodes all of it: write a pyramid (vips tiffsave --pyramid)")
     else:
         yield passed("levels", found)
     x, y = slide.um_px_xy_l0
     found = f"{x:.4g} um/px" if abs(x - y) < 1e-4 * x else f"{x:.4g} x {y:.4g} um/px"
     low, high = USUAL_UM_PX
     if not (low <= x <= high and low <= y <= high):
-        yield warned("spacing", f"{found}: slides have {low:g} to {high:g}", "--mpp, if it is wrong")
+        yield warned("spacing", f"{found}: slides have {low:g} to {high:g}", "give --mpp if it is wrong")
     elif abs(x - y) > SQUARE * x:
-        yield warned("spacing", f"{found}: px are not square", "--mpp, if it is wrong")
+        yield warned("spacing", f"{found}: px are not square", "give --mpp if it is wrong")
     elif max(x, y) > um_px * 1.01:
         yield warned(
             "spacing", f"{found} is coarser than --resolution {um_px:g}: patches are enlarged", f"--resolution {x:.4g}"
@@ -142,7 +143,7 @@ def _slide(case: Case, slide: Slide, um_px: float) -> Iterator[Finding]:
     else:
         yield passed("spacing", found)
     for problem in known_problems([case]):
-        yield warned("known", problem.partition("; ")[0], "it is used as it is: take it out if that matters")
+        yield warned("known", problem.partition("; ")[0], "it is used as it is: remove it if that matters")
 
 
 def _tissue(tissue_HW: NDArray[np.bool_], method: str) -> Iterator[Finding]:
@@ -154,13 +155,13 @@ def _tissue(tissue_HW: NDArray[np.bool_], method: str) -> Iterator[Finding]:
 
 
 def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator[Finding]:
-    """What a label holds; for XML, what is odd about its outlines."""
+    """Contents of a label; for XML also oddities of its outlines."""
     if isinstance(truth, EmptyTruth):
         yield passed("label", "none: class 0 everywhere")
         return
     assert case.label_path is not None
     if not isinstance(truth, XmlTruth):
-        yield passed("label", f"mask {case.label_path.name}, of the slide's size")
+        yield passed("label", f"mask {case.label_path.name} of the slide's size")
         return
     found, notes = read_annotations(case.label_path, dict(reading.label_map), reading.ignore_groups)
     groups = sorted({annotation.group for annotation in found})
@@ -168,17 +169,21 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
     px_um2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1]
     tiny = [item.name for item in found if sum(part.area for part in item.polygons) * px_um2 < TINY_UM2]
     if tiny:
-        yield warned("outlines", f"{len(tiny)} smaller than {TINY_UM2:g} um2: {', '.join(tiny[:5])}", "delete slips")
+        yield warned(
+            "outlines",
+            f"{len(tiny)} smaller than {TINY_UM2:g} um2: {', '.join(tiny[:5])}",
+            "delete them if they are slips",
+        )
     kinds = (
         ("crosses or touches", "crossing or touching themselves, repaired by the even-odd rule"),
-        ("without area", "of fewer than three points, skipped"),
-        ("has no area", "that are dots or measurements, skipped"),
-        ("is ignored", "of groups that are ignored"),
+        ("without area", "with fewer than three points, skipped"),
+        ("has no area", "without area (dots or measurements), skipped"),
+        ("is ignored", "in ignored groups"),
     )
-    for words, what in kinds:
-        count = sum(words in note for note in notes)
+    for phrase, what in kinds:
+        count = sum(phrase in note for note in notes)
         if count:
-            first = next(note for note in notes if words in note).removeprefix(f"{case.label_path}: ")
+            first = next(note for note in notes if phrase in note).removeprefix(f"{case.label_path}: ")
             yield warned("outlines", f"{count} {what}, first: {first}", "look at them in ASAP or QuPath")
     for note in truth.notes:
         if "outside the slide" in note:
@@ -188,60 +193,60 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
 
 
 def _tumor(case: Case, tumor_HW: NDArray[np.bool_], tissue_HW: NDArray[np.bool_]) -> Iterator[Finding]:
-    """Whether there is tumour where it should be."""
+    """Whether there is tumor where it is expected."""
     count = int(tumor_HW.sum())
     called_normal = case.slide_id.lower().startswith(NORMAL)
-    if case.labelled and not count:
-        yield warned("tumour", "the label holds none", "check --label_map (or --mask_values), if it should")
+    if case.labeled and not count:
+        yield warned("tumor", "the label has none", "if it should, check --label_map (or --mask_values)")
     elif count and called_normal:
-        yield warned("tumour", "a slide called normal has tumour", "check whether it is the right label")
+        yield warned("tumor", "a slide called normal has tumor", "check whether it is the right label")
     elif count:
         share = float((tumor_HW & tissue_HW).sum() / count)
         if share < ON_TISSUE:
-            yield warned("tumour", f"only {share:.0%} of it lies on tissue", "check whether it is the right label")
+            yield warned("tumor", f"only {share:.0%} of it lies on tissue", "check whether it is the right label")
         else:
-            yield passed("tumour", f"{share:.0%} of it lies on tissue")
+            yield passed("tumor", f"{share:.0%} of it lies on tissue")
 
 
 def finish(faults: Sequence[Finding], out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
-    """Look for duplicates and write the report."""
+    """Find duplicates and write the report."""
     findings = {
         case.slide_id: [Finding(*row) for row in outcome.result.values["findings"]]
         if "findings" in outcome.result.values
-        else [failed("slide", outcome.error, "mend or replace the file, or take the slide out")]
+        else [failed("slide", outcome.error, FIX_FILE)]
         for case, outcome in zip(cases, outcomes, strict=True)
     }
     signatures = {outcome.slide_id: outcome.result.values.get("signature", "") for outcome in outcomes}
     for case, other, what in duplicates(cases, signatures):
         findings[case.slide_id].append(
-            warned("duplicate", f"{what} as {other.slide_path}", "take one of them out, or keep both in one split")
+            warned("duplicate", f"{what} as {other.slide_path}", "remove one of them, or keep both in one split")
         )
     counts = write_report(out / NAME, faults, findings)
-    # What fails is in the run's own table.
+    # The run lists failures itself.
     lines = [
         f"WARN    {NAME:<15} {slide_id}: {finding.what}: {one_line(finding.found)}"
         for slide_id, found in findings.items()
         for finding in found
         if finding.level == WARN
     ]
-    words = ", ".join(f"{counts[level]} {level}" for level in counts)
-    return [*lines, f"{NAME:<15} slides: {words}; {out / NAME / 'index.html'}"]
+    levels = ", ".join(f"{counts[level]} {level}" for level in counts)
+    return [*lines, f"{NAME:<15} slides: {levels}; {out / NAME / 'index.html'}"]
 
 
 def duplicates(cases: Sequence[Case], signatures: dict[str, str]) -> Iterator[tuple[Case, Case, str]]:
-    """Slides that show what another one shows: the later, the earlier, and in words how they are alike.
+    """Slides that show the same image as another: the later one, the earlier one, and how they agree.
 
-    Thumbnails of a copy, also of one compressed or scaled anew, agree to a grey level or so; those of sections next to
-    each other do not.
+    Thumbnails of a copy, even if it was compressed or scaled again, agree to about a gray level; those of neighboring
+    sections do not.
     """
     known = [case for case in cases if signatures.get(case.slide_id)]
     if not known:
         return
-    grey_NP = np.array([list(bytes.fromhex(signatures[case.slide_id])) for case in known], np.int16)
+    gray_NP = np.array([list(bytes.fromhex(signatures[case.slide_id])) for case in known], np.int16)
     for later in range(1, len(known)):
-        if grey_NP[later].std() < _LEAST_STD:
-            continue  # glass is like glass
-        distance_NP = np.abs(grey_NP[:later] - grey_NP[later])
+        if gray_NP[later].std() < _LEAST_STD:
+            continue  # all thumbnails of glass agree
+        distance_NP = np.abs(gray_NP[:later] - gray_NP[later])
         alike = np.flatnonzero((distance_NP.mean(axis=1) <= _ALIKE_MEAN) & (distance_NP.max(axis=1) <= _ALIKE_MOST))
         for earlier in alike[:1]:
             first, second = known[int(earlier)], known[later]
@@ -259,7 +264,7 @@ def _same_bytes(first: Case, second: Case) -> bool:
     return True
 
 
-_LEAST_STD, _ALIKE_MEAN, _ALIKE_MOST = 4.0, 1.0, 10  # grey levels
+_LEAST_STD, _ALIKE_MEAN, _ALIKE_MOST = 4.0, 1.0, 10  # gray levels
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The findings of `preprocessing.check` as a table and as a page to look at."""
+"""Writes the findings of `preprocessing.check` as a CSV table and as an HTML page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from system.csv_tables import csv_text
 from system.findings import FAIL, PASS, WARN, Finding, worst
 
 PICTURE_PX = 512  # longer side of the thumbnails
-_COLOURS = {PASS: "#1a7f37", WARN: "#9a6700", FAIL: "#c1121f"}
+_COLORS = {PASS: "#1a7f37", WARN: "#9a6700", FAIL: "#c1121f"}
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -36,24 +36,24 @@ def write_report(folder: Path, faults: Sequence[Finding], findings: Mapping[str,
     """Write index.html and check.csv.
 
     Args:
-        folder: that of the thumbnails.
-        faults: findings on the whole set.
+        folder: folder of the thumbnails.
+        faults: findings about the data set as a whole.
         findings: slide id -> findings.
 
     Returns:
-        Level -> number of slides whose worst finding it is.
+        Level -> number of slides whose worst finding has that level.
     """
     rows = [{"slide": "", **vars(finding)} for finding in faults]
     rows += [{"slide": slide_id, **vars(finding)} for slide_id, found in findings.items() for finding in found]
     store.write_text(folder / "check.csv", csv_text(("slide", "level", "what", "found", "fix"), rows))
     level_of = {slide_id: worst(list(found)) for slide_id, found in findings.items()}
     counts = {level: list(level_of.values()).count(level) for level in (PASS, WARN, FAIL)}
-    # What needs a look comes first.
+    # Worst first.
     order = sorted(findings, key=lambda slide_id: ((FAIL, WARN, PASS).index(level_of[slide_id]), slide_id))
     body = [
         _HEAD,
         f"<h1>{len(findings)} slides: " + ", ".join(f"{counts[level]} {_word(level)}" for level in counts) + "</h1>\n",
-        "<p>Tissue is outlined in green, tumour in red.</p>\n",
+        "<p>Tissue is outlined in green, tumor in red.</p>\n",
         _list(faults),
         "<table>\n<tr><th>Slide</th><th>Findings</th><th>Thumbnail</th></tr>\n",
         *(_row(folder, slide_id, level_of[slide_id], findings[slide_id]) for slide_id in order),
@@ -83,4 +83,4 @@ def _list(found: Sequence[Finding]) -> str:
 
 
 def _word(level: str) -> str:
-    return f'<b style="color:{_COLOURS[level]}">{level}</b>'
+    return f'<b style="color:{_COLORS[level]}">{level}</b>'

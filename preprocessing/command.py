@@ -246,7 +246,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--data_root", type=Path, default=os.environ.get("CAMELYON_ROOT"), help="root of --dataset; $CAMELYON_ROOT"
     )
-    data.add_argument("--proc_center", type=int, nargs="+", default=[-1], help="CAMELYON17 centres; -1 is all")
+    data.add_argument("--proc_center", type=int, nargs="+", default=[-1], help="CAMELYON17 centers; -1 is all")
     data.add_argument("--slide_format", default="tif", metavar="SUFFIX", help="tif, svs, ndpi, mrxs, scn, bif ...")
     data.add_argument("--label_format", choices=("tif", "xml"), help="default: xml with --dataset, else tif")
     data.add_argument("--label_map", type=pair, nargs="+", metavar="GROUP:CLASS", help="default: CAMELYON's")

@@ -2,13 +2,13 @@
 
     OUT/patches/SLIDE/tumor/SLIDE_xX_yY.png        image, top-left corner at (X, Y) in level-0 px
     OUT/patches/SLIDE/tumor/SLIDE_xX_yY_mask.png   its classes, 255 beyond the slide
-    OUT/patches/SLIDE/normal/...                   patches without tumour (--save_neg)
+    OUT/patches/SLIDE/normal/...                   patches without tumor (--save_neg)
     OUT/patches/SLIDE/SLIDE-00000.tar              in place of these: shards (--format webdataset, tfrecord)
     OUT/patches/SLIDE/patches.csv                  one row per patch; OUT/patches/patches.csv of all slides
     OUT/patches/SLIDE.png                          the slide with every place of the grid that shows tissue
 
-A place is tried when it shows tissue or tumour. It is a tumour patch when its share of tumour is at least --min_tumor;
-with less, but some, it is neither and left out. Glass and black are left out; pen marks, too, where there is no tumour.
+A place is tried when it shows tissue or tumor. It is a tumor patch when its share of tumor is at least --min_tumor;
+with less, but some, it is neither and left out. Glass and black are left out; pen marks, too, where there is no tumor.
 
 python -m preprocessing.extract_patches --slide_path DIR --label_path DIR --out OUT     (after the step tissue)
 """
@@ -49,7 +49,7 @@ NAME = "extract_patches"
 FOLDER = "patches"
 TUMOR, NORMAL, LITTLE, BLANK, BLACK, PEN = "tumor", "normal", "little_tumor", "blank", "black", "pen"
 NOT_SAVED = "normal_not_saved"
-# What may become of a place, and its colour (RGB) in the picture.
+# What may become of a place, and its color (RGB) in the picture.
 FATES = {
     TUMOR: (220, 30, 30), NORMAL: (30, 150, 30), NOT_SAVED: (150, 150, 150), LITTLE: (240, 140, 0),
     BLANK: (60, 120, 240), BLACK: (0, 0, 0), PEN: (200, 0, 200),
@@ -71,9 +71,9 @@ class Options:
         um_px: um per px.
         stride_px: from one patch to the next, px.
         min_tissue: least share of tissue.
-        min_tumor: least share of tumour of a tumour patch.
+        min_tumor: least share of tumor of a tumor patch.
         keep_pen: keep patches with pen marks.
-        save_neg: write patches without tumour.
+        save_neg: write patches without tumor.
         save_png: write a picture of the slide with all places.
         format: one of `FORMATS`.
         codec: of images in shards.
@@ -104,12 +104,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     apart.add_argument("--stride", type=whole(1), help="from one patch to the next, px; default --patch_size")
     apart.add_argument("--overlap", type=share_below_1, help="share of a patch that the next one shows again")
     group.add_argument("--min_tissue", type=share_below_1, default=0.05, help="least share of tissue in a patch")
-    group.add_argument("--min_tumor", type=share_below_1, default=0.01, help="least share of tumour of a tumour patch")
-    group.add_argument("--save_neg", **_switch(False), help="write patches without tumour, too")
+    group.add_argument("--min_tumor", type=share_below_1, default=0.01, help="least share of tumor of a tumor patch")
+    group.add_argument("--save_neg", **_switch(False), help="write patches without tumor, too")
     group.add_argument("--save_png", **_switch(True), help="a picture of each slide with all places of the grid")
     group.add_argument("--format", choices=FORMATS, default="png", help="single files, or shards of many patches")
     group.add_argument("--codec", choices=CODECS, default="jpeg", help="images in shards; masks are PNG")
-    group.add_argument("--jpeg_quality", type=whole(1, 100), default=95, help="colours are not subsampled")
+    group.add_argument("--jpeg_quality", type=whole(1, 100), default=95, help="colors are not subsampled")
     group.add_argument("--shard_patches", type=whole(1), default=1000, help="most patches in a shard")
 
 
@@ -194,7 +194,7 @@ def _extract(
 def judge(
     place: Place, slide: Slide, truth: Truth, options: Options
 ) -> tuple[str, float, NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-    """What becomes of a place, its share of tumour, and image and label where it is to be written."""
+    """What becomes of a place, its share of tumor, and image and label where it is to be written."""
     if not place.near_tumor and not options.save_neg:
         return NOT_SAVED, 0.0, None, None
     label_HW = truth.label(place.window)
@@ -202,7 +202,7 @@ def judge(
     if 0 < share < options.min_tumor:
         return LITTLE, share, None, None
     if not share and place.tissue < options.min_tissue:
-        return BLANK, share, None, None  # tried for tumour in a cell that it only touches
+        return BLANK, share, None, None  # tried for tumor in a cell that it only touches
     if not share and not options.save_neg:
         return NOT_SAVED, share, None, None
     image_HWC = slide.read(place.window)
@@ -217,7 +217,7 @@ def judge(
 
 
 def _tumor_share(label_HW: NDArray[np.uint8]) -> float:
-    """Share of px that are of any class but 0; those to ignore count as px, not as tumour."""
+    """Share of px that are of any class but 0; those to ignore count as px, not as tumor."""
     # Counted by OpenCV: four times faster than the mean of NumPy's comparisons.
     ignored = cv2.countNonZero((label_HW == IGNORE).view(np.uint8))
     return (cv2.countNonZero(label_HW) - ignored) / label_HW.size
@@ -231,7 +231,7 @@ def _notes(slide: Slide, values: dict[str, int], options: Options) -> list[str]:
             "enlarged"
         )
     if not values["tried"]:
-        notes.append("no place of the grid shows tissue or tumour: no patch")
+        notes.append("no place of the grid shows tissue or tumor: no patch")
     elif not values[TUMOR] + values[NORMAL] + values[NOT_SAVED]:
         tried = counted(values["tried"], "place")
         notes.append(f"none of {tried} was written: look at {FOLDER}/{slide.id}.png (--save_png)")
@@ -248,8 +248,8 @@ def picture(slide: Slide, places: Sequence[Place], fates: Sequence[str]) -> NDAr
         cv2.rectangle(seen_HWC, first, last, FATES[fate], 2)
     counts = Counter(fates)
     legend_HWC = np.full((26 * len(FATES) + 8, max(seen_HWC.shape[1], 300), 3), 255, np.uint8)
-    for row, (fate, colour) in enumerate(FATES.items()):
-        cv2.rectangle(legend_HWC, (8, 26 * row + 8), (26, 26 * row + 26), colour, -1)
+    for row, (fate, color) in enumerate(FATES.items()):
+        cv2.rectangle(legend_HWC, (8, 26 * row + 8), (26, 26 * row + 26), color, -1)
         text = f"{fate.replace('_', ' ')} {counts[fate]}"
         cv2.putText(legend_HWC, text, (36, 26 * row + 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
     missing = legend_HWC.shape[1] - seen_HWC.shape[1]
@@ -269,10 +269,10 @@ def finish(out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> lis
         counts.update(outcome.result.values)
     left_out = ", ".join(f"{counts[fate]} {fate.replace('_', ' ')}" for fate in (LITTLE, BLANK, BLACK, PEN))
     normal = f"{counts[NORMAL]} normal" if counts[NORMAL] or not counts[NOT_SAVED] else (
-        f"{counts[NOT_SAVED]} without tumour not saved (--save_neg)"
+        f"{counts[NOT_SAVED]} without tumor not saved (--save_neg)"
     )  # fmt: skip
     return [
-        f"{NAME:<15} {counts[TUMOR]} tumour, {normal}; left out: {left_out}; of {counted(len(cases), 'slide')}: "
+        f"{NAME:<15} {counts[TUMOR]} tumor, {normal}; left out: {left_out}; of {counted(len(cases), 'slide')}: "
         f"{out / FOLDER}"
     ]
 

@@ -1,10 +1,10 @@
-"""The manifest: one row per slide with all that is known of it, which train.py takes in place of folders (--manifest).
+"""The manifest: a table with one row per slide, which train.py reads instead of folders (--manifest).
 
     OUT/manifest.csv
 
-Columns: slide, patient, centre, class (`tumor` or `normal`, by the area of its truth), split (`train` or `val`),
-um_px_x and um_px_y (level 0), width and height (level-0 px), levels, tissue_mm2, tumor_mm2, annotations (of each
-group), root, slide_path and label_path (below root), slide_bytes, slide_sha256, label_sha256.
+Columns: slide, patient, center, class (`tumor` or `normal`, by the area of the truth), split (`train` or `val`),
+um_px_x and um_px_y (level 0), width and height (level-0 px), levels, tissue_mm2, tumor_mm2, annotations (count per
+group), root, slide_path and label_path (relative to root), slide_bytes, slide_sha256, label_sha256.
 
 python -m preprocessing.manifest --slide_path DIR --label_path DIR --out OUT     (after the step tissue)
 """
@@ -43,10 +43,10 @@ from system.csv_tables import csv_text
 
 NAME = "manifest"
 TUMOR = "tumor"
-BLOCK = 4096  # px of a mask read at a time, a side
+BLOCK = 4096  # side of the blocks that a mask is read in, px
 READ_BYTES = 2**22
 COLUMNS = (
-    "slide", "patient", "centre", "class", "split", "um_px_x", "um_px_y", "width", "height", "levels", "tissue_mm2",
+    "slide", "patient", "center", "class", "split", "um_px_x", "um_px_y", "width", "height", "levels", "tissue_mm2",
     "tumor_mm2", "annotations", "root", "slide_path", "label_path", "slide_bytes", "slide_sha256", "label_sha256",
 )  # fmt: skip
 
@@ -57,7 +57,7 @@ class Options:
 
     Attributes:
         reading: how slides and labels are read.
-        checksums: read all bytes of slides and labels for their SHA-256.
+        checksums: compute the SHA-256 of slides and labels, which reads every byte.
     """
 
     reading: Reading
@@ -71,7 +71,7 @@ class Split:
     Attributes:
         val_share: share for validation.
         seed: of the split.
-        val_ids: the slides for validation, where the user has named them.
+        val_ids: ids of the validation slides, if the user has named them.
     """
 
     val_share: float
@@ -107,8 +107,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     px_mm2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
     tumor_px = tumor_area_l0(truth, slide)
     values: dict[str, Any] = {
-        "slide": case.slide_id, "patient": case.patient, "centre": case.centre,
-        "class": TUMOR if tumor_px else NORMAL,
+        "slide": case.slide_id, "class": TUMOR if tumor_px else NORMAL,
         "um_px_x": round(slide.um_px_xy_l0[0], 6), "um_px_y": round(slide.um_px_xy_l0[1], 6),
         "width": slide.size_xy_l0[0], "height": slide.size_xy_l0[1], "levels": len(slide.levels),
         "tissue_mm2": round(int(tissue_HW.sum()) * cell_l0**2 * px_mm2, 4), "tumor_mm2": round(tumor_px * px_mm2, 6),
@@ -122,7 +121,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
 
 
 def tumor_area_l0(truth: Truth, slide: Slide) -> float:
-    """Area of all classes but 0 and those to ignore, level-0 px2: of polygons exactly, of masks as px of level 0."""
+    """Area of all classes except 0 and 255 (ignore), level-0 px2: exact for polygons, a count of px for masks."""
     if isinstance(truth, XmlTruth):
         return float(sum(part.area for cls in truth.classes if cls for part in truth.regions(cls)))
     if isinstance(truth, EmptyTruth):
@@ -134,7 +133,7 @@ def tumor_area_l0(truth: Truth, slide: Slide) -> float:
 
 
 def sha256(paths: Sequence[Path]) -> str:
-    """SHA-256 of the bytes of files, one after the other."""
+    """SHA-256 of the concatenated bytes of files, hexadecimal."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -160,6 +159,8 @@ def finish(split: Split, out: Path, cases: Sequence[Case], outcomes: Sequence[Ou
     for case in good:
         label = case.label_path
         rows[case.slide_id] |= {
+            "patient": case.patient,
+            "center": case.center,
             "split": "val" if case.slide_id in val else "train",
             "root": root,
             "slide_path": case.slide_path.absolute().relative_to(root).as_posix(),
@@ -167,16 +168,16 @@ def finish(split: Split, out: Path, cases: Sequence[Case], outcomes: Sequence[Ou
         }
     store.write_text(path, csv_text(COLUMNS, [rows[case.slide_id] for case in good]))
     counts = Counter((rows[case.slide_id]["split"], rows[case.slide_id]["class"]) for case in good)
-    words = (
-        f"{name} {counts[name, TUMOR]} with tumour, {counts[name, NORMAL]} without"
+    parts = (
+        f"{name} {counts[name, TUMOR]} with tumor, {counts[name, NORMAL]} without"
         for name in ("train", "val")
         if counts[name, TUMOR] + counts[name, NORMAL]
     )
-    return [f"{NAME:<15} {'; '.join(words)}: {path}"]
+    return [f"{NAME:<15} {'; '.join(parts)}: {path}"]
 
 
 def _same_file_together(cases: Sequence[Case], rows: Mapping[str, Mapping[str, Any]]) -> list[Case]:
-    """The cases, where slides of the same bytes (of one file, without checksums) count as of one patient."""
+    """The cases, with slides of equal bytes (without checksums: links to one file) assigned to one patient."""
     first: dict[str, Case] = {}
     together = []
     for case in cases:
@@ -185,7 +186,7 @@ def _same_file_together(cases: Sequence[Case], rows: Mapping[str, Mapping[str, A
             together.append(replace(case, patient=holder.patient or holder.slide_id))
         else:
             together.append(case)
-    # The first of them stands for itself by its id only where no other joins it.
+    # The first slide of a group needs a patient only if another joined it.
     joined = {case.patient for case in together}
     return [
         replace(case, patient=case.slide_id) if case.patient is None and case.slide_id in joined else case
@@ -194,7 +195,7 @@ def _same_file_together(cases: Sequence[Case], rows: Mapping[str, Mapping[str, A
 
 
 def _annotations(case: Case, reading: Reading) -> str | None:
-    """How many annotations each group has; None for masks and slides without a label."""
+    """Number of annotations per group; None for masks and slides without a label."""
     if case.label_path is None or case.label_path.suffix.lower() != ".xml":
         return None
     found, _ = read_annotations(case.label_path, dict(reading.label_map), reading.ignore_groups)
@@ -203,7 +204,7 @@ def _annotations(case: Case, reading: Reading) -> str | None:
 
 
 def _blocks(slide: Slide) -> Iterator[Window]:
-    """Windows of level-0 px that cover a slide."""
+    """Windows of level-0 px that together cover a slide."""
     width, height = slide.size_xy_l0
     for top in range(0, height, BLOCK):
         for left in range(0, width, BLOCK):

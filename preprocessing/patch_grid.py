@@ -22,7 +22,7 @@ class Place:
     Attributes:
         window: its patch.
         tissue: share of it that is tissue.
-        near_tumor: whether tumour occurs in a cell that it touches.
+        near_tumor: whether tumor occurs in a cell that it touches.
     """
 
     window: Window
@@ -55,14 +55,14 @@ class Grid:
     def places(
         self, slide: Slide, tissue_HW: NDArray[np.bool_], tumor_HW: NDArray[np.bool_], cell_l0: int
     ) -> tuple[list[Place], int]:
-        """Places that show enough tissue, or any tumour, in the order in which they are best read.
+        """Places that show enough tissue, or any tumor, in the order in which they are best read.
 
         The last of a row or column may reach beyond the slide. Where `um_px` is that of a level, patches lie on its px.
 
         Args:
             slide: the slide.
             tissue_HW: cells with tissue.
-            tumor_HW: cells with any tumour.
+            tumor_HW: cells with any tumor.
             cell_l0: side of a cell, level-0 px.
 
         Returns:
@@ -105,9 +105,9 @@ def _in_strips(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 def _cells(window: Window, cell_l0: int, inner: bool) -> tuple[int, int, int, int]:
-    """First and last (excluded) column and row of cells: those whose centre is inside, or all that are touched.
+    """First and last (excluded) column and row of cells: those whose center is inside, or all that are touched.
 
-    At least one of each: a patch smaller than a cell has the cell under its centre.
+    At least one of each: a patch smaller than a cell has the cell under its center.
     """
     found: list[int] = []
     for corner, size in zip(window.corner_xy_l0, window.size_xy_l0, strict=True):

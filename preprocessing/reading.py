@@ -73,7 +73,7 @@ def draw_outline(
     picture_HWC: NDArray[np.uint8],
     cells_HW: NDArray[np.bool_],
     cells_per_px: float,
-    colour: Sequence[int],
+    color: Sequence[int],
     width: int = 2,
 ) -> None:
     """Draw the outlines of True cells into a picture.
@@ -82,7 +82,7 @@ def draw_outline(
         picture_HWC: drawn on.
         cells_HW: cell [r, c] starts at px (c / cells_per_px, r / cells_per_px).
         cells_per_px: cells per px of the picture.
-        colour: in the picture's order of channels.
+        color: in the picture's order of channels.
         width: of the line, px.
     """
     seen_HW = cells_HW.astype(np.uint8)
@@ -95,7 +95,7 @@ def draw_outline(
     )
     scaled_HW = np.ascontiguousarray(seen_HW[row][:, column])
     contours, _ = cv2.findContours(scaled_HW, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture_HWC, contours, -1, tuple(colour), width)
+    cv2.drawContours(picture_HWC, contours, -1, tuple(color), width)
 
 
 def write_png(path: Path, rgb_HWC: NDArray[np.uint8]) -> None:

@@ -102,7 +102,12 @@ class Step:
         """
         options = {"step": self.name, "version": self.version, "options": asdict(self.options)}
         label = [case.label_path] if case.label_path else []
-        who = {"slide": case.slide_id, "patient": case.patient, "centre": case.centre, "label": bool(label)}
+        who = {
+            "slide": case.slide_id,
+            "patient": case.patient,
+            "centre": case.center,
+            "label": bool(label),
+        }  # old spelling: see above
         plain = json.loads(json.dumps(options | who, default=str))
         return store.fingerprint(plain, [*parts_of(case.slide_path), *label, *self.reads(case, out)])
 

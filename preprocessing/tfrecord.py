@@ -26,7 +26,7 @@ def record(data: bytes) -> bytes:
 
 
 def example(features: Mapping[str, Value]) -> bytes:
-    """A serialised `tf.train.Example` with one value per feature."""
+    """A serialized `tf.train.Example` with one value per feature."""
     entries = b"".join(
         _field(1, _field(1, name.encode("utf-8")) + _field(2, _feature(value)))
         for name, value in sorted(features.items())
@@ -59,7 +59,7 @@ def _lanes(lanes_NL: NDArray[np.uint8], register: np.uint32) -> np.uint32:
     """The register after all bytes of the lanes, row after row.
 
     CRC is linear: each lane's own remainder (from a register of 0, the first from the given one) is worked out for all
-    lanes at once, four bytes each; then neighbours are joined, the left one pushed on by the length of the right one.
+    lanes at once, four bytes each; then neighbors are joined, the left one pushed on by the length of the right one.
     """
     low, high = _word_tables()
     state = np.zeros(lanes_NL.shape[0], "<u4")

@@ -131,8 +131,8 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
             f"only {share:.2%} of the slide is tissue: {advice(f'{NAME}/{case.slide_id}.png', options.method)}"
         )
     picture_HWC, px_l0 = overview(slide)
-    for cells_HW, colour in ((found.tissue_HW, GREEN), (found.pen_HW, MAGENTA)):
-        draw_outline(picture_HWC, cells_HW, px_l0 / found.cell_l0, colour)
+    for cells_HW, color in ((found.tissue_HW, GREEN), (found.pen_HW, MAGENTA)):
+        draw_outline(picture_HWC, cells_HW, px_l0 / found.cell_l0, color)
     write_cells(mask_path(out, case.slide_id), found.tissue_HW, found.um_px)
     write_png(out / NAME / f"{case.slide_id}.png", picture_HWC)
     values = {

@@ -2,7 +2,7 @@
 
     OUT/masks/SLIDE_Mask.tif    classes; of slides with an XML label
 
-Every px has the class under its centre, as in training from XML (`slides.truth.XmlTruth`). Tiles that no edge passes
+Every px has the class under its center, as in training from XML (`slides.truth.XmlTruth`). Tiles that no edge passes
 through are known without looking at their px, so time goes with the length of the outlines and not with the area.
 
 python -m preprocessing.xml_to_mask --slide_path DIR --label_path DIR --label_format xml --out OUT

@@ -45,7 +45,7 @@ def missing_folder(tiny: TinySet) -> tuple[dict, list[str]]:
 def empty_folder(tiny: TinySet) -> tuple[dict, list[str]]:
     empty = tiny.folder / "empty"
     empty.mkdir()
-    return {"slide_path": empty}, [f"slide_path {empty} holds no .tif", "it is empty", "slide_format"]
+    return {"slide_path": empty}, [f"slide_path {empty} has no .tif", "it is empty", "slide_format"]
 
 
 def missing_labels(tiny: TinySet) -> tuple[dict, list[str]]:

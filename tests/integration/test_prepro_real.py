@@ -34,7 +34,7 @@ def test_every_step_over_the_mosaics(labels: str, tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     check_manifest(tmp_path, expected, 2e-5 if labels == "masks" else 5e-3)
     check_patches(tmp_path)
-    # The other kind of label shows the same tumour.
+    # The other kind of label shows the same tumor.
     made, suffix = ("masks", "tif") if labels == "annotations" else ("annotations", "xml")
     other = ["--slide_path", str(all_images(tmp_path)), "--label_path", str(tmp_path / made), "--label_format", suffix]
     done = prepare("--steps", "tissue", "manifest", *other, "--out", str(tmp_path / "other"))
@@ -44,7 +44,7 @@ def test_every_step_over_the_mosaics(labels: str, tmp_path: Path):
         for out in (tmp_path, tmp_path / "other")
     )
     assert again == pytest.approx(areas, rel=1e-3)
-    # Whole slides: squeezed, labelled, in one file.
+    # Whole slides: squeezed, labeled, in one file.
     rows = table(tmp_path / "extract_tissue" / "manifest.csv")
     assert {row["slide_id"]: row["label"] for row in rows} == {name: name.split("_")[0] for name in expected}
     assert len(table(tmp_path / "trim_tissue" / "trim_tissue.csv")) == 8
@@ -70,9 +70,9 @@ def check_manifest(out: Path, expected: dict[str, dict[str, str]], rel: float) -
     for row in rows:
         wanted = expected[row["slide"]]
         assert row["split"] == wanted["split"]
-        tumour_mm2, tissue_mm2 = int(wanted["tumour_px_level0"]) * px_mm2, int(wanted["tissue_px_level0"]) * px_mm2
+        tumor_mm2, tissue_mm2 = int(wanted["tumour_px_level0"]) * px_mm2, int(wanted["tissue_px_level0"]) * px_mm2
         # Masks are exact; these also have the px on their outlines, of which the outlines hold a half.
-        assert float(row["tumor_mm2"]) == pytest.approx(tumour_mm2, rel=rel, abs=1e-6)
+        assert float(row["tumor_mm2"]) == pytest.approx(tumor_mm2, rel=rel, abs=1e-6)
         assert float(row["tissue_mm2"]) == pytest.approx(tissue_mm2, rel=0.03)
 
 
@@ -81,7 +81,7 @@ def check_patches(out: Path) -> None:
     tumor = [row for row in patches if row["class"] == "tumor"]
     assert len(tumor) > 40
     assert len(patches) > 150
-    # Tumour in the patches is tumour of the slides, but for the traces left out.
+    # Tumor in the patches is tumor of the slides, but for the traces left out.
     area_mm2 = sum(float(row["tumor_share"]) for row in tumor) * (256 * 0.5e-3) ** 2
     slides = table(out / "manifest.csv")
     assert area_mm2 == pytest.approx(sum(float(row["tumor_mm2"]) for row in slides), rel=0.01)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cohorts.pairing import Case, centre_of, find_slides, known_problems, list_files, pair
+from cohorts.pairing import Case, center_of, find_slides, known_problems, list_files, pair
 from tests.support.paths import SHARED
 
 REAL = SHARED / "c16mosaic"
@@ -41,7 +41,7 @@ def test_xml_labels_pair_by_id_and_not_by_sort_order(tmp_path: Path) -> None:
         "tumor_002": "tumor_002.XML",
         "tumor_010": "tumor_010.xml",
     }
-    assert [case.labelled for case in cases] == [False, True, True, True]
+    assert [case.labeled for case in cases] == [False, True, True, True]
 
 
 def test_masks_pair_with_and_without_ending(tmp_path: Path) -> None:
@@ -112,11 +112,11 @@ def test_center_folders_are_searched_when_the_top_holds_nothing(tmp_path: Path) 
     labels = make(tmp_path / "l", "center_0/patient_004_node_4.xml", "readme.txt")
     cases = pair(slides, labels, "tif", "xml")
     assert labels_of(cases) == {"patient_004_node_4": "patient_004_node_4.xml", "patient_020_node_0": None}
-    assert [(case.patient, case.centre) for case in cases] == [("patient_004", 0), ("patient_020", 1)]
+    assert [(case.patient, case.center) for case in cases] == [("patient_004", 0), ("patient_020", 1)]
 
 
 @pytest.mark.parametrize(
-    ("path", "centre"),
+    ("path", "center"),
     [
         ("patient_000_node_0.tif", 0),
         ("patient_019_node_4.tif", 0),
@@ -133,8 +133,8 @@ def test_center_folders_are_searched_when_the_top_holds_nothing(tmp_path: Path) 
         ("my_center_3/a.tif", None),
     ],
 )
-def test_centre(path: str, centre: int | None) -> None:
-    assert centre_of(Path("/data") / path) == centre
+def test_centre(path: str, center: int | None) -> None:
+    assert center_of(Path("/data") / path) == center
 
 
 def test_patient_comes_from_the_name(tmp_path: Path) -> None:
@@ -158,22 +158,22 @@ def test_patient_comes_from_the_name(tmp_path: Path) -> None:
         (["a.tif"], ["a_mask.tif", "a.tif"], ("tif", "tif"), r"more than one label.*a\.tif, .*a_mask\.tif"),
         (["a.tif"], ["a.xml", "b.xml", "c.xml"], ("tif", "xml"), r"labels without a slide: \S*b\.xml, \S*c\.xml;"),
         (["a.tif"], ["a_mask.xml"], ("tif", "xml"), r"labels without a slide: .*a_mask\.xml"),
-        (["a.tif"], ["A.xml"], ("tif", "xml"), r"labels without a slide: .*A\.xml; capitals count.*: a;"),
+        (["a.tif"], ["A.xml"], ("tif", "xml"), r"labels without a slide: .*A\.xml; .* only in case: a;"),
         (
             ["tumor_1.tif", "Tumor_2.tif", "b.tif"],
             ["b.xml"],
             ("tif", "xml"),
             r"without a label: .*Tumor_2.*, .*tumor_1",
         ),
-        (["a.tif"], ["a.txt", "b"], ("tif", "xml"), r"no \.xml file \(there are \.txt, files without a suffix\)"),
-        (["a.svs"], ["a.xml"], ("tif", "xml"), r"slide_path .* no \.tif or \.tiff file \(there are \.svs\)"),
+        (["a.tif"], ["a.txt", "b"], ("tif", "xml"), r"no \.xml file \(it has \.txt, files without a suffix\)"),
+        (["a.svs"], ["a.xml"], ("tif", "xml"), r"slide_path .* no \.tif or \.tiff file \(it has \.svs\)"),
         (["a.tif"], [], ("tif", "xml"), r"label_path .* \(it is empty\)"),
-        (["a.tif"], ["center_1"], ("tif", "xml"), r"label_path .* \(there are files without a suffix\)"),
+        (["a.tif"], ["center_1"], ("tif", "xml"), r"label_path .* \(it has files without a suffix\)"),
         (["a.tif"], ["sub/a.xml"], ("tif", "xml"), r"label_path .* \(only folders\)"),
-        (["a_mask.tif", "b_Mask.tif"], ["a.xml"], ("tif", "xml"), r"holds masks only: .*a_mask\.tif, .*b_Mask\.tif"),
+        (["a_mask.tif", "b_Mask.tif"], ["a.xml"], ("tif", "xml"), r"has only masks: .*a_mask\.tif, .*b_Mask\.tif"),
         (["a.tif", "b_mask.tif"], ["a.xml"], ("tif", "xml"), r"labels without a slide: .*b_mask\.tif"),
-        (["a.tif"], ["a.xml"], ("gif", "xml"), r"slide_format 'gif' is unknown; allowed are tif, "),
-        (["a.tif"], ["a.xml"], ("tif", "svs"), r"label_format 'svs' is unknown; allowed are tif, tiff, xml"),
+        (["a.tif"], ["a.xml"], ("gif", "xml"), r"slide_format 'gif' is unknown; choose one of tif, "),
+        (["a.tif"], ["a.xml"], ("tif", "svs"), r"label_format 'svs' is unknown; choose one of tif, tiff, xml"),
     ],
 )
 def test_errors_name_the_files(
@@ -199,7 +199,7 @@ def test_missing_paths_and_dangling_links(tmp_path: Path) -> None:
 
 def test_no_label_path_states_that_all_slides_are_normal(tmp_path: Path) -> None:
     assert labels_of(pair(make(tmp_path / "n", "normal_1.tif", "x.tif"), None)) == {"normal_1": None, "x": None}
-    with pytest.raises(ValueError, match=r"tumour slides without a label: .*tumor_1\.tif"):
+    with pytest.raises(ValueError, match=r"tumor slides without a label: .*tumor_1\.tif"):
         pair(make(tmp_path / "t", "tumor_1.tif"), None)
     with pytest.raises(ValueError, match=r"masks beside the slides, but no label path: .*x_mask\.tif"):
         pair(make(tmp_path / "m", "x.tif", "x_mask.tif"), None)
@@ -236,7 +236,7 @@ def test_known_problem_slides_are_reported_not_dropped(tmp_path: Path) -> None:
         "test_114.tif",
     ]
     assert "duplicate" in warnings[0]
-    assert "contains tumour" in warnings[1]
+    assert "contains tumor" in warnings[1]
     assert "not annotated completely" in warnings[2]
     assert len(cases) == 4
 

@@ -9,30 +9,30 @@ from cohorts.pairing import Case
 from cohorts.splits import split
 
 
-def slide(slide_id: str, labelled: bool = False, patient: str | None = None) -> Case:
-    return Case(slide_id, Path(f"{slide_id}.tif"), Path(f"{slide_id}.xml") if labelled else None, patient)
+def slide(slide_id: str, labeled: bool = False, patient: str | None = None) -> Case:
+    return Case(slide_id, Path(f"{slide_id}.tif"), Path(f"{slide_id}.xml") if labeled else None, patient)
 
 
-def many(tumours: int, normals: int) -> list[Case]:
-    return [slide(f"tumor_{number:03}", True) for number in range(tumours)] + [
+def many(tumors: int, normals: int) -> list[Case]:
+    return [slide(f"tumor_{number:03}", True) for number in range(tumors)] + [
         slide(f"normal_{number:03}") for number in range(normals)
     ]
 
 
 def sizes(cases: list[Case], val_share: float, seed: int = 0) -> list[tuple[int, int]]:
-    """(labelled, normal) slides in training and in validation."""
+    """(labeled, normal) slides in training and in validation."""
     sets = split(cases, val_share, seed)
-    return [(sum(case.labelled for case in part), sum(not case.labelled for case in part)) for part in sets]
+    return [(sum(case.labeled for case in part), sum(not case.labeled for case in part)) for part in sets]
 
 
 def test_validation_gets_the_share_and_training_the_rest() -> None:
-    # 0.15 of CAMELYON16: 16.5 of 110 tumour slides (of two equally near, the fewer), 24 of 160 normal ones.
+    # 0.15 of CAMELYON16: 16.5 of 110 tumor slides (of two equally near, the fewer), 24 of 160 normal ones.
     assert sizes(many(110, 160), 0.15) == [(94, 136), (16, 24)]
     assert sizes(many(10, 20), 0.8) == [(2, 4), (8, 16)]
 
 
 @pytest.mark.parametrize(
-    ("tumours", "normals", "val_share", "expected"),
+    ("tumors", "normals", "val_share", "expected"),
     [
         (2, 0, 0.01, [(1, 0), (1, 0)]),
         (2, 0, 0.99, [(1, 0), (1, 0)]),
@@ -46,8 +46,8 @@ def test_validation_gets_the_share_and_training_the_rest() -> None:
         (0, 3, 0.99, [(0, 1), (0, 2)]),
     ],
 )
-def test_small_sets(tumours: int, normals: int, val_share: float, expected: list[tuple[int, int]]) -> None:
-    assert sizes(many(tumours, normals), val_share) == expected
+def test_small_sets(tumors: int, normals: int, val_share: float, expected: list[tuple[int, int]]) -> None:
+    assert sizes(many(tumors, normals), val_share) == expected
 
 
 def test_the_sets_are_disjoint_complete_and_sorted() -> None:
@@ -98,9 +98,9 @@ def test_patients_stay_whole_and_count_by_their_slides() -> None:
     train, val = split(cases, 0.3, 4)
     patients = {case.patient for case in train}, {case.patient for case in val}
     assert patients[0] & patients[1] == set()
-    # 20 slides of patients with tumour, 30 of those without: 5 and 10 are nearest to 6 and 9.
+    # 20 slides of patients with tumor, 30 of those without: 5 and 10 are nearest to 6 and 9.
     assert [len(train), len(val)] == [35, 15]
-    assert len({case.patient for case in val if case.labelled}) == 1
+    assert len({case.patient for case in val if case.labeled}) == 1
 
 
 def test_a_patient_and_a_slide_of_the_same_name_are_two_groups() -> None:
@@ -110,7 +110,7 @@ def test_a_patient_and_a_slide_of_the_same_name_are_two_groups() -> None:
 
 @pytest.mark.parametrize("val_share", [0, 1, -0.1, 1.5, float("nan")])
 def test_shares_that_leave_a_set_empty_are_refused(val_share: float) -> None:
-    with pytest.raises(ValueError, match="must lie above 0 and below 1"):
+    with pytest.raises(ValueError, match="must be above 0 and below 1"):
         split(many(4, 4), val_share, 0)
 
 

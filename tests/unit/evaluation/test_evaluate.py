@@ -240,7 +240,7 @@ def test_masks_beside_slides_are_labels_and_slides_are_not(data: Path) -> None:
         (("--mask_values", "0:0", "2:1"), "holds values [1] at level 0, not in --mask_values"),
         (("--label_path", "nowhere"), "label_path nowhere does not exist"),
         (("--predictions", "nowhere"), "--predictions nowhere is not a folder"),
-        (("--label_format", "xml"), "holds no .xml file"),
+        (("--label_format", "xml"), "has no .xml file"),
     ],
 )
 def test_what_does_not_fit_ends_with_one_line(

@@ -52,7 +52,7 @@ def test_a_good_set_passes(data: Path, capsys: pytest.CaptureFixture[str]):
     assert "check           slides: 2 PASS, 0 WARN, 0 FAIL; " in capsys.readouterr().out
     page = (data / "out/check/index.html").read_text(encoding="utf-8")
     assert "label: 1 annotation in _0" in page
-    assert "tumour: 100% of it lies on tissue" in page
+    assert "tumor: 100% of it lies on tissue" in page
     assert page.count("<img ") == 2
 
 
@@ -108,24 +108,24 @@ def tiny_outline(data: Path) -> str:
 
 def two_points(data: Path) -> str:
     write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOUR_XY), ("_0", TUMOUR_XY[:2])])
-    return r"WARN outlines: 1 of fewer than three points"
+    return r"WARN outlines: 1 with fewer than three points"
 
 
 def ignored(data: Path) -> str:
     write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOUR_XY), ("None", TUMOUR_XY)])
-    return r"WARN outlines: 1 of groups that are ignored"
+    return r"WARN outlines: 1 in ignored groups"
 
 
-def no_tumour(data: Path) -> str:
+def no_tumor(data: Path) -> str:
     write_label(data / "xml" / "tumor_1.xml", "normal")
-    return r"WARN tumour: the label holds none"
+    return r"WARN tumor: the label has none"
 
 
 def on_glass(data: Path) -> str:
     image_HWC = tissue(SIZE, 1)
     image_HWC[:, :140] = 243
     write_pyramid(data / "img" / "tumor_1.tif", image_HWC, 0.5)
-    return r"WARN tumour: only \d+% of it lies on tissue"
+    return r"WARN tumor: only \d+% of it lies on tissue"
 
 
 def no_tissue(data: Path) -> str:
@@ -159,7 +159,7 @@ def cut_short(data: Path) -> str:
 
 
 CASES = [
-    unknown_group, elsewhere, partly_outside, crossing, tiny_outline, two_points, ignored, no_tumour, on_glass,
+    unknown_group, elsewhere, partly_outside, crossing, tiny_outline, two_points, ignored, no_tumor, on_glass,
     no_tissue, coarse, strange_spacing, no_spacing, cut_short,
 ]  # fmt: skip
 
@@ -188,7 +188,7 @@ def test_known_slides_and_copies(data: Path):
     write_levels(data / "img" / "other.tif", [tissue(SIZE, 0, tumour=False)], um_px=0.5)
     found = check(data)
     assert only(found, "normal_086") == (
-        f"WARN known: {data}/img/normal_086.tif is called normal but contains tumour, so its tumour would be learnt as "
+        f"WARN known: {data}/img/normal_086.tif is called normal but contains tumor, which would be learned as "
         "normal tissue"
     )
     assert only(found, "normal_1") == f"WARN duplicate: the same file as {data}/img/normal_086.tif"
@@ -202,9 +202,9 @@ def test_glass_is_no_duplicate_of_glass():
     assert list(duplicates(cases, {"a": "", "b": ""})) == []
 
 
-def test_a_slide_called_normal_with_tumour(data: Path):
+def test_a_slide_called_normal_with_tumor(data: Path):
     write_label(data / "xml" / "normal_1.xml")
-    assert only(check(data), "normal_1") == "WARN tumour: a slide called normal has tumour"
+    assert only(check(data), "normal_1") == "WARN tumor: a slide called normal has tumor"
 
 
 @needs_data

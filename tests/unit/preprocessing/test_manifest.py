@@ -48,7 +48,7 @@ def test_rows_of_a_small_set(data: Path, tmp_path: Path):
     # (120 * 130 - 20 * 10) px of 4 um2.
     assert float(one["tumor_mm2"]) == pytest.approx(15400 * 4e-6, abs=1e-9)
     assert (one["class"], one["annotations"], rows["tumor_2"]["annotations"]) == ("tumor", "_0:1 _2:1", "_0:1")
-    assert (one["um_px_x"], one["width"], one["height"], one["centre"]) == ("2.0", "301", "263", "")
+    assert (one["um_px_x"], one["width"], one["height"], one["center"]) == ("2.0", "301", "263", "")
     # The whole slide is pink; it ends within cells of 8 um.
     assert float(one["tissue_mm2"]) == pytest.approx(301 * 263 * 4e-6, rel=0.01)
     slide = data / "images" / "tumor_1.tif"
@@ -93,17 +93,17 @@ def test_the_tissue_mask_must_be_there(data: Path, tmp_path: Path, capsys: pytes
 
 
 def manifest_rows(*words: str | Path) -> list[tuple[str, str, str, str]]:
-    """Slide, patient, centre and class of a run of tissue and manifest."""
+    """Slide, patient, center and class of a run of tissue and manifest."""
     out = Path(words[-1])
     assert main(["tissue", "manifest"], [*map(str, words), "--num_processes", "1"]) == 0
     with (out / "manifest.csv").open(encoding="utf-8", newline="") as file:
-        return [(row["slide"], row["patient"], row["centre"], row["class"]) for row in csv.DictReader(file)]
+        return [(row["slide"], row["patient"], row["center"], row["class"]) for row in csv.DictReader(file)]
 
 
-def test_centres_of_camelyon17(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_centers_of_camelyon17(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     root = tmp_path / "CAMELYON17"
-    for name, centre in (("patient_004_node_4", 0), ("patient_021_node_0", 1), ("patient_022_node_1", 1)):
-        write_slide(root / "training" / f"center_{centre}" / f"{name}.tif", (301, 263), tumour=True)
+    for name, center in (("patient_004_node_4", 0), ("patient_021_node_0", 1), ("patient_022_node_1", 1)):
+        write_slide(root / "training" / f"center_{center}" / f"{name}.tif", (301, 263), tumour=True)
         write_label(root / "training" / "lesion_annotations" / f"{name}.xml", "metastases")
     words = ["--dataset", "17", "--data_root", str(tmp_path)]
     assert manifest_rows(*words, "--proc_center", "1", "--out", tmp_path / "one") == [
@@ -112,7 +112,7 @@ def test_centres_of_camelyon17(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(manifest_rows(*words, "--out", tmp_path / "all")) == 3
     capsys.readouterr()
     assert main(["manifest"], [*words, "--proc_center", "3", "--out", str(tmp_path / "x")]) == 2
-    assert "no slides of centre 3; there are slides of centres 0 1" in capsys.readouterr().err
+    assert "no slides of center 3; there are slides of centers 0 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["manifest"], [*words, "--slide_path", "S", "--out", "O"])
     assert "--dataset takes the place of the path options" in capsys.readouterr().err
@@ -121,15 +121,15 @@ def test_centres_of_camelyon17(tmp_path: Path, capsys: pytest.CaptureFixture[str
 # --------------------------------------------------------------------------------------------------------------- split
 
 
-def cases(count: int, centre: int, tumour: bool, nodes: int = 1) -> dict[str, tuple[Case, str]]:
-    """`count` patients of a centre with `nodes` slides each."""
-    name = "tumor" if tumour else "normal"
+def cases(count: int, center: int, tumor: bool, nodes: int = 1) -> dict[str, tuple[Case, str]]:
+    """`count` patients of a center with `nodes` slides each."""
+    name = "tumor" if tumor else "normal"
     found = {}
     for number in range(count):
-        patient = f"patient_{centre}{name}{number:02d}"
+        patient = f"patient_{center}{name}{number:02d}"
         for node in range(nodes):
             slide_id = f"{patient}_node_{node}"
-            found[slide_id] = (Case(slide_id, Path(f"{slide_id}.tif"), None, patient, centre), name)
+            found[slide_id] = (Case(slide_id, Path(f"{slide_id}.tif"), None, patient, center), name)
     return found
 
 
@@ -138,7 +138,7 @@ def held(found: dict[str, tuple[Case, str]], share: float, seed: int = 0) -> lis
     return sorted(stratified([case for case, _ in found.values()], class_of, share, seed))
 
 
-def test_every_class_and_centre_has_its_share():
+def test_every_class_and_center_has_its_share():
     found = cases(20, 0, True) | cases(10, 1, True) | cases(40, 0, False) | cases(10, 3, False)
     val = held(found, 0.2)
     by = [
@@ -149,30 +149,28 @@ def test_every_class_and_centre_has_its_share():
     assert held(found, 0.2, seed=1) != val
 
 
-def test_small_centres_share_though_none_of_them_is_due_one():
-    found = {key: case for centre in range(5) for key, case in cases(2, centre, True).items()}
-    # 10 slides, 0.3: two per centre are due 0.6 each, summed 0.6, 1.2, 1.8, 2.4, 3.0.
-    assert [sum(f"patient_{centre}" in slide for slide in held(found, 0.3)) for centre in range(5)] == [1, 0, 1, 0, 1]
+def test_small_centers_share_though_none_of_them_is_due_one():
+    found = {key: case for center in range(5) for key, case in cases(2, center, True).items()}
+    # 10 slides, 0.3: two per center are due 0.6 each, summed 0.6, 1.2, 1.8, 2.4, 3.0.
+    assert [sum(f"patient_{center}" in slide for slide in held(found, 0.3)) for center in range(5)] == [1, 0, 1, 0, 1]
 
 
 def test_patients_stay_together_and_have_one_class():
     found = cases(6, 0, True, nodes=5)
-    # Four of five nodes of each patient are normal: still patients with tumour.
+    # Four of five nodes of each patient are normal: still patients with tumor.
     found = {slide: (case, "tumor" if slide.endswith("_3") else "normal") for slide, (case, _) in found.items()}
     val = held(found, 0.34)
     assert len(val) == 10
     assert len({slide.rsplit("_node", 1)[0] for slide in val}) == 2
 
 
-@pytest.mark.parametrize(
-    ("tumours", "normals", "share", "expected"), [(2, 1, 0.05, 1), (2, 2, 0.95, 2), (1, 1, 0.1, 1)]
-)
-def test_neither_set_is_empty(tumours: int, normals: int, share: float, expected: int):
-    found = cases(tumours, 0, True) | cases(normals, 0, False)
+@pytest.mark.parametrize(("tumors", "normals", "share", "expected"), [(2, 1, 0.05, 1), (2, 2, 0.95, 2), (1, 1, 0.1, 1)])
+def test_neither_set_is_empty(tumors: int, normals: int, share: float, expected: int):
+    found = cases(tumors, 0, True) | cases(normals, 0, False)
     val = held(found, share)
     assert len(val) == expected
     assert held(cases(1, 0, True), 0.5) == []
-    if tumours == 1:
+    if tumors == 1:
         assert "normal" in val[0]
 
 
@@ -196,7 +194,9 @@ def test_train_takes_a_manifest(data: Path, tmp_path: Path):
 def test_files_may_have_been_moved(data: Path, tmp_path: Path):
     prepare(data, tmp_path / "out")
     moved = data.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"line 2: .*normal_2\.tif does not exist; say where .* with --slide_root"):
+    with pytest.raises(
+        ValueError, match=r"line 2: .*normal_2\.tif does not exist; give the current folder .* as --slide_root"
+    ):
         from_manifest(tmp_path / "out" / "manifest.csv", None, ALL)
     train, val, _ = from_manifest(tmp_path / "out" / "manifest.csv", moved, ALL)
     assert all(case.slide_path.parent == moved / "images" for case in [*train, *val])
@@ -206,18 +206,24 @@ BAD = [
     ("slide,slide_path,split\n", "has no column label_path; a manifest comes from run_prepro.sh"),
     (
         "slide,slide_path,label_path,split\na,a.tif,,validate\n",
-        "line 2: split 'validate' of a is none of train, val, test",
+        "line 2: split 'validate' of a must be one of train, val, test",
     ),
-    ("slide,slide_path,label_path,split,centre\na,a.tif,,val,zero\n", "line 2: centre 'zero' of a is no whole number"),
+    (
+        "slide,slide_path,label_path,split,center\na,a.tif,,val,zero\n",
+        "line 2: center 'zero' of a must be a whole number",
+    ),
     (
         "slide,slide_path,label_path,split,class\na,a.tif,,val,tumor\n",
         "line 2: a is of class tumor but has no label_path",
     ),
-    ("slide,slide_path,label_path,split\nb,a.tif,,val\n", "line 2: slide b is not the name of a.tif"),
-    ("slide,slide_path,label_path,split\na,a.tif,,val\na,a.tif,,val\n", "line 3: slide a is there twice"),
+    (
+        "slide,slide_path,label_path,split\nb,a.tif,,val\n",
+        "line 2: slide must be the name of a.tif without its suffix, not b",
+    ),
+    ("slide,slide_path,label_path,split\na,a.tif,,val\na,a.tif,,val\n", "line 3: slide a occurs twice"),
     ("slide,slide_path,label_path,split\na,a.tif,,val\n", "has no slide with split train"),
     ("slide,slide_path,label_path,split\na,a.tif,gone.xml,val\n", "line 2: .*gone.xml does not exist"),
-    ("sl\xff", "is no table"),
+    ("sl\xff", "is not a CSV table"),
     (None, "cannot be read: No such file or directory"),
 ]
 
@@ -231,16 +237,19 @@ def test_bad_manifests(tmp_path: Path, text: str | None, expected: str):
         from_manifest(tmp_path / "m.csv", None, ALL)
 
 
-def test_centres_and_test_slides(tmp_path: Path):
-    lines = ["slide,slide_path,label_path,split,centre,patient"]
-    for name, split, centre in (("a", "train", 0), ("b", "train", 1), ("c", "val", 1), ("d", "test", 1)):
+def test_centers_and_test_slides(tmp_path: Path):
+    lines = ["slide,slide_path,label_path,split,center,patient"]
+    for name, split, center in (("a", "train", 0), ("b", "train", 1), ("c", "val", 1), ("d", "test", 1)):
         (tmp_path / f"{name}.tif").touch()
-        lines.append(f"{name},{name}.tif,,{split},{centre},patient_{name}")
+        lines.append(f"{name},{name}.tif,,{split},{center},patient_{name}")
     (tmp_path / "m.csv").write_text("\n".join(lines), encoding="utf-8")
     train, val, notes = from_manifest(tmp_path / "m.csv", None, ([0], [1]))
-    assert [(case.slide_id, case.patient, case.centre) for case in train] == [("a", "patient_a", 0)]
+    assert [(case.slide_id, case.patient, case.center) for case in train] == [("a", "patient_a", 0)]
     assert [case.slide_id for case in val] == ["c"]
-    assert notes == ["1 slides with split test are left out"]
+    assert notes == ["1 slides with split test are not used"]
+    # Manifests written before the spelling of the column changed.
+    (tmp_path / "m.csv").write_text("\n".join(lines).replace("center", "centre"), encoding="utf-8")  # old spelling
+    assert from_manifest(tmp_path / "m.csv", None, ([0], [1])) == (train, val, notes)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ SHAPE_XY = (297, 271)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two slides with tumour and one without; annotations of the two."""
+    """Two slides with tumor and one without; annotations of the two."""
     for seed, name in enumerate(("tumor_1", "tumor_2", "normal_1")):
         write_slide(tmp_path / "img" / f"{name}.tif", SHAPE_XY, seed, tumour=name != "normal_1")
         if name != "normal_1":

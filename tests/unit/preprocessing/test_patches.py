@@ -57,7 +57,7 @@ def extract(
         return made.values, list(csv.DictReader(file))
 
 
-def tumour(path: Path, *corners: float) -> Path:
+def tumor(path: Path, *corners: float) -> Path:
     x0, y0, x1, y1 = corners
     write_asap(path, [("_0", np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float))])
     return path
@@ -77,7 +77,7 @@ def test_what_is_taken_and_what_is_left_out(slide_path: Path, tmp_path: Path):
 
 
 def test_files_are_the_slides_px_at_the_place_in_their_name(slide_path: Path, tmp_path: Path):
-    label_path = tumour(tmp_path / "a slide.v1.xml", 110, 120, 130, 125)
+    label_path = tumor(tmp_path / "a slide.v1.xml", 110, 120, 130, 125)
     _, rows = extract(slide_path, tmp_path, label_path)
     assert [row["class"] for row in rows] == ["normal", "tumor", "normal"]
     row = rows[1]
@@ -92,7 +92,7 @@ def test_files_are_the_slides_px_at_the_place_in_their_name(slide_path: Path, tm
     assert mask_HW[20:25, 10:30].all()
 
 
-def test_every_class_is_tumour_and_what_is_ignored_counts_as_px(tmp_path: Path):
+def test_every_class_is_tumor_and_what_is_ignored_counts_as_px(tmp_path: Path):
     (tmp_path / "in").mkdir()
     write_levels(tmp_path / "in" / "a.tif", [textured((140, 100))], um_px=UM_PX)
     corners = {"a": (100, 0), "b": (110, 20), "x": (120, 50)}
@@ -110,20 +110,20 @@ def test_every_class_is_tumour_and_what_is_ignored_counts_as_px(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("right", "expected"), [(130, "tumor"), (128, "little_tumor")])
-def test_a_tumour_patch_has_one_per_cent(slide_path: Path, tmp_path: Path, right: float, expected: str):
-    label_path = tumour(tmp_path / "l.xml", 110, 120, right, 125)
+def test_a_tumor_patch_has_one_per_cent(slide_path: Path, tmp_path: Path, right: float, expected: str):
+    label_path = tumor(tmp_path / "l.xml", 110, 120, right, 125)
     counts, _ = extract(slide_path, tmp_path, label_path, save_neg=False)
     assert (counts[expected], counts["tumor"] + counts["little_tumor"]) == (1, 1)
     assert counts["normal_not_saved"] == 5
 
 
-def test_tumour_is_tried_where_no_tissue_was_found_and_kept_under_a_pen(slide_path: Path, tmp_path: Path):
-    label_path = tumour(tmp_path / "l.xml", 120, 20, 180, 80)
+def test_tumor_is_tried_where_no_tissue_was_found_and_kept_under_a_pen(slide_path: Path, tmp_path: Path):
+    label_path = tumor(tmp_path / "l.xml", 120, 20, 180, 80)
     counts, rows = extract(slide_path, tmp_path, label_path, tissue=np.zeros((10, 15), np.bool_))
     assert (counts["tried"], counts["tumor"]) == (1, 1)
     assert [row["name"] for row in rows] == ["a slide.v1_x100_y0"]
     # On glass there is nothing to keep, whatever is drawn there.
-    label_path = tumour(tmp_path / "l.xml", 220, 20, 280, 80)
+    label_path = tumor(tmp_path / "l.xml", 220, 20, 280, 80)
     counts, _ = extract(slide_path, tmp_path, label_path, tissue=np.zeros((10, 15), np.bool_))
     assert (counts["tumor"], counts["blank"]) == (0, 1)
 
@@ -132,7 +132,7 @@ def test_a_slide_without_tissue_or_only_glass_is_said(slide_path: Path, tmp_path
     slide = Slide(slide_path)
     write_cells(tmp_path / "tissue" / f"{slide.id}.tif", np.zeros((10, 15), np.bool_), 40.0)
     case, options = Case(slide.id, slide_path, None), Options(Reading(), 100, UM_PX, 100)
-    assert make(case, tmp_path, options).notes == ("no place of the grid shows tissue or tumour: no patch",)
+    assert make(case, tmp_path, options).notes == ("no place of the grid shows tissue or tumor: no patch",)
     glass_HW = np.zeros((10, 15), np.bool_)
     glass_HW[:5, 10:] = True
     write_cells(tmp_path / "tissue" / f"{slide.id}.tif", glass_HW, 40.0)
@@ -237,7 +237,7 @@ def test_webdataset_shards(slide_path: Path, tmp_path: Path):
 def test_tensorflow_reads_the_records(slide_path: Path, tmp_path: Path):
     import tensorflow as tf
 
-    label_path = tumour(tmp_path / "l.xml", 110, 120, 130, 125)
+    label_path = tumor(tmp_path / "l.xml", 110, 120, 130, 125)
     _, rows = extract(slide_path, tmp_path, label_path, format="tfrecord", codec="png")
     file = tmp_path / "patches" / "a slide.v1" / rows[0]["file"]
     # TensorFlow checks the CRCs.
@@ -277,7 +277,7 @@ def test_the_picture_and_the_joined_table(slide_path: Path, tmp_path: Path, caps
     patches = ["--patch_size", "100", "--resolution", "2", "--save_neg", "--tissue_um_px", "40", "--keep_pen"]
     assert main(["tissue", "extract_patches"], [*words, *patches]) == 0
     said = capsys.readouterr().out
-    assert "extract_patches 0 tumour, 4 normal; left out: 0 little tumor, " in said
+    assert "extract_patches 0 tumor, 4 normal; left out: 0 little tumor, " in said
     picture_HWC = cv2.imread(str(tmp_path / "out/patches/a slide.v1.png"))[..., ::-1]
     # The box of the first place, 2 px inside it, at one px of the picture per level-0 px.
     assert tuple(picture_HWC[50, 2].tolist()) == FATES["normal"]

@@ -57,7 +57,7 @@ def test_the_mask_is_a_small_tiff_with_its_spacing(tmp_path: Path):
     assert np.unique(tifffile.imread(tmp_path / "tissue" / "a.tif")).tolist() == [0, 255]
     assert Slide(tmp_path / "tissue" / "a.tif").um_px_xy_l0 == (8.0, 8.0)
     picture_HWC = cv2.imread(str(tmp_path / "tissue" / "a.png"))
-    # Level 0 has fewer px than a picture may have. Green in the outline's colour, BGR.
+    # Level 0 has fewer px than a picture may have. Green in the outline's color, BGR.
     assert picture_HWC.shape == (400, 600, 3)
     assert (picture_HWC == (30, 150, 30)).all(axis=2).any()
 
@@ -105,7 +105,7 @@ def test_px_of_pens_and_black():
     assert not is_black(half_HWC)
 
 
-def test_specks_of_a_pens_colour_are_no_marks():
+def test_specks_of_a_pens_color_are_no_marks():
     rgb_HWC = np.full((200, 300, 3), PINK, np.uint8)
     rgb_HWC[50:60, 50:70] = GREEN_PEN  # 200 px of 64 um2
     assert not pen_marks(rgb_HWC, 8.0).any()

@@ -38,8 +38,8 @@ AREAS = [
     ("_2", ring(1, (95, 75), 25)),
     ("_1", ring(2, (255, 150), 80)),  # beyond the border
     ("_0", square(64, 160, 48, 32)),  # along the edges of tiles of 16 px
-    ("_0", square(200.2, 20.3, 0.4, 0.4)),  # the centre of one px
-    ("_0", square(210.6, 20.6, 0.3, 0.3)),  # no centre
+    ("_0", square(200.2, 20.3, 0.4, 0.4)),  # the center of one px
+    ("_0", square(210.6, 20.6, 0.3, 0.3)),  # no center
 ]
 
 
