@@ -17,8 +17,9 @@ from options.train import SIZE_STEP, as_json, train_options
 from parallel import preemption
 from parallel.comm import together
 from parallel.heartbeat import Pulse
-from parallel.job import COME_TOGETHER, connected, guarded, smaller_training, speaker
+from parallel.job import COME_TOGETHER, connected, guarded, speaker
 from segmentation.inputs import Inputs
+from training.planner import out_of_memory_advice
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +36,12 @@ def main(argv: list[str] | None = None) -> int:
         # Ranks: an elastic job notices by itself who is missing, and goes on without.
         with Pulse(comm, 0 if opts.elastic else opts.stall_timeout) as pulse:
             run = Run(opts, comm, pulse, devices)
-            code = guarded(run.plan if opts.plan else run.go, comm, partial(smaller_training, opts, comm), opts.elastic)
+            code = guarded(
+                run.plan if opts.plan else run.go,
+                comm,
+                partial(out_of_memory_advice, opts.networks[0], opts.batch_size, comm.local_size, SIZE_STEP),
+                opts.elastic,
+            )
         if code != COME_TOGETHER:
             return code
         comm = comm.reconnect()
@@ -128,7 +134,7 @@ class Run:
         import models
         from models.weights import build_with_weights
         from segmentation.losses import Loss
-        from segmentation.pixel_counts import Tally
+        from segmentation.pixel_counts import PixelCounts
         from segmentation.validation import Validator
         from training import optimizer
         from training.precision import LossScale
@@ -157,9 +163,9 @@ class Run:
         weights_K = opts.class_weights or (opts.neg_pixel_weight, *[opts.pos_pixel_weight] * (classes - 1))
         loss = Loss(opts.loss, weights_K, opts.label_smoothing, opts.focal_gamma)
         self.loss_scale = LossScale() if opts.mixed_precision == "float16" else None
-        self.tally = Tally(classes)
+        self.counts = PixelCounts(classes)
         self.step = TrainStep(
-            self.model, self.optimizer, self.comm, loss, opts.fp16_allreduce, self.tally,
+            self.model, self.optimizer, self.comm, loss, opts.fp16_allreduce, self.counts,
             warm_up=opts.weights_path is None, loss_scale=self.loss_scale,
             training_pass=models.training_pass(self.model, opts.recompute), parts=opts.accumulate_batch,
         )  # fmt: skip
@@ -192,7 +198,8 @@ class Run:
             self.loss_scale.restore(arrays["loss_scale"])
         self.step.restore(arrays["losses"])
         if self.comm.rank == 0:
-            self.tally.restore(arrays["tally"])
+            # Checkpoints before 0.1.0 call it tally.
+            self.counts.restore(arrays["pixel_counts" if "pixel_counts" in arrays else "tally"])
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
@@ -216,12 +223,12 @@ class Run:
             self.inputs.train_feed(self.images) if going_on else ()
         ):
             rate = schedule.rate(self.images)
-            result = self.step(image_BHWC, label_BHW, rate, leave=bool(self.leaving.asked))
+            result = self.step(image_BHWC, label_BHW, rate, stop=bool(self.leaving.asked))
             require_finite(result, meta_BM[:, 0], self.images, comm)
-            self.inputs.records.add(meta_BM, result.patch_loss_B)
+            self.inputs.records.add(meta_BM, result.sample_loss_B)
             before, self.images = self.images, self.images + self.joint_batch
             self.progress.step(self.images, result.loss)
-            last, leave = self.images >= opts.num_steps, result.leave
+            last, leave = self.images >= opts.num_steps, result.stop
             if last or passed(before, self.images, opts.log_every):
                 self.log_training(rate)
             self.validation_due = last or passed(before, self.images, opts.validate_every)
@@ -245,7 +252,7 @@ class Run:
         from segmentation.validation import numbers
 
         self.inputs.records.flush(self.comm.gather, self.images)
-        confusion_KK, histogram_2N = self.tally.totals(self.comm)
+        confusion_KK, histogram_2N = self.counts.totals(self.comm)
         loss = self.step.mean_loss()
         values = numbers(confusion_KK, histogram_2N, loss)
         values |= {"learning_rate": rate, "images_per_s": self.progress.lap()}
@@ -279,7 +286,7 @@ class Run:
         if s["miou"] > self.best_miou:
             self.best_miou = s["miou"]
             self.save("best.npz")
-        self.progress.leave_out(time.perf_counter() - start)
+        self.progress.exclude(time.perf_counter() - start)
         return True
 
     def save(self, name: str) -> None:
@@ -289,7 +296,7 @@ class Run:
         self.pulse.doing = "writing a checkpoint"
         # sample log and pool must know every patch below the image counter of a checkpoint
         self.inputs.records.flush(self.comm.gather, self.images)
-        arrays = {"losses": self.step.state(), "tally": self.tally.state(self.comm)}
+        arrays = {"losses": self.step.state(), "pixel_counts": self.counts.state(self.comm)}
         arrays |= {"hard_pool": self.inputs.pool.state()} if self.inputs.pool else {}
         arrays |= {"loss_scale": self.loss_scale.state()} if self.loss_scale else {}
         options = as_json(self.opts) | self.inputs.stream

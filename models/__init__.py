@@ -9,6 +9,7 @@ logits_BHWK, float32. C is 3 for each view: a context view at a coarser spacing 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 
@@ -58,8 +59,6 @@ def build(name: str, img_size: int | None, classes: int, channels: int = 3, prec
     """
     if name not in NAMES:
         raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(NAMES)}")
-    if img_size is None and name not in ANY_SIZE:
-        raise ValueError(f"{name} needs an img_size; {', '.join(ANY_SIZE)} can be built without")
     if img_size is not None and (img_size < SIZE_MULTIPLE or img_size % SIZE_MULTIPLE):
         _refuse_size(img_size)
     if classes < 2:
@@ -69,9 +68,11 @@ def build(name: str, img_size: int | None, classes: int, channels: int = 3, prec
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     with policy(precision):
-        if name == "deeplab":
-            return deeplab.build(img_size, classes, channels)
-        return efficientdet.build(name, img_size, classes, channels)
+        if name in ANY_SIZE:
+            return efficientdet.build(name, img_size, classes, channels)
+        if img_size is None:
+            raise ValueError(f"{name} needs an img_size; {', '.join(ANY_SIZE)} can be built without")
+        return deeplab.build(img_size, classes, channels)
 
 
 def _refuse_size(img_size: int) -> None:
@@ -116,15 +117,20 @@ def freeze(model: keras.Model, batch_norm: bool, backbone: bool) -> int:
         The number of parameters taken out.
     """
     norms = (keras.layers.BatchNormalization, RunningBatchNormalization)
-    before = sum(weight.value.shape.num_elements() for weight in model.trainable_weights)
+    before = _trainable(model)
     for layer in model.layers:
         in_backbone = layer.name.startswith(BACKBONE_PREFIXES[model.name])
         if (batch_norm and isinstance(layer, norms)) or (backbone and in_backbone):
             layer.trainable = False
-    return before - sum(weight.value.shape.num_elements() for weight in model.trainable_weights)
+    return before - _trainable(model)
 
 
-def training_pass(model: keras.Model, recompute: str) -> Callable[..., keras.KerasTensor]:
+def _trainable(model: keras.Model) -> int:
+    """Number of trainable parameters."""
+    return sum(int(weight.value.shape.num_elements()) for weight in model.trainable_weights)
+
+
+def training_pass(model: keras.Model, recompute: str) -> Callable[..., Any]:
     """The training pass of a network, called like the network itself.
 
     Args:
@@ -133,7 +139,8 @@ def training_pass(model: keras.Model, recompute: str) -> Callable[..., keras.Ker
             "blocks": the inside of blocks; "fine": that, in parts which are again computed again.
     """
     if recompute == "none":
-        return model
+        network: Callable[..., Any] = model
+        return network
     segments = SEGMENTS[model.name]
     return Recomputed(model, segments if recompute == "fine" else segments[:1])
 

@@ -87,7 +87,8 @@ class StoredArray:
     def __getitem__(self, key: tuple[()]) -> npt.NDArray[np.generic]:
         """Returns the whole array, `stored[()]`."""
         parts = [np.asarray(_asked(self.values_of, variable)) for variable in self.variables]
-        return np.concatenate([np.ravel(part) for part in parts]).reshape(self.shape)[key]
+        whole: npt.NDArray[np.generic] = np.concatenate([np.ravel(part) for part in parts]).reshape(self.shape)
+        return whole[key]
 
 
 def table(model_name: str) -> Table:

@@ -4,9 +4,11 @@ Shapes: B images, H rows, W columns, C channels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from keras import ops
 
@@ -53,7 +55,7 @@ class FixedPadding(keras.layers.Layer):
     the map. SAME padding instead depends on the size and shifts even-sized maps by a pixel against the trained weights.
     """
 
-    def __init__(self, kernel: int, dilation: int = 1, **kwargs) -> None:
+    def __init__(self, kernel: int, dilation: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.kernel = kernel
         self.dilation = dilation
@@ -64,7 +66,7 @@ class FixedPadding(keras.layers.Layer):
         pad = (total // 2, total - total // 2)
         return ops.pad(x_BHWC, ((0, 0), pad, pad, (0, 0)))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "kernel": self.kernel, "dilation": self.dilation}
 
@@ -80,7 +82,7 @@ class AlignCornersResize(keras.layers.Layer):
     gather of two taps has a scatter as its gradient, slow on CPU.
     """
 
-    def __init__(self, hw_out: Sequence[int], **kwargs) -> None:
+    def __init__(self, hw_out: Sequence[int], **kwargs: Any) -> None:
         super().__init__(**{"dtype": "float32", **kwargs})
         self.hw_out = (int(hw_out[0]), int(hw_out[1]))
 
@@ -97,12 +99,12 @@ class AlignCornersResize(keras.layers.Layer):
         """Returns (B, *hw_out, C)."""
         return (input_shape[0], *self.hw_out, input_shape[-1])
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "hw_out": self.hw_out}
 
 
-def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
+def interpolation_matrix(size_in: int, size_out: int) -> npt.NDArray[np.float32]:
     """Returns the align-corners linear interpolation along one axis, float32 (size_out, size_in); rows sum to 1."""
     steps = max(size_out - 1, 1)
     # Integer arithmetic: a position that falls on an input pixel falls on it exactly.
@@ -133,7 +135,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     total: fused.Total | None = None
 
-    def __init__(self, activation: str | None = None, **kwargs) -> None:
+    def __init__(self, activation: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if activation not in fused.ACTIVATIONS:
             raise ValueError(f"activation {activation!r}; fused are {fused.ACTIVATIONS}")
@@ -160,7 +162,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.moving_variance.assign(old_variance * self.momentum + found.variance_C * (1.0 - self.momentum))
         return out
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "activation": self.activation}
 
@@ -169,7 +171,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 class PointwiseConv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` of size 1 with stride 1 and without bias, quicker in training; see `fused.pointwise`."""
 
-    def __init__(self, filters: int, **kwargs) -> None:
+    def __init__(self, filters: int, **kwargs: Any) -> None:
         super().__init__(filters, **{**kwargs, "kernel_size": 1, "use_bias": False})
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
@@ -200,7 +202,7 @@ class RunningBatchNormalization(keras.layers.Layer):
     moving_mean, moving_variance. With `trainable = False` the statistics stay as they are.
     """
 
-    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-3, **kwargs) -> None:
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.momentum = momentum
         self.epsilon = epsilon
@@ -239,6 +241,6 @@ class RunningBatchNormalization(keras.layers.Layer):
         keep, take = self.momentum, 1.0 - self.momentum
         return self.moving_mean * keep + mean * take, self.moving_variance * keep + variance * take
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "momentum": self.momentum, "epsilon": self.epsilon}

@@ -200,4 +200,5 @@ def _recomputed(segment: _Segment, inputs: Sequence[Any], statistics: _Statistic
 
         return outputs(inputs), gradient
 
-    return run(*inputs)
+    recomputed: Sequence[Any] = run(*inputs)
+    return recomputed

@@ -8,7 +8,7 @@ obstacle.
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +37,14 @@ MISSING_IN_FILE = "the file has no layer of this name"
 class StoredArray(Protocol):
     """What a file's array must offer: its shape, and its values by `array[()]`."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sides of the array."""
 
     def __getitem__(self, key: tuple[()]) -> npt.NDArray[np.generic]: ...
 
 
-Stored = dict[str, list[StoredArray]]
+Stored = Mapping[str, Sequence[StoredArray]]
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _stored_layers(file: Path) -> Iterator[Stored]:
 
 def _keras2_layers(group: h5py.Group) -> Stored:
     """Lists the layers of a Keras 2 file: attribute `layer_names`, per layer a group with attribute `weight_names`."""
-    stored: Stored = {}
+    stored: dict[str, list[StoredArray]] = {}
     for layer_name in _texts(group, "layer_names"):
         layer = _member(group, layer_name)
         names = _texts(layer, "weight_names")
@@ -190,7 +192,7 @@ def _keras3_layers(h5: h5py.File, file: Path) -> Stored:
     """Lists the layers of a Keras 3 file: groups `vars`, named by an attribute, with datasets 0, 1, ..."""
     groups: list[str] = []
     h5.visit(lambda path: groups.append(path) if path.rsplit("/", 1)[-1] == "vars" else None)
-    stored: Stored = {}
+    stored: dict[str, list[StoredArray]] = {}
     unnamed = False
     for path in groups:
         group = _member(h5, path)
@@ -270,7 +272,7 @@ def _transfer(model: keras.Model, stored: Stored, file: Path, left: Sequence[tup
     return LoadReport(loaded=list(arrays), skipped=skipped)
 
 
-def _misfit(layer: keras.Layer, arrays: list[StoredArray]) -> str | None:
+def _misfit(layer: keras.Layer, arrays: Sequence[StoredArray]) -> str | None:
     """Returns why the arrays do not fit the layer, None if they do; from the shapes alone, before any array is read."""
     wanted = [tuple(weight.shape) for weight in layer.weights]
     given = [tuple(array.shape) for array in arrays]

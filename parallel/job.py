@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
 
 from tqdm import tqdm
 
-from options.groups import SIZE_STEP
 from parallel.comm import AgreedError, Comm, abort, broke, connect
 from parallel.heartbeat import GRACE_S
 from parallel.launchers import is_first_rank, program
@@ -73,11 +71,3 @@ def guarded(action: Callable[[], int], comm: Comm, out_of_memory: Callable[[], s
             # Another rank's end breaks the connections of all; who is to blame says so first.
             time.sleep(GRACE_S)
         abort(comm, f"{type(error).__name__}: {error}")
-
-
-def smaller_training(opts: argparse.Namespace, comm: Comm) -> str:
-    """What to do where a training step needs more memory than there is."""
-    from training.planner import advice, memory
-
-    ways = advice(opts.networks[0], opts.batch_size, comm.local_size, SIZE_STEP, memory().total)
-    return f"On this machine fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 LOSSES = ("ce", "focal", "dice", "ce+dice")
@@ -18,12 +19,12 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class Loss:
-    """What is minimised: a pixel loss, a region loss, or both added up.
+    """The loss to minimise: a pixel loss, a region loss, or both added up.
 
     ce: softmax cross-entropy, mean over pixels. focal: the same times (1 - p)^gamma, p the probability of the true
     class (Lin et al. 2017, https://arxiv.org/abs/1708.02002). dice: 1 - soft Dice, mean over the classes that occur in
     the truth (Milletari et al. 2016, https://arxiv.org/abs/1606.04797, without squares), each class's sums taken over
-    all pixels of all ranks. Pixels whose label is no class (255 = ignore) take part in none.
+    all pixels of all ranks. Pixels whose label is not a class (255 = ignore) are excluded from both.
 
     Args:
         name: one of `LOSSES`.
@@ -105,22 +106,7 @@ class Loss:
         return entropy_BHW * slope_BHW if self.name == "focal" else entropy_BHW
 
 
-def joint_value(loss: Loss, joint_S: Any, weight: Any = None, parts: int = 1) -> tuple[Any, Any]:
-    """Loss of the pixels of all ranks, and its slope along their sums: what turns each rank's sums into a gradient.
-
-    Args:
-        loss: the loss.
-        joint_S: sums over all ranks.
-        weight: see `Loss.value`.
-        parts: see `Loss.value`.
-    """
-    with tf.GradientTape() as tape:
-        tape.watch(joint_S)
-        value = loss.value(joint_S, weight, parts)
-    return value, tape.gradient(value, joint_S)
-
-
-def total(loss: Loss, sums_S: np.ndarray) -> float:
+def total(loss: Loss, sums_S: npt.NDArray[np.float64]) -> float:
     """The loss of summed `sums`, NaN without any truth."""
     return float(loss.value(tf.constant(sums_S, tf.float32))) if sums_S[1] > 0 else float("nan")
 

@@ -1,1 +1,1 @@
-"""Optimisation: knows tensors and ranks, nothing of slides."""
+"""Training of any task: knows tensors and ranks, nothing of slides, labels or losses."""

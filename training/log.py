@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: TensorBoard events, metrics.jsonl and pictures, all written by rank 0."""
+"""The log of a run: TensorBoard events, metrics.jsonl and pictures, all written by rank 0."""
 
 from __future__ import annotations
 
@@ -8,23 +8,32 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from tqdm import tqdm
 
-from segmentation.validation import Picture
-
-# BGR for OpenCV: class 0 green (normal), 1 red (tumour), further classes in turn; ignored pixels grey
-COLOURS_BGR = np.array([(80, 170, 60), (60, 60, 220), (220, 120, 40), (40, 200, 230), (190, 60, 170)], np.uint8)
+# BGR for OpenCV: class 0 green (normal), 1 red (tumor), further classes in turn; ignored pixels grey
+COLORS_BGR = np.array([(80, 170, 60), (60, 60, 220), (220, 120, 40), (40, 200, 230), (190, 60, 170)], np.uint8)
 GREY_BGR = np.array((128, 128, 128), np.uint8)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One validation patch to look at: image_HWC uint8, label_HW and predicted_HW uint8 (label 255 = ignore)."""
+
+    image_HWC: npt.NDArray[np.uint8]
+    label_HW: npt.NDArray[np.uint8]
+    predicted_HW: npt.NDArray[np.uint8]
+
+
 class RunLog:
-    """Log of one run; on ranks other than 0, and without a folder, it only swallows.
+    """Log of one run; on ranks other than 0, and without a folder, it keeps nothing.
 
     Args:
         folder: the run's `--log_dir`, or None.
@@ -85,7 +94,7 @@ class RunLog:
 
 
 class Progress:
-    """Progress bar and speed. Speed leaves out validations and the first step, which builds the graph.
+    """Progress bar and speed. The speed excludes validations and the first step, which builds the graph.
 
     Args:
         total: length of the run, images.
@@ -101,15 +110,15 @@ class Progress:
         self._since: tuple[int, float] = (images, time.perf_counter())
 
     def step(self, images: int, loss: float) -> None:
-        """The counter went on to `images`."""
+        """The counter is now `images`."""
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update(min(images, self._total) - min(self.images, self._total))
         self.images = images
         if self._overall is None:
             self._overall = self._since = (images, time.perf_counter())
 
-    def leave_out(self, seconds: float) -> None:
-        """These seconds were not training."""
+    def exclude(self, seconds: float) -> None:
+        """Seconds that were not training."""
         self._since = (self._since[0], self._since[1] + seconds)
         if self._overall:
             self._overall = (self._overall[0], self._overall[1] + seconds)
@@ -130,37 +139,40 @@ class Progress:
         return images / seconds if images and seconds > 0 else float("nan")
 
 
-def coloured(label_HW: np.ndarray) -> np.ndarray:
-    """Classes as BGR colours, ignored pixels grey."""
-    colours = np.concatenate([np.resize(COLOURS_BGR, (255, 3)), GREY_BGR[None]])
-    return colours[label_HW]
+def colored(label_HW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Classes as BGR colors, ignored pixels grey; (H, W, 3)."""
+    colors: npt.NDArray[np.uint8] = np.concatenate([np.resize(COLORS_BGR, (255, 3)), GREY_BGR[None]])
+    return colors[label_HW]
 
 
-def side_by_side(picture: Picture, side: int = 320) -> np.ndarray:
+def side_by_side(picture: Picture, side: int = 320) -> npt.NDArray[np.uint8]:
     """Patch, truth and prediction next to each other, uint8 BGR; classes tint the tissue, borders stay visible."""
     patch_HWC = np.ascontiguousarray(picture.image_HWC[..., ::-1])
     labels = (picture.label_HW, np.where(picture.label_HW == 255, 255, picture.predicted_HW))
-    tinted = (cv2.addWeighted(patch_HWC, 0.5, coloured(label_HW), 0.5, 0) for label_HW in labels)
-    panels = [cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in (patch_HWC, *tinted)]
+    tinted = (cv2.addWeighted(patch_HWC, 0.5, colored(label_HW), 0.5, 0) for label_HW in labels)
+    panels: list[Any] = [cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in (patch_HWC, *tinted)]
     for panel, text in zip(panels, ("patch", "truth", "prediction"), strict=True):
         cv2.putText(panel, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 4, cv2.LINE_AA)
         cv2.putText(panel, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
     row_HWC = np.concatenate(panels, axis=1)
-    return cv2.copyMakeBorder(row_HWC, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    framed_HWC: npt.NDArray[np.uint8] = cv2.copyMakeBorder(
+        row_HWC, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255)
+    )
+    return framed_HWC
 
 
 def prepare_folder(folder: Path, resumed: bool, options: Mapping[str, Any]) -> list[str]:
-    """Make `folder` ready for a run: set an earlier run aside unless this one goes on with it; write options.json.
+    """Make `folder` ready for a run: set an earlier run aside unless this one resumes it; write options.json.
 
     Ranks: only rank 0 may call this.
 
     Args:
         folder: the run's `--log_dir`; made where it is missing.
-        resumed: whether this run goes on with what is there.
+        resumed: whether this run resumes the one in the folder.
         options: options of this run, JSON types.
 
     Returns:
-        What was done that the user should know.
+        Notes for the user.
 
     Raises:
         OSError: the folder cannot be written.
@@ -172,7 +184,7 @@ def prepare_folder(folder: Path, resumed: bool, options: Mapping[str, Any]) -> l
 
 
 def trim_metrics(folder: Path, images: int) -> None:
-    """Drop the rows of `metrics.jsonl` after an image counter: that part of the run will be run again.
+    """Drop the rows of `metrics.jsonl` after an image counter: that part of the run will be repeated.
 
     Ranks: only rank 0 may call this.
     """
@@ -185,7 +197,7 @@ def trim_metrics(folder: Path, images: int) -> None:
 
 
 def _set_aside(folder: Path) -> list[str]:
-    """Move what an earlier run left in `folder` to `folder/previous-N`, so that two runs never mix."""
+    """Move the files of an earlier run to `folder/previous-N`, so that two runs never mix."""
     folders = ("checkpoints", "samples", "pictures", "sampling", "replay")
     patterns = (*folders, "metrics.jsonl", "options.json", "events.*", "final*")
     found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
@@ -196,4 +208,4 @@ def _set_aside(folder: Path) -> list[str]:
     target.mkdir()
     for path in found:
         path.rename(target / path.name)
-    return [f"note        {folder} held an earlier run, moved to {target}; --resume would have gone on with it"]
+    return [f"note        {folder} held an earlier run, moved to {target}; --resume would have continued it"]

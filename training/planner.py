@@ -1,8 +1,8 @@
 """How much memory and time a training step needs, and what fits: predicted from measured steps (`costs.json`).
 
-Everything a segmentation network keeps or does is proportional to the pixels of its batch, but for the program, the
-weights and what belongs to them. So a line is fitted to steps of two sizes for every network and recomputation
-(`python -m benchmarks.costs`). Time is scaled by the rate of a matrix product, here against there.
+Memory and time of a network are proportional to the pixels of its batch, except for the program, the weights and the
+optimizer. So a line is fitted to steps of two sizes for every network and recomputation (`python -m benchmarks.costs`).
+Time is scaled by the rate of a matrix product on this machine and on the measured one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from system.cgroups import least
 COSTS = Path(__file__).with_name("costs.json")
 PRODUCT_SIDE = 2048
 GIB = 2**30
-# Beside the step: slides, tiles and batches read ahead. Two batches wait and one is being made, of 4 bytes a pixel.
+# Besides the step: slides, tiles and batches read ahead. Two batches wait and one is being made, 4 bytes per pixel.
 PIPELINE_GIB, BATCHES_AHEAD, BATCH_BYTES_PER_PX = 0.4, 3, 4
-# Predictions are good to this share (docs/performance.md).
+# Predictions are correct to this share (docs/performance.md).
 MARGIN = 0.15
 
 
@@ -43,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step of one network needs: resident memory, GiB, and seconds at `product_gflop_s`."""
+    """Cost of a step of one network: resident memory, GiB, and seconds at `product_gflop_s`."""
 
     gib: Line
     seconds: Line
@@ -59,7 +59,7 @@ class Cost:
         return self.seconds.at(batch * img_size**2 / 1e6) * self.product_gflop_s / product_gflop_s
 
     def largest_size(self, batch: int, gib: float, multiple: int) -> int:
-        """The largest img_size within this memory; 0 if none is."""
+        """The largest img_size that fits this memory, GiB; 0 if none does."""
         size = 0
         while self.step_gib(size + multiple, batch) <= gib:
             size += multiple
@@ -77,25 +77,25 @@ def costs(model: str) -> dict[str, Cost]:
 
 
 def product_rate(repeats: int = 6) -> float:
-    """GFLOP/s of a float32 matrix product, best of some."""
+    """GFLOP/s of a float32 matrix product, the best of several repeats."""
     import tensorflow as tf
 
     a = tf.random.normal((PRODUCT_SIDE, PRODUCT_SIDE))
-    taken = []
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         tf.matmul(a, a).numpy()
-        taken.append(time.perf_counter() - start)
-    return 2 * PRODUCT_SIDE**3 / min(taken) / 1e9
+        seconds.append(time.perf_counter() - start)
+    return 2 * PRODUCT_SIDE**3 / min(seconds) / 1e9
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory that a job can have, GiB: of the machine (or its control group), and what of it is free; or of a GPU."""
+    """Memory available to a job, GiB: total and free, of the machine (or its control group) or of a GPU."""
 
     total: float
     free: float
-    what: str
+    owner: str  # GPU, machine or control group
 
 
 def memory() -> Memory:
@@ -124,38 +124,44 @@ def _group_limit_gib() -> float:
 
 
 def advice(model: str, batch: int, ranks: int, multiple: int, gib: float) -> list[str]:
-    """For every way of recomputing: the largest img_size that fits in float32.
+    """The largest img_size that fits in float32, for every way of recomputing.
 
     Args:
         model: network.
         batch: patches of a rank in one pass.
-        ranks: of one machine, which share its memory.
-        multiple: of which img_size must be one.
+        ranks: of one machine; they share its memory.
+        multiple: img_size must be a multiple of it.
         gib: memory of the machine.
     """
     sizes = {recompute: cost.largest_size(batch, gib / ranks, multiple) for recompute, cost in costs(model).items()}
     return [f"--recompute {recompute}: up to --img_size {size}" for recompute, size in sizes.items() if size]
 
 
+def out_of_memory_advice(model: str, batch: int, ranks: int, multiple: int) -> str:
+    """What to do where a training step needs more memory than this machine has; arguments as of `advice`."""
+    ways = advice(model, batch, ranks, multiple, memory().total)
+    return f"On this machine fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"
+
+
 def require_memory(
     model: str, img_size: int, batch: int, recompute: str, multiple: int, comm: Comm, refuse: bool
 ) -> list[str]:
-    """What a float32 step will need, said before it is taken; every rank must call it.
+    """Check the memory of a float32 step before it runs; every rank must call it.
 
     Args:
         model: network.
         img_size: side of the field of view, px.
         batch: patches of a rank in one pass.
         recompute: how the backward pass recomputes.
-        multiple: of which img_size must be one.
+        multiple: img_size must be a multiple of it.
         comm: the ranks, whose machines may differ.
-        refuse: whether what cannot fit is an error.
+        refuse: whether a step that cannot fit is an error.
 
     Returns:
-        A line to print; none for a network that was never measured.
+        A line to print; none for a network that was not measured.
 
     Raises:
-        AgreedError: on all ranks, when one machine cannot hold it and `refuse` is set.
+        AgreedError: on all ranks, when the step does not fit one of the machines and `refuse` is set.
     """
     cost = costs(model).get(recompute)
     if cost is None:
@@ -165,11 +171,11 @@ def require_memory(
     if refuse and need / (1 + MARGIN) > smallest:
         ways = "; ".join(advice(model, batch, comm.local_size, multiple, here.total))
         raise AgreedError(
-            f"a step needs about {need:.1f} GiB per rank, there are {smallest:.1f}. On this machine fit: "
-            f"{ways or 'none'} (train.py --plan). --no-memory_check starts it all the same"
+            f"a step needs about {need:.1f} GiB per rank, {smallest:.1f} are available. On this machine fit: "
+            f"{ways or 'none'} (train.py --plan). --no-memory_check starts it anyway"
         )
     return [
-        f"memory      about {need:.1f} GiB per rank; {here.what} {here.total:.1f} GiB, {here.free:.1f} free, for "
+        f"memory      about {need:.1f} GiB per rank; {here.owner} {here.total:.1f} GiB, {here.free:.1f} free, for "
         f"{comm.local_size} rank{'s' if comm.local_size > 1 else ''}"
     ]
 
@@ -177,36 +183,36 @@ def require_memory(
 def plan(
     model: str, img_size: int, batch: int, precision: str, chosen: str, multiple: int, ranks: int = 1
 ) -> Sequence[str]:
-    """What `--plan` prints: memory and time of a step by recomputation, what fits, and what would.
+    """Lines of `--plan`: memory and time of a step by recomputation, and the sizes that fit.
 
     Args:
         model: network.
         img_size: side of the field of view, px.
         batch: patches of a rank in one pass.
         precision: of the network.
-        chosen: the recomputation asked for.
-        multiple: of which img_size must be one.
-        ranks: of this machine, which share its memory.
+        chosen: the recomputation of the command line.
+        multiple: img_size must be a multiple of it.
+        ranks: of this machine; they share its memory.
     """
     here, rate = memory(), product_rate()
     lines = [
         f"{model}, {img_size} px, batch {batch}, {precision}; {ranks} rank{'s' if ranks > 1 else ''} on this machine",
-        f"{here.what}: {here.total:.1f} GiB, {here.free:.1f} free; float32 matrix product {rate:.0f} GFLOP/s",
+        f"{here.owner}: {here.total:.1f} GiB, {here.free:.1f} free; float32 matrix product {rate:.0f} GFLOP/s",
         "",
         "  --recompute  memory/rank    step  images/s  fits  largest --img_size",
     ]
-    room = here.total / ranks
+    available = here.total / ranks
     for recompute, cost in costs(model).items():
         gib, seconds = cost.step_gib(img_size, batch), cost.step_s(img_size, batch, rate)
-        fits = "no" if gib > room else "just" if gib * (1 + MARGIN) > min(room, here.free / ranks) else "yes"
+        fits = "no" if gib > available else "just" if gib * (1 + MARGIN) > min(available, here.free / ranks) else "yes"
         mark = "*" if recompute == chosen else " "
         lines.append(
             f"{mark} {recompute:<11} {gib:>7.1f} GiB {seconds:>6.1f} s  {batch / seconds:>8.3f}  {fits:<4}  "
-            f"{cost.largest_size(batch, room, multiple)}"
+            f"{cost.largest_size(batch, available, multiple)}"
         )
-    lines += ["", f"* as given. Good to {MARGIN:.0%} where it was measured: docs/performance.md."]
+    lines += ["", f"* as given. Accurate to {MARGIN:.0%} where it was measured: docs/performance.md."]
     if precision != "float32":
-        lines.append(f"Measured in float32: with {precision} less memory is needed, and the time does not apply.")
-    if here.what == "GPU":
+        lines.append(f"Measured in float32: {precision} needs less memory, and the time does not apply.")
+    if here.owner == "GPU":
         lines.append("Measured on CPUs: on a GPU memory is an estimate, and the time does not apply.")
     return lines

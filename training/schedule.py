@@ -48,7 +48,7 @@ class Schedule:
             return self.target * (LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * progress)))
         if self.name == "poly":
             # A step past the end, which a resumed run may have, still trains.
-            return self.target * max((1 - progress) ** POWER, 1e-3)
+            return self.target * max(float((1 - progress) ** POWER), 1e-3)
         if self.name == "cyclic":
             height = abs(1 - 2 * ((done / self.cycle) % 1))
             return self.target * (CYCLE_LOWEST + (1 - CYCLE_LOWEST) * height)
@@ -56,7 +56,7 @@ class Schedule:
 
 
 def scaling(rule: str, batches: int) -> float:
-    """Factor of the learning rate for a joint batch of so many batches: linear, sqrt or none.
+    """Factor of the learning rate for a joint batch made of several batches: linear, sqrt or none.
 
     Linear: Goyal et al. 2017, for SGD. Square root: Krizhevsky 2014 (arXiv:1404.5997), and for Adam-like updates
     Malladi et al. 2022 (arXiv:2205.10287).

@@ -1,4 +1,4 @@
-"""BatchNorm's moving statistics: quick to leave their start values, equal on all ranks."""
+"""BatchNorm's moving statistics: they leave their start values quickly and are equal on all ranks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class MovingStatistics:
         warm_up: False for a model with pre-trained statistics, which must not be forgotten at once.
     """
 
-    def __init__(self, model, warm_up: bool = True) -> None:
+    def __init__(self, model: Any, warm_up: bool = True) -> None:
         momenta = {
             variable.path: layer.momentum
             for layer in model.layers
             if warm_up and isinstance(layer, keras.layers.BatchNormalization)
             for variable in (layer.moving_mean, layer.moving_variance)
         }
-        # Not the weights of frozen layers, which nothing moves.
+        # Not the weights of frozen layers, which never change.
         moving = [v for layer in model.layers if layer.trainable for v in layer.non_trainable_variables]
         kept = [v for v in moving if v.dtype == "float32"]
         self._variables = [v.value for v in kept]
@@ -59,5 +59,5 @@ class MovingStatistics:
         ]
         # Ranks: one grouped call, always in float32; the means of equal old values and own batches stay equal.
         for variable, old, value in zip(self._variables, before, comm.mean(values), strict=True):
-            # A step that loss scaling leaves out must not spoil them.
+            # A step that loss scaling skips must not spoil them.
             variable.assign(tf.where(tf.math.is_finite(value), value, old))

@@ -22,7 +22,7 @@ from parallel.comm import AgreedError, SoloComm, connect, together
 from samplers.mining import Entry
 from samplers.pipeline import Feed, grid_feed, rank_indices
 from segmentation.losses import LOSSES, Loss
-from segmentation.pixel_counts import Tally
+from segmentation.pixel_counts import PixelCounts
 from segmentation.validation import Validator
 from tests.support.network import network
 from tests.unit.samplers.test_pipeline import load, pool
@@ -132,11 +132,11 @@ def test_weights_after_some_steps(comm, name):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=2e-3 * np.abs(b.numpy() - was).max())
 
 
-def test_all_leave_when_one_was_asked(comm):
+def test_all_stop_when_one_was_asked(comm):
     image_BHWC, label_BHW = joint_batch(comm.size)
     step = steps(network(), comm)
     batch = mine(image_BHWC, comm), mine(label_BHW, comm), 0.01
-    found = [step(*batch, leave=asked).leave for asked in (False, comm.rank == comm.size - 1, False)]
+    found = [step(*batch, stop=asked).stop for asked in (False, comm.rank == comm.size - 1, False)]
     assert found == [False, True, False]
 
 
@@ -145,18 +145,18 @@ def test_counts_of_an_interrupted_interval_go_on(comm):
     image_BHWC, label_BHW = joint_batch(comm.size)
     model = network()
 
-    def tally(batches):
-        made = Tally(2)
+    def counts(batches):
+        made = PixelCounts(2)
         for images, labels in batches:
             made.update(model(images / 127.5 - 1), labels)
         return made
 
     own = mine(image_BHWC, comm), mine(label_BHW, comm)
-    kept = tally([own]).state(comm)
-    again = tally([own])
+    kept = counts([own]).state(comm)
+    again = counts([own])
     if comm.rank == 0:
         again.restore(kept + again.state(SoloComm()))
-    joint = tally([(image_BHWC, label_BHW)] * 2)
+    joint = counts([(image_BHWC, label_BHW)] * 2)
     for found, expected in zip(again.totals(comm), joint.totals(SoloComm()), strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -315,9 +315,9 @@ def test_non_finite_loss_stops_all_ranks_and_names_the_patch(comm):
     indices_B = np.arange(2) + 40 + 2 * comm.rank
     require_finite(step(mine(image_BHWC, comm), mine(label_BHW, comm), 0.0), indices_B, 0, comm)
     result = step(mine(image_BHWC, comm), mine(label_BHW, comm), 0.0)
-    broken = np.where(indices_B == 41, np.nan, result.patch_loss_B)
+    broken = np.where(indices_B == 41, np.nan, result.sample_loss_B)
     poisoned = type(result)(float(comm.mean([tf.constant(broken.sum())])[0]), broken, finite=False)
-    with pytest.raises(AgreedError, match=r"step at image 40.*is no number: \[41\]"):
+    with pytest.raises(AgreedError, match=r"step at image 40.*is not finite: \[41\]"):
         require_finite(poisoned, indices_B, 40, comm)
 
 

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from options import groups
-from segmentation.losses import LOSSES, Loss, joint_value, total
+from segmentation.losses import LOSSES, Loss, total
+from training.step import joint_value
 
 RNG = np.random.default_rng(7)
 

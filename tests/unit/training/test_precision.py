@@ -62,7 +62,7 @@ class Overflowing(SoloComm):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_step_that_overflows_is_left_out_and_the_next_ones_are_not(parts: int) -> None:
+def test_a_step_that_overflows_is_skipped_and_the_next_ones_are_not(parts: int) -> None:
     model, scale, comm = network(norm=True), LossScale(), Overflowing()
     optimizer = Adam(model.trainable_variables)
     step = TrainStep(model, optimizer, comm, LOSS, False, None, loss_scale=scale, parts=parts)
@@ -75,15 +75,15 @@ def test_a_step_that_overflows_is_left_out_and_the_next_ones_are_not(parts: int)
     for was, weight in zip(before, model.trainable_weights, strict=True):
         np.testing.assert_array_equal(weight.numpy(), was)
     assert all(np.isfinite(w.numpy()).all() for w in model.weights)
-    assert (float(scale.scale), scale.left_out, int(optimizer.steps)) == (START / 2, 1, 1)
+    assert (float(scale.scale), scale.skipped, int(optimizer.steps)) == (START / 2, 1, 1)
     comm.factor.assign(1.0)
     assert step(*batch(), 0.01).loss < first
     assert math.isfinite(step.mean_loss())
-    assert scale.report() == "float16     1 step left out, whose gradient overflowed; loss scale now 16384"
+    assert scale.report() == "float16     1 step skipped, whose gradient overflowed; loss scale now 16384"
     assert scale.report() is None
 
 
-def test_moving_statistics_survive_a_step_that_is_no_number() -> None:
+def test_moving_statistics_survive_a_step_that_is_not_finite() -> None:
     model = network(norm=True)
     scale = LossScale()
     step = trained(model, scale)
@@ -91,7 +91,7 @@ def test_moving_statistics_survive_a_step_that_is_no_number() -> None:
     model.get_layer("first").kernel.assign(np.full_like(kernel, np.nan))
     result = step(*batch(), 0.01)
     assert result.finite
-    np.testing.assert_array_equal(result.patch_loss_B, [0, 0])
+    np.testing.assert_array_equal(result.sample_loss_B, [0, 0])
     np.testing.assert_array_equal(model.get_layer("norm").moving_mean, np.zeros(4))
     # Left alone it would go on for ever: once nothing is scaled up any more, the fault is another one.
     scale.scale.assign(1.0)

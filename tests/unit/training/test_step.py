@@ -12,7 +12,7 @@ from metrics import confusion
 from parallel.comm import SoloComm, connect, together
 from parallel.launchers import RANK_VARIABLES, SIZE_VARIABLES, launched_rank, launched_size
 from segmentation.losses import Loss
-from segmentation.pixel_counts import Tally
+from segmentation.pixel_counts import PixelCounts
 from segmentation.validation import Validator
 from tests.support.network import network
 from training.optimizer import Adam
@@ -59,7 +59,7 @@ def test_step_matches_keras_by_hand():
         optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
         assert result.loss == pytest.approx(float(loss), rel=1e-5)
     by_patch = (entropy_BHW.numpy() * weight_BHW).sum((1, 2)) / weight_BHW.sum((1, 2))
-    assert result.patch_loss_B == pytest.approx(by_patch, rel=1e-5)
+    assert result.sample_loss_B == pytest.approx(by_patch, rel=1e-5)
     for mine, reference in zip(ours.weights, keras_model.weights, strict=True):
         np.testing.assert_allclose(mine.numpy(), reference.numpy(), atol=2e-6)
     assert step.mean_loss() > 0
@@ -137,7 +137,7 @@ def test_parts_of_a_step_are_as_good_as_the_whole(name):
             expected = results
     for mine, wanted in zip(results, expected, strict=True):
         assert mine.loss == pytest.approx(wanted.loss, rel=1e-6)
-        assert mine.patch_loss_B == pytest.approx(wanted.patch_loss_B, rel=1e-5)
+        assert mine.sample_loss_B == pytest.approx(wanted.sample_loss_B, rel=1e-5)
     for mine, wanted in zip(cut.weights, whole.weights, strict=True):
         np.testing.assert_allclose(mine.numpy(), wanted.numpy(), atol=2e-6)
 
@@ -158,20 +158,20 @@ def test_dice_of_parts_is_their_mean():
 # --------------------------------------------------------------------------------------------------- counts, validation
 
 
-def test_tally_counts_like_numpy():
+def test_pixels_are_counted_like_numpy():
     logits_BHWK = RNG.normal(size=(2, 5, 7, 2)).astype(np.float32)
     label_BHW = RNG.choice([0, 1, 255], (2, 5, 7)).astype(np.uint8)
-    tally = Tally(2)
+    counts = PixelCounts(2)
     for half in (0, 1):
-        tally.update(logits_BHWK[half : half + 1], label_BHW[half : half + 1])
-    confusion_KK, histogram_2N = tally.totals(SoloComm())
+        counts.update(logits_BHWK[half : half + 1], label_BHW[half : half + 1])
+    confusion_KK, histogram_2N = counts.totals(SoloComm())
     p_BHW = 1 / (1 + np.exp(logits_BHWK[..., 0] - logits_BHWK[..., 1]))
     expected_KK = confusion.confusion_from_labels(label_BHW, logits_BHWK.argmax(-1).astype(np.uint8), 2)
     assert confusion_KK.tolist() == expected_KK.tolist()
     assert histogram_2N.sum(1).tolist() == expected_KK.sum(1).tolist()
     expected_2N = confusion.histogram_from_probabilities(label_BHW, p_BHW, confusion.BINS)
     assert np.abs(histogram_2N.cumsum(1) - expected_2N.cumsum(1)).max() <= 1  # one pixel may fall into the next bin
-    assert tally.totals(SoloComm())[0].sum() == 0
+    assert counts.totals(SoloComm())[0].sum() == 0
 
 
 def test_validation_counts_every_pixel_once_and_keeps_pictures():
