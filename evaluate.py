@@ -59,7 +59,7 @@ def evaluate(opts: argparse.Namespace) -> int:
     from evaluation.report import html
     from evaluation.slide import measure
     from metrics.stages import submission_text
-    from metrics.summary import plain, summarise
+    from metrics.summary import plain, summarize
     from slides.truth.annotation import DEFAULT_LABEL_MAP, describe
 
     begin = time.monotonic()
@@ -87,7 +87,7 @@ def evaluate(opts: argparse.Namespace) -> int:
     if not slides:
         raise ValueError(f"no slide could be evaluated; the first: {next(iter(left_out.values()))}")
     # ---- scores ------------------------------------------------------------------------------------------------------
-    summary = summarise(slides, class_names, opts.bootstrap, opts.seed, opts.froc_threshold)
+    summary = summarize(slides, class_names, opts.bootstrap, opts.seed, opts.froc_threshold)
     metrics = plain(
         summary.metrics
         | {"left_out": left_out, "notes": notes, "options": described(opts), "seconds": time.monotonic() - begin}
@@ -112,7 +112,7 @@ def evaluate(opts: argparse.Namespace) -> int:
 def line(slide: Any) -> str:
     """One slide in one line."""
     lesions = f"{len(slide.hits.lesion_L) - slide.missed} of {len(slide.hits.lesion_L)} lesions found"
-    return f"{slide.slide_id}: tumour Dice {slide.tumour_dice:.3f}, {lesions}, {len(slide.hits.false)} false positives"
+    return f"{slide.slide_id}: tumor Dice {slide.tumor_dice:.3f}, {lesions}, {len(slide.hits.false)} false positives"
 
 
 def headline(metrics: dict[str, Any]) -> str:

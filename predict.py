@@ -179,11 +179,11 @@ class Prediction:
     def predict(self) -> None:
         """This rank's windows; slides are finished as soon as all of their windows are there."""
         from inference.blending import Weights
-        from inference.predict import How, predict_run
+        from inference.predict import WindowOptions, predict_run
         from slides.reader import Slide
 
         opts, comm, model = self.opts, self.comm, self.model
-        how = How(
+        how = WindowOptions(
             opts.batch_size, model.classes, model.context_um_px, opts.sample_processes, opts.strict, opts.eightfold
         )
         mine = self.shares[comm.rank]

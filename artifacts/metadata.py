@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from slides.truth.label import IGNORE
 FORMAT = "widefov model 1"
 IN_SAVED_MODEL = Path("assets.extra", "model.json")  # the folder that the SavedModel format leaves to its users
 OUTPUTS = ("logits", "probabilities")
-DEFAULT_NAMES = {0: "normal", 1: "tumour"}
+DEFAULT_NAMES = {0: "normal", 1: "tumor"}
 TRAINED_RANGE = (-1.0, 1.0)  # of the images of train.py's networks (`training.step.scaled`)
 UINT8_RANGE = (0.0, 255.0)  # of a model that scales by itself
 MAX_SIDE = 2**16  # px
@@ -58,7 +58,7 @@ class Facts:
         size_multiple: where the model takes images of any sides that are a multiple of this, px; None: of `img_size`
             only.
         um_px: um per px of the image.
-        context_um_px: um per px of a coarser second view around the same centre, channels 4 to 6; None: no such view.
+        context_um_px: um per px of a coarser second view around the same center, channels 4 to 6; None: no such view.
         classes: number of classes K.
         class_names: their names, K.
         input_range: what the uint8 values 0 and 255 become before the model takes them; (0, 255): as they are.
@@ -140,6 +140,11 @@ def class_names(label_map: Mapping[str, int], classes: int) -> list[str]:
         return DEFAULT_NAMES[cls] if groups else f"class {cls}"
 
     return [name(cls) for cls in range(classes)]
+
+
+def names_of_today(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names as they are written now: before version 0.1.0 class 1 was called tumour where it is now tumor."""
+    return tuple(DEFAULT_NAMES[1] if (cls, name) == (1, "tumour") else name for cls, name in enumerate(names))
 
 
 def completed(found: Facts | None, given: Given, path: Path, taken: Mapping[str, Any]) -> Facts:
@@ -278,6 +283,8 @@ def from_json(raw: Mapping[str, Any]) -> Facts:
         if not allowed(value):
             raise ValueError(f"{name} is {str(value)[:80]!r}, {words} needed")
     known |= {name: tuple(known[name]) for name in ("class_names", "input_range")}
+    if "tumour" not in (known.get("label_map") or {}):
+        known["class_names"] = names_of_today(known["class_names"])
     facts = Facts(**known)
     if len(facts.class_names) != facts.classes:
         raise ValueError(f"{len(facts.class_names)} class_names for {facts.classes} classes")

@@ -25,7 +25,7 @@ from benchmarks.report import peak_resident_bytes, write
 from inference.blending import Weights
 from inference.finish import write_maps
 from inference.plan import plan_slide
-from inference.predict import How, predict_run
+from inference.predict import WindowOptions, predict_run
 from inference.scratch import Cells
 from inference.windows import Run, share_out
 from slides.reader import Slide
@@ -40,7 +40,7 @@ def rates(name: str, size: int, rounds: int, windows: int) -> dict[str, Any]:
 
     model = models.build(name, size, 2)
     network = Trained(
-        img_size=size, um_px=UM_PX, classes=2, class_names=("normal", "tumour"), output="logits", path=Path(name),
+        img_size=size, um_px=UM_PX, classes=2, class_names=("normal", "tumor"), output="logits", path=Path(name),
         call=lambda image_BHWC: model(image_BHWC, training=False), source=model,
     ).probabilities  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +58,7 @@ def rates(name: str, size: int, rounds: int, windows: int) -> dict[str, Any]:
             found["network"].append(windows / (time.perf_counter() - start))
             start = time.perf_counter()
             run = Run(0, first, first + windows)
-            how = How(batch_size=1, classes=2)
+            how = WindowOptions(batch_size=1, classes=2)
             predict_run(slide, weights, planned.windows, run, network, how, Path(folder) / str(number), lambda _: None)
             found["prediction"].append(windows / (time.perf_counter() - start))
             last = {name: values[-1] for name, values in found.items()}
@@ -86,7 +86,9 @@ def memory(side: int, size: int, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         runs = share_out([planned.begins], [len(planned.windows)], 1)[0]
         for run in runs:
-            predict_run(slide, weights, planned.windows, run, network, How(1, 2), Path(scratch), lambda _: None)
+            predict_run(
+                slide, weights, planned.windows, run, network, WindowOptions(1, 2), Path(scratch), lambda _: None
+            )
         predicted = time.perf_counter()
         cells = Cells(Path(scratch), [run.first for run in runs], weights, 1)
         write_maps(cells, planned, slide.um_px_xy_l0, 2, Path(scratch))

@@ -1,4 +1,4 @@
-"""Curves and confusion matrices as HTML and inline SVG, without scripts; colours come from the page's style sheet."""
+"""Curves and confusion matrices as HTML and inline SVG, without scripts; colors come from the page's style sheet."""
 
 import math
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.metadata import class_count
+from artifacts import metadata
 from cohorts.pairing import Case, ids_of_label, is_mask, list_files, named, pair, pair_files
 from inference.maps import MapPyramid, Maps
 
@@ -35,12 +35,12 @@ class Prediction:
         slide_id: id of the slide.
         slide_path: where the slide was.
         size_xy_l0: size of the slide, level-0 px.
-        um_px_xy_l0: micrometres per level-0 px.
+        um_px_xy_l0: micrometers per level-0 px.
         step_xy_l0: level-0 px per px of the maps.
         size_xy: size of the maps, px.
         classes: number of classes K.
         class_names: of each class.
-        tumour_probability: of the slide.
+        tumor_probability: of the slide.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Prediction:
     size_xy: tuple[int, int]
     classes: int
     class_names: tuple[str, ...]
-    tumour_probability: float
+    tumor_probability: float
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,16 @@ def read_prediction(folder: Path) -> Prediction:
     path = folder / SUMMARY
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        # The key of predictions made before version 0.1.0.
+        if "tumour_probability" in stored:
+            stored.setdefault("tumor_probability", stored["tumour_probability"])
         classes = int(stored["classes"])
         names = stored.get("class_names") or {}
         found = Prediction(
             folder, str(stored["slide_id"]), Path(stored["slide_path"]), _pair(stored["size_xy_l0"], int),
             _pair(stored["um_px_xy_l0"], float), _pair(stored["step_xy_l0"], float), _pair(stored["size_xy"], int),
-            classes, tuple(str(names.get(str(cls), f"class {cls}")) for cls in range(classes)),
-            float(stored["tumour_probability"]),
+            classes, metadata.names_of_today([str(names.get(str(cls), f"class {cls}")) for cls in range(classes)]),
+            float(stored["tumor_probability"]),
         )  # fmt: skip
     except KeyError as error:
         raise ValueError(f"{path} has no {error}: predict this slide again") from error
@@ -95,8 +98,8 @@ def read_prediction(folder: Path) -> Prediction:
     # One px for the rounding of a step that is no whole number.
     if any(abs(a - b) > 1 for a, b in zip(expected, found.size_xy, strict=True)):
         raise ValueError(f"{path}: maps of {found.size_xy} px, but slide and step give {expected}")
-    if not 0 <= found.tumour_probability <= 1:
-        raise ValueError(f"{path}: tumour_probability {found.tumour_probability} is not within [0, 1]")
+    if not 0 <= found.tumor_probability <= 1:
+        raise ValueError(f"{path}: tumor_probability {found.tumor_probability} is not within [0, 1]")
     if len(set(found.class_names)) < found.classes:
         raise ValueError(f"{path}: two classes of one name among {list(found.class_names)}")
     if found.classes < 2:
@@ -212,7 +215,7 @@ def _check_classes(opts: argparse.Namespace, predictions: Sequence[Prediction]) 
             f"predictions of different models: {first.folder} has {first.classes} classes, {other.folder} "
             f"{other.classes}; evaluate them apart"
         )
-    mapped = class_count(opts.label_map or {}, opts.mask_values)
+    mapped = metadata.class_count(opts.label_map or {}, opts.mask_values)
     classes = opts.classes or mapped
     if mapped > classes:
         raise ValueError(f"--classes {classes}: --label_map and --mask_values have class {mapped - 1}; give {mapped}")

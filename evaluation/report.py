@@ -93,7 +93,7 @@ def _warnings(metrics: Mapping[str, Any]) -> str:
     every, score = lesions["froc_every_threshold"], lesions["froc"]["value"]
     if every is not None and abs(every - score) > 1e-9:
         found += (
-            '<div class="warning">Every lesion was found. The organisers\' program then leaves out the lowest '
+            '<div class="warning">Every lesion was found. The organizers\' program then leaves out the lowest '
             f"probability, which gives a FROC score of {number(score)}; with it the score is <b>{number(every)}</b>."
             "</div>"
         )
@@ -121,10 +121,10 @@ def _numbers(metrics: Mapping[str, Any]) -> list[str]:
         _card(
             "Slide AUC",
             metrics["slide_auc"],
-            f"{metrics['slide_auc']['with_tumour']} of {metrics['slides']} with tumour",
+            f"{metrics['slide_auc']['with_tumor']} of {metrics['slides']} with tumor",
         ),
         _card("mIoU", pixels["miou"], "over classes"),
-        _card("Pixel AUC", pixels["auc"], "tumour probability"),
+        _card("Pixel AUC", pixels["auc"], "tumor probability"),
     ]
     cards += [_card(f"Dice, {name}", pixels["dice"][name], "pixels") for name in pixels["classes"][1:]]
     cards.append(_card("Node class", metrics["nodes"]["accuracy"], "share of slides right"))
@@ -164,7 +164,7 @@ def _froc_figure(metrics: Mapping[str, Any], froc: Froc) -> str:
 
 
 def _roc_figure(metrics: Mapping[str, Any], roc: Roc) -> str:
-    axes = Axis("slides without tumour called positive", 0, 1, SHARE_TICKS), Axis("with tumour", 0, 1, SHARE_TICKS)
+    axes = Axis("slides without tumor called positive", 0, 1, SHARE_TICKS), Axis("with tumor", 0, 1, SHARE_TICKS)
     points = list(zip(roc.false_rate_T.tolist(), roc.true_rate_T.tolist(), strict=True))
     drawn = chart(points, *axes, "ROC curve of slides", diagonal=True)
     area = metrics["slide_auc"]["value"]
@@ -222,11 +222,11 @@ def _slide(row: Mapping[str, Any], picture: str) -> str:
     if row["node_prediction"] != row["node_truth"]:
         node = f'<span class="bad">{node}</span>, truth {escape(row["node_truth"])}'
     lines = [
-        ("tumour Dice", number(row["tumour_dice"])),
+        ("tumor Dice", number(row["tumor_dice"])),
         ("lesions", lesions),
         ("false positives", str(row["false_positives"])),
         ("area of a wrong class", f"{row['wrong_mm2']:.2g} of {row['evaluated_mm2']:.3g} mm²"),
-        ("tumour probability", f"{number(row['tumour_probability'])} ({'tumour' if row['has_tumour'] else 'normal'})"),
+        ("tumor probability", f"{number(row['tumor_probability'])} ({'tumor' if row['has_tumor'] else 'normal'})"),
         ("node", node),
         ("longest, true / predicted", f"{number(row['truth_mm'], 2)} / {number(row['predicted_mm'], 2)} mm"),
     ]

@@ -28,7 +28,7 @@ from slides.truth.interface import Truth, open_truth
 
 # Multiples of any tile's side, so that each tile is decoded once; 4 Mpx.
 BLOCK_PX = 2048
-# Scanners that the organisers' level 5 is meant for, um per level-0 px.
+# Scanners that the organizers' level 5 is meant for, um per level-0 px.
 SCANNED_UM_PX = (0.22, 0.26)
 LESION_STEP_L0 = 32
 # Tissue is looked for on this pyramid level, about 8 um/px.
@@ -41,11 +41,11 @@ class _Maps:
 
     Attributes:
         window: the cells, from level-0 (0, 0) on.
-        predicted_HW: whether the prediction's px under the cell's centre is tumour.
+        predicted_HW: whether the prediction's px under the cell's center is tumor.
         regions: cells of the three below; larger ones where the prediction's px are.
-        px_HW: px predicted tumour whose centre lies in the cell.
-        highest_HW: highest tumour probability of those, as a byte.
-        tumour_HW: whether a px of the map in the cell is truly tumour.
+        px_HW: px predicted tumor whose center lies in the cell.
+        highest_HW: highest tumor probability of those, as a byte.
+        tumor_HW: whether a px of the map in the cell is truly tumor.
     """
 
     window: Window
@@ -53,7 +53,7 @@ class _Maps:
     regions: Window
     px_HW: NDArray[np.int32]
     highest_HW: NDArray[np.uint8]
-    tumour_HW: NDArray[np.bool_]
+    tumor_HW: NDArray[np.bool_]
 
     @staticmethod
     def empty(window: Window, regions: Window) -> _Maps:
@@ -108,7 +108,7 @@ def measure(prediction: Prediction, case: Case, opts: argparse.Namespace) -> Sli
 
 
 def _cells(slide: Slide) -> Window:
-    """The whole slide at the organisers' level 5, or at its spacing where level 0 has another."""
+    """The whole slide at the organizers' level 5, or at its spacing where level 0 has another."""
     scanned = all(SCANNED_UM_PX[0] <= um_px <= SCANNED_UM_PX[1] for um_px in slide.um_px_xy_l0)
     step_x, step_y = (LESION_STEP_L0 if scanned else MAP_UM_PX / um_px for um_px in slide.um_px_xy_l0)
     return _whole(slide, step_x, step_y)
@@ -127,7 +127,7 @@ def _tissue(slide: Slide) -> tuple[int, NDArray[np.bool_]]:
 
 
 def _under(cell_l0: int, cells_HW: NDArray[np.bool_], window: Window) -> NDArray[np.bool_]:
-    """The cell under the centre of every px of a window, (H, W)."""
+    """The cell under the center of every px of a window, (H, W)."""
     rows, columns = _cells_under(window, (float(cell_l0), float(cell_l0)), cells_HW.shape)
     return cells_HW[np.ix_(rows, columns)]
 
@@ -135,7 +135,7 @@ def _under(cell_l0: int, cells_HW: NDArray[np.bool_], window: Window) -> NDArray
 def _cells_under(
     window: Window, step_xy_l0: tuple[float, float], hw: tuple[int, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row of the cell under each row's centres, and column under each column's; the last also covers a remainder."""
+    """Row of the cell under each row's centers, and column under each column's; the last also covers a remainder."""
     x_l0, y_l0 = pixel_centres_l0(window)
     rows, columns = (
         np.floor(along / step).astype(np.int64).clip(0, size - 1)
@@ -177,10 +177,10 @@ def _gather(
         maps.px_HW[cells] += reduced(np.add, predicted_HW, np.int32)
         highest = reduced(np.maximum, probability_HW * predicted_HW, np.uint8)
         maps.highest_HW[cells] = np.maximum(maps.highest_HW[cells], highest)
-    tumour_HW = ((truth_HW > 0) & (truth_HW != IGNORE)).view(np.uint8)
-    if tumour_HW.any():
-        maps.tumour_HW[cells] |= reduced(np.maximum, tumour_HW, np.uint8) > 0
-    # Cells whose centre lies in this block take the px under it.
+    tumor_HW = ((truth_HW > 0) & (truth_HW != IGNORE)).view(np.uint8)
+    if tumor_HW.any():
+        maps.tumor_HW[cells] |= reduced(np.maximum, tumor_HW, np.uint8) > 0
+    # Cells whose center lies in this block take the px under it.
     inside = []
     for px, first, size in zip(
         _cells_under(maps.window, window.step_xy_l0, size_xy[::-1]), corner_xy[::-1], window.hw_out, strict=True
@@ -206,8 +206,8 @@ def _scores(
     truth_HW = truth.label(window)
     x_l0, y_l0 = pixel_centres_l0(window)
     on_slide_HW = (y_l0 < slide.size_xy_l0[1])[:, None] & (x_l0 < slide.size_xy_l0[0])[None, :]
-    unknown_HW, tumour_HW = (truth_HW == IGNORE) & on_slide_HW, (truth_HW > 0) & (truth_HW != IGNORE)
-    lesions = lesion_map(tumour_HW, MAP_UM_PX)
+    unknown_HW, tumor_HW = (truth_HW == IGNORE) & on_slide_HW, (truth_HW > 0) & (truth_HW != IGNORE)
+    lesions = lesion_map(tumor_HW, MAP_UM_PX)
     places_D2 = lv_from_l0(detections[1], window.step_xy_l0)[:, ::-1]
     try:
         hits = slide_hits(lesions, detections[0], places_D2, unknown_HW)
@@ -215,7 +215,7 @@ def _scores(
         raise ValueError(f"{prediction.folder / DETECTIONS}: {error}; predict this slide again") from error
     at_x_l0, at_y_l0 = pixel_centres_l0(maps.regions)
     predicted = lesion_map(maps.predicted_HW, MAP_UM_PX)
-    truth_um = longest_diameters_um(tumour_HW, lesions.label_HW, cell_um_xy)
+    truth_um = longest_diameters_um(tumor_HW, lesions.label_HW, cell_um_xy)
     predicted_um = longest_diameters_um(maps.predicted_HW, predicted.label_HW, cell_um_xy)
     px_um_xy = [step * um for step, um in zip(prediction.step_xy_l0, slide.um_px_xy_l0, strict=True)]
     confusion_KK, histogram_2N = counts
@@ -224,8 +224,8 @@ def _scores(
         confusion_KK=confusion_KK,
         histogram_2N=histogram_2N,
         hits=hits,
-        tumour_probability=prediction.tumour_probability,
-        has_tumour=bool(tumour_HW.any() or maps.tumour_HW.any()),
+        tumor_probability=prediction.tumor_probability,
+        has_tumor=bool(tumor_HW.any() or maps.tumor_HW.any()),
         truth_mm=float(truth_um.max(initial=0)) / 1000,
         predicted_mm=float(predicted_um.max(initial=0)) / 1000,
         px_mm2=px_um_xy[0] * px_um_xy[1] / 1e6,
@@ -234,7 +234,7 @@ def _scores(
                 float(at_x_l0[region.column]), float(at_y_l0[region.row]), region.probability,
                 region.px * px_um_xy[0] * px_um_xy[1],
             )
-            for region in false_regions(maps.px_HW, maps.highest_HW, maps.tumour_HW)
+            for region in false_regions(maps.px_HW, maps.highest_HW, maps.tumor_HW)
         ),
         notes=notes,
     )  # fmt: skip

@@ -14,18 +14,18 @@ from slides.truth.asap import write_outlines
 from slides.truth.asap_areas import Area, asap_group, outlines_of
 from system.atomic_files import written_whole
 
-# Okabe and Ito's colours, told apart by nearly everybody; class 1 first.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+# Okabe and Ito's colors, told apart by nearly everybody; class 1 first.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 
-def colour_of(cls: int) -> str:
+def color_of(cls: int) -> str:
     """Return #RRGGBB of a class >= 1."""
-    return COLOURS[(cls - 1) % len(COLOURS)]
+    return COLORS[(cls - 1) % len(COLORS)]
 
 
-def rgb_of(colour: str) -> tuple[int, int, int]:
+def rgb_of(color: str) -> tuple[int, int, int]:
     """Return red, green and blue, 0 to 255, of #RRGGBB."""
-    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    red, green, blue = bytes.fromhex(color.removeprefix("#"))
     return red, green, blue
 
 
@@ -56,7 +56,7 @@ def _feature(region: Region, name: str) -> dict[str, object]:
         },
         "properties": {
             "objectType": "annotation",
-            "classification": {"name": name, "color": list(rgb_of(colour_of(region.cls)))},
+            "classification": {"name": name, "color": list(rgb_of(color_of(region.cls)))},
             "measurements": {
                 "Probability mean": round(region.probability, 6),
                 "Area um^2": round(region.area_um2, 3),
@@ -77,7 +77,7 @@ def write_asap(path: Path, found: Sequence[Region], class_names: Mapping[int, st
     """
     with written_whole(path) as part:
         areas = (
-            Area(region.polygon, f"{class_names[region.cls]} {number}", asap_group(region.cls), colour_of(region.cls))
+            Area(region.polygon, f"{class_names[region.cls]} {number}", asap_group(region.cls), color_of(region.cls))
             for number, region in enumerate(found)
         )
         write_outlines(part, outlines_of(list(areas)))

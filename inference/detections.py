@@ -18,7 +18,7 @@ from inference.maps import MapLevel, MapPyramid
 from slides.geometry import Pair, Points, l0_from_lv
 from system.atomic_files import written_whole
 
-# A tumour cell is 10 to 20 um wide: a level of about half of one, smoothed over about one.
+# A tumor cell is 10 to 20 um wide: a level of about half of one, smoothed over about one.
 UM_PX = 8.0
 SMOOTH_UM = 10.0
 # FROC runs through all thresholds and the slide's score is its best detection: what is doubtful is ranked, not dropped.
@@ -65,8 +65,8 @@ class Detection:
     """One place.
 
     Attributes:
-        probability: Smoothed tumour probability there, 0 to 1.
-        xy_l0: Centre of its px of the searched level, level-0 px, on the slide.
+        probability: Smoothed tumor probability there, 0 to 1.
+        xy_l0: Center of its px of the searched level, level-0 px, on the slide.
     """
 
     probability: float
@@ -78,7 +78,7 @@ def detections(
 ) -> list[Detection]:
     """Find local maxima of the smoothed probability, then drop those near a better one.
 
-    A maximum is a px, or a patch of equal px, that no neighbour of eight exceeds; of a patch the px nearest to its
+    A maximum is a px, or a patch of equal px, that no neighbor of eight exceeds; of a patch the px nearest to its
     middle is taken. Greedy suppression: the best is kept, all within `radius_um` of it are dropped, and so on; of
     equals the first in reading order wins. Memory: some bytes per px of a level of at most 64 Mpx.
 
@@ -99,7 +99,7 @@ def detections(
     order = np.argsort(-values, kind="stable")
     xy_lv = np.stack([columns, rows], axis=1)[order] + 0.5
     kept = _apart(xy_lv * np.asarray(level.um_px_xy), options.radius_um, options.max_detections)
-    # The last px may reach beyond the border, and its centre too: half a level-0 px inside is the last place.
+    # The last px may reach beyond the border, and its center too: half a level-0 px inside is the last place.
     xy_l0 = np.minimum(l0_from_lv(xy_lv[kept], level.step_xy_l0), np.asarray(size_xy_l0) - 0.5)
     best = values[order][kept] / (255 * SCALE)
     return [Detection(float(p), (float(x), float(y))) for p, (x, y) in zip(best, xy_l0, strict=True)]
@@ -154,7 +154,7 @@ def _maxima(smooth_HW: NDArray[np.uint16], lowest: int) -> tuple[NDArray[np.int6
 def _rising(
     smooth_HW: NDArray[np.uint16], peak_HW: NDArray[np.uint8], group_HW: NDArray[np.int32], count: int
 ) -> NDArray[np.bool_]:
-    """Which groups of px have an equal neighbour that itself has a higher one."""
+    """Which groups of px have an equal neighbor that itself has a higher one."""
     flat = np.zeros(count, np.bool_)
     height, width = smooth_HW.shape
     for down in (-1, 0, 1):

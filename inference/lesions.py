@@ -41,8 +41,8 @@ def lesions(maps: Maps) -> Lesions:
     level, where a lesion is larger than 64 Mpx). Whether foci within 75 um are one lesion is for the evaluation.
     """
     level = maps.label.nearest(UM_PX)
-    tumour_HW = (maps.label.whole(level) > 0).astype(np.uint8)
-    count, found_HW, stats, _ = cv2.connectedComponentsWithStats(tumour_HW, connectivity=8)
+    tumor_HW = (maps.label.whole(level) > 0).astype(np.uint8)
+    count, found_HW, stats, _ = cv2.connectedComponentsWithStats(tumor_HW, connectivity=8)
     group_HW = np.asarray(found_HW, np.int32)
     boxes = stats[1:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP, cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].astype(np.int64)
     diagonals = np.hypot(*(boxes[:, 2:] * np.asarray(level.um_px_xy)).T)

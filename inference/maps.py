@@ -31,7 +31,7 @@ class MapLevel:
         index: 0 is the finest.
         size_xy: Width and height, px of this level.
         step_xy_l0: Level-0 px of the slide per px of this level.
-        um_px_xy: Micrometres per px of this level.
+        um_px_xy: Micrometers per px of this level.
     """
 
     index: int
@@ -46,7 +46,7 @@ class MapPyramid:
     Args:
         path: The TIFF.
         size_xy_l0: Width and height of the slide, level-0 px.
-        um_px_xy_l0: Micrometres per level-0 px of the slide.
+        um_px_xy_l0: Micrometers per level-0 px of the slide.
         step_xy_l0: Level-0 px per map px.
 
     Attributes:
@@ -138,7 +138,7 @@ class Maps:
     Args:
         folder: Where they are.
         size_xy_l0: Width and height of the slide, level-0 px.
-        um_px_xy_l0: Micrometres per level-0 px of the slide.
+        um_px_xy_l0: Micrometers per level-0 px of the slide.
         step_xy_l0: Level-0 px per map px.
         class_names: Name of every class, 0 to K - 1.
 

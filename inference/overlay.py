@@ -1,4 +1,4 @@
-"""A picture of one prediction: the slide, tumour probability over it, outlines, a legend and a scale bar.
+"""A picture of one prediction: the slide, tumor probability over it, outlines, a legend and a scale bar.
 
 Tensor legend: H rows, W columns, C = 3 channels (RGB, uint8).
 """
@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from inference.annotations import colour_of, rgb_of
+from inference.annotations import color_of, rgb_of
 from inference.maps import Maps
 from inference.polygons import Region
 from slides.geometry import Window, lv_from_l0, pixel_centres_l0
@@ -25,10 +25,10 @@ from system.atomic_files import written_whole
 Picture = NDArray[np.uint8]
 SIDE_PX = 2048
 # Dark blue over green to yellow: lightness rises all the way, and nearly everybody can tell its ends apart.
-COLOUR_MAP = cv2.COLORMAP_VIRIDIS
-# Tissue stays visible through the colours; below the first probability there is none, from the second on the most.
+COLOR_MAP = cv2.COLORMAP_VIRIDIS
+# Tissue stays visible through the colors; below the first probability there is none, from the second on the most.
 MOST_OPAQUE, CLEAR_BELOW, OPAQUE_FROM = 0.55, 0.05, 0.5
-TRUTH_COLOUR = "#000000"
+TRUTH_COLOR = "#000000"
 LINE_PX, HALO_PX = 2, 5
 # Sub-px places of OpenCV's lines: 1 / 16 px.
 SHIFT = 4
@@ -48,7 +48,7 @@ def overlay(
     Args:
         slide: The slide.
         maps: Its maps.
-        found: Predicted regions, outlined in the colour of their class.
+        found: Predicted regions, outlined in the color of their class.
         truth: Class to true regions (level-0 px), outlined in black over white; None where the truth is unknown.
         side_px: Longer side of the thumbnail; smaller slides are not enlarged.
 
@@ -68,12 +68,12 @@ def overlay(
     probability_HW = _sampled(maps, window)
     _blend(image_HWC, probability_HW)
     for polygons in (truth or {}).values():
-        _outline(image_HWC, polygons, window, TRUTH_COLOUR)
+        _outline(image_HWC, polygons, window, TRUTH_COLOR)
     for cls in range(1, maps.classes):
-        _outline(image_HWC, [region.polygon for region in found if region.cls == cls], window, colour_of(cls))
-    lines = [(colour_of(cls), f"predicted {maps.class_names[cls]}") for cls in range(1, maps.classes)]
+        _outline(image_HWC, [region.polygon for region in found if region.cls == cls], window, color_of(cls))
+    lines = [(color_of(cls), f"predicted {maps.class_names[cls]}") for cls in range(1, maps.classes)]
     if truth is not None:
-        lines.append((TRUTH_COLOUR, "truth"))
+        lines.append((TRUTH_COLOR, "truth"))
     legend_HWC = _legend(image_HWC.shape[1], lines, notes, step * slide.um_px_xy_l0[0] / 1000)
     wide = max(image_HWC.shape[1], legend_HWC.shape[1])
     return np.concatenate([_widened(image_HWC, wide), _widened(legend_HWC, wide)])
@@ -88,7 +88,7 @@ def write_overlay(path: Path, image_HWC: Picture) -> None:
 
 
 def _sampled(maps: Maps, window: Window) -> NDArray[np.uint8]:
-    """Map px under the centres of a window that covers the slide, from the nearest level at least as fine."""
+    """Map px under the centers of a window that covers the slide, from the nearest level at least as fine."""
     fine = [level for level in maps.probability.levels if max(level.step_xy_l0) <= max(window.step_xy_l0)]
     # A map coarser than the picture, or one without levels: what fits in memory.
     level = max(fine[-1:] or maps.probability.levels[:1], key=lambda level: level.index)
@@ -103,33 +103,33 @@ def _sampled(maps: Maps, window: Window) -> NDArray[np.uint8]:
 
 
 def _blend(image_HWC: Picture, probability_HW: NDArray[np.uint8]) -> None:
-    """Lay colours over an image, in place, the more opaque the more probable."""
+    """Lay colors over an image, in place, the more opaque the more probable."""
     share = (np.arange(256) / 255 - CLEAR_BELOW) / (OPAQUE_FROM - CLEAR_BELOW)
     opacity = (MOST_OPAQUE * np.clip(share, 0, 1)).astype(np.float32)
-    colours = _colours(np.arange(256)).astype(np.float32)
+    colors = _colors(np.arange(256)).astype(np.float32)
     rows = 256
     for top in range(0, image_HWC.shape[0], rows):
         part, value = image_HWC[top : top + rows], probability_HW[top : top + rows]
         weight = opacity[value][..., None]
-        part[:] = np.rint(part * (1 - weight) + colours[value] * weight).astype(np.uint8)
+        part[:] = np.rint(part * (1 - weight) + colors[value] * weight).astype(np.uint8)
 
 
-def _colours(values: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _colors(values: NDArray[np.int64]) -> NDArray[np.uint8]:
     """RGB of probabilities 0 to 255, shape (..., 3)."""
-    table = np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], COLOUR_MAP), np.uint8)[:, 0, ::-1]
-    colours: NDArray[np.uint8] = table[values]
-    return colours
+    table = np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], COLOR_MAP), np.uint8)[:, 0, ::-1]
+    colors: NDArray[np.uint8] = table[values]
+    return colors
 
 
-def _outline(image_HWC: Picture, polygons: Sequence[shapely.Polygon], window: Window, colour: str) -> None:
-    """Draw outlines with a white border, in place, so that they stand out on any colour."""
+def _outline(image_HWC: Picture, polygons: Sequence[shapely.Polygon], window: Window, color: str) -> None:
+    """Draw outlines with a white border, in place, so that they stand out on any color."""
     rings = []
     for polygon in polygons:
         for ring in (polygon.exterior, *polygon.interiors):
-            # OpenCV's integer coordinates are centres of px, ours are their corners.
+            # OpenCV's integer coordinates are centers of px, ours are their corners.
             xy_out = lv_from_l0(shapely.get_coordinates(ring), window.step_xy_l0) - 0.5
             rings.append(np.rint(xy_out * 2**SHIFT).astype(np.int32))
-    for rgb, thickness in (((255, 255, 255), HALO_PX), (rgb_of(colour), LINE_PX)):
+    for rgb, thickness in (((255, 255, 255), HALO_PX), (rgb_of(color), LINE_PX)):
         cv2.polylines(
             image_HWC, rings, isClosed=True, color=rgb, thickness=thickness, lineType=cv2.LINE_AA, shift=SHIFT
         )
@@ -140,14 +140,14 @@ def _legend(width: int, lines: Sequence[tuple[str, str]], notes: Sequence[str], 
 
     Args:
         width: Of the picture, px.
-        lines: Colour and meaning of each kind of outline.
+        lines: Color and meaning of each kind of outline.
         notes: What else to say.
-        mm_px: Millimetres per px of the picture.
+        mm_px: Millimeters per px of the picture.
     """
     font = ImageFont.load_default(FONT_PX)
     bar_mm = max((mm for mm in SCALE_BARS_MM if mm / mm_px <= max(width, 300) / 5), default=SCALE_BARS_MM[0])
-    cells = [_scale_bar(bar_mm, mm_px, font), _colour_bar(font)]
-    cells += [_line_sample(colour, text, font) for colour, text in lines]
+    cells = [_scale_bar(bar_mm, mm_px, font), _color_bar(font)]
+    cells += [_line_sample(color, text, font) for color, text in lines]
     cells += [_text(note, font) for note in notes]
     rows: list[list[Image.Image]] = [[]]
     for cell in cells:
@@ -178,13 +178,13 @@ def _scale_bar(mm: float, mm_px: float, font: ImageFont.FreeTypeFont | ImageFont
     return cell
 
 
-def _colour_bar(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
-    before, low, high = (_text(text, font) for text in ("tumour probability", "0", "1"))
+def _color_bar(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+    before, low, high = (_text(text, font) for text in ("tumor probability", "0", "1"))
     cell = Image.new("RGB", (before.width + low.width + 256 + high.width + 24, BAR_PX), "white")
     left = 0
     for part in (before, low, None, high):
         if part is None:
-            ramp = np.broadcast_to(_colours(np.arange(256)), (BAR_PX - 6, 256, 3))
+            ramp = np.broadcast_to(_colors(np.arange(256)), (BAR_PX - 6, 256, 3))
             cell.paste(Image.fromarray(np.ascontiguousarray(ramp)), (left, 3))
             left += 256 + 8
         else:
@@ -193,10 +193,10 @@ def _colour_bar(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Ima
     return cell
 
 
-def _line_sample(colour: str, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+def _line_sample(color: str, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
     words = _text(text, font)
     cell = Image.new("RGB", (50 + words.width, BAR_PX), "white")
-    ImageDraw.Draw(cell).rectangle((0, BAR_PX // 2 - 2, 40, BAR_PX // 2 + 1), fill=colour)
+    ImageDraw.Draw(cell).rectangle((0, BAR_PX // 2 - 2, 40, BAR_PX // 2 + 1), fill=color)
     cell.paste(words, (50, (BAR_PX - words.height) // 2))
     return cell
 

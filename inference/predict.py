@@ -24,7 +24,7 @@ Network = Callable[[NDArray[np.uint8]], Floats]
 
 
 @dataclass(frozen=True)
-class How:
+class WindowOptions:
     """How windows are predicted.
 
     Attributes:
@@ -50,7 +50,7 @@ def predict_run(
     windows: Sequence[tuple[int, int]],
     run: Run,
     network: Network,
-    how: How,
+    how: WindowOptions,
     folder: Path,
     progress: Callable[[int], object],
 ) -> None:

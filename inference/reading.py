@@ -38,12 +38,12 @@ def read_window(slide: Slide, window: Window, context_um_px: float | None) -> tu
     Args:
         slide: the slide.
         window: the window.
-        context_um_px: spacing of a second, coarser view around the same centre, the channels from 3 on; None: none.
+        context_um_px: spacing of a second, coarser view around the same center, the channels from 3 on; None: none.
     """
     image_HWC, fault = _read_or_fill(slide, window)
     if context_um_px is None:
         return image_HWC, fault
-    # As `samplers.patch.PatchReader` reads it: not laid on the px of a level, so that both views have one centre.
+    # As `samplers.patch.PatchReader` reads it: not laid on the px of a level, so that both views have one center.
     step_xy_l0 = (context_um_px / slide.um_px_xy_l0[0], context_um_px / slide.um_px_xy_l0[1])
     around = window_centred(window.center_xy_l0, window.hw_out, step_xy_l0)
     context_HWC, context_fault = _read_or_fill(slide, around)

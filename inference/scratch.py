@@ -21,7 +21,7 @@ from inference.blending import Floats, Sums, Weights
 
 Bytes = NDArray[np.uint8]
 SUMS, FACTS = "sums", "facts.json"
-TUMOUR, LABEL = "probability", "label"
+TUMOR, LABEL = "probability", "label"
 CACHE_BYTES = 256 * 2**20
 
 
@@ -36,9 +36,9 @@ def planes_of(p_PHW: Floats) -> dict[str, Bytes]:
         `label`: the class of the highest probability, the lower class where two are equal.
     """
     any_HW = p_PHW.sum(axis=0)
-    planes = {TUMOUR: _rounded(any_HW)}
+    planes = {TUMOR: _rounded(any_HW)}
     if len(p_PHW) > 1:
-        planes |= {f"{TUMOUR}_{cls}": _rounded(p_HW) for cls, p_HW in enumerate(p_PHW, start=1)}
+        planes |= {f"{TUMOR}_{cls}": _rounded(p_HW) for cls, p_HW in enumerate(p_PHW, start=1)}
     p_KHW = np.concatenate([1 - any_HW[None], p_PHW])
     planes[LABEL] = p_KHW.argmax(axis=0).astype(np.uint8)
     return planes

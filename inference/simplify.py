@@ -1,7 +1,7 @@
 """Simple outlines of all regions of a map at once: a border between two regions stays one line.
 
 Borders are cut into arcs where px of three or more classes meet, and where regions touch at a corner; each arc is
-simplified once, whoever it belongs to. So neighbours get neither gaps nor overlaps.
+simplified once, whoever it belongs to. So neighbors get neither gaps nor overlaps.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Arcs:
     def simplify(self, place_um: Place, tolerance_um: float) -> None:
         """Find which corners stay: by Douglas and Peucker (1973), whose ends stay.
 
-        Each dropped corner is within the tolerance of the line between its kept neighbours; that line and the piece it
+        Each dropped corner is within the tolerance of the line between its kept neighbors; that line and the piece it
         stands for are then within it of each other. (Topology-preserving functions promise less.)
         """
         count = np.array([len(line) for line in self.corners])
@@ -85,7 +85,7 @@ def simplified(
         exact_lv: Exact outlines of all 4-connected regions that are wanted, px of the map.
         label_HW: The map.
         place: Turns px of the map into level-0 px of the slide.
-        um_px_xy: Micrometres per level-0 px.
+        um_px_xy: Micrometers per level-0 px.
         tolerance_um: Farthest that an outline and its simple form may lie from each other.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`summary.json`: what was predicted on one slide, with what, and how much of it is tumour."""
+"""`summary.json`: what was predicted on one slide, with what, and how much of it is tumor."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Predicted
         "windows_unreadable": run.windows_unreadable,
         "tissue_mm2": round(run.tissue_mm2, 6),
         "area_mm2": {str(cls): round(area, 6) for cls, area in areas_mm2(maps).items()},
-        "tumour_probability": round(found[0].probability, 6) if found else 0.0,
+        "tumor_probability": round(found[0].probability, 6) if found else 0.0,
         "longest_diameter_mm": round(sizes.longest_diameter_mm, 6),
         "lesions": sizes.count,
         "seconds": round(seconds, 3),

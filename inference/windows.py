@@ -78,7 +78,7 @@ def map_grid(slide: Slide, img_size: int, um_px: float, overlap: float) -> MapGr
         slide: the slide.
         img_size: side of a window, map px.
         um_px: spacing of the map.
-        overlap: share of a window's side that it has in common with its neighbour, at least 0 and below 1; rounded up
+        overlap: share of a window's side that it has in common with its neighbor, at least 0 and below 1; rounded up
             so that windows begin at multiples of `PHASE`, where that changes it by less than a third.
     """
     step_xy_l0 = slide.step_xy_l0(um_px)

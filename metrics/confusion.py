@@ -1,10 +1,10 @@
-"""Pixel scores from sums: one confusion matrix and one histogram of tumour probabilities.
+"""Pixel scores from sums: one confusion matrix and one histogram of tumor probabilities.
 
-K: classes. N: bins of the tumour probability. P: pixels. Counts of patches, slides and ranks add up before any score is
+K: classes. N: bins of the tumor probability. P: pixels. Counts of patches, slides and ranks add up before any score is
 taken, so the scores of a whole set do not depend on how it was cut into patches or shared over ranks.
 
-confusion_KK: int64, rows truth, columns prediction. histogram_2N: int64, row 0 pixels that are not tumour, row 1
-tumour; bin i holds the probabilities in [i / N, (i + 1) / N), the last one also 1.
+confusion_KK: int64, rows truth, columns prediction. histogram_2N: int64, row 0 pixels that are not tumor, row 1
+tumor; bin i holds the probabilities in [i / N, (i + 1) / N), the last one also 1.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ IGNORE = 255
 """Label of pixels without truth: never counted."""
 
 BINS = 1024
-"""Bins of the tumour probability in training and evaluation, so that their histograms add up."""
+"""Bins of the tumor probability in training and evaluation, so that their histograms add up."""
 
 Counts = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -79,27 +79,27 @@ def accuracy(confusion_KK: Counts) -> float:
 
 
 def auc(histogram_2N: Counts) -> float:
-    """Area under the ROC curve: the chance that a tumour pixel gets a higher probability than another pixel.
+    """Area under the ROC curve: the chance that a tumor pixel gets a higher probability than another pixel.
 
     Ties count half. Pixels of one bin are ties, which is the trapezoidal rule on the ROC curve through the edges of the
-    bins. It differs from the area of the unbinned probabilities by at most half the share of (tumour, other) pairs that
+    bins. It differs from the area of the unbinned probabilities by at most half the share of (tumor, other) pairs that
     meet in one bin.
 
     Args:
-        histogram_2N: pixel counts by tumour probability, row 0 not tumour, row 1 tumour.
+        histogram_2N: pixel counts by tumor probability, row 0 not tumor, row 1 tumor.
 
     Returns:
-        The area; NaN when there are no tumour pixels or no others. Source: Hanley and McNeil 1982, Radiology 143.
+        The area; NaN when there are no tumor pixels or no others. Source: Hanley and McNeil 1982, Radiology 143.
     """
     assert histogram_2N.shape == (2, histogram_2N.size // 2), histogram_2N.shape
-    other_N, tumour_N = histogram_2N.astype(np.int64)
-    if not other_N.sum() or not tumour_N.sum():
+    other_N, tumor_N = histogram_2N.astype(np.int64)
+    if not other_N.sum() or not tumor_N.sum():
         return float("nan")
     # Twice the other pixels below, ties half: integers keep it exact until the division.
     below_N = 2 * np.cumsum(other_N) - other_N
     # Python's integers: the product of two counts of a large set does not fit into 64 bits.
-    pairs = sum(int(count) * int(below) for count, below in zip(tumour_N, below_N, strict=True))
-    return pairs / (2 * int(tumour_N.sum()) * int(other_N.sum()))
+    pairs = sum(int(count) * int(below) for count, below in zip(tumor_N, below_N, strict=True))
+    return pairs / (2 * int(tumor_N.sum()) * int(other_N.sum()))
 
 
 def confusion_from_labels(
@@ -134,15 +134,15 @@ def confusion_from_labels(
 def histogram_from_probabilities(
     truth: NDArray[np.integer[Any]], p: NDArray[np.floating[Any]], bins: int = BINS
 ) -> Counts:
-    """Count pixels by tumour probability, apart for tumour and the rest.
+    """Count pixels by tumor probability, apart for tumor and the rest.
 
     Args:
-        truth: class 0 is not tumour, every other class is, IGNORE is not counted; any shape.
-        p: tumour probability in [0, 1], the shape of `truth`; where `truth` is IGNORE its value does not matter.
+        truth: class 0 is not tumor, every other class is, IGNORE is not counted; any shape.
+        p: tumor probability in [0, 1], the shape of `truth`; where `truth` is IGNORE its value does not matter.
         bins: number of bins N of equal width over [0, 1].
 
     Returns:
-        histogram_2N, int64, row 0 not tumour, row 1 tumour.
+        histogram_2N, int64, row 0 not tumor, row 1 tumor.
 
     Raises:
         ValueError: shapes differ, or a probability is NaN or outside [0, 1].
@@ -163,7 +163,7 @@ def histogram_from_probabilities(
 
 
 def histogram_from_bytes(truth: NDArray[np.integer[Any]], value: NDArray[np.uint8]) -> Counts:
-    """Count pixels by tumour probability stored as a byte, round(255 p), apart for tumour and the rest.
+    """Count pixels by tumor probability stored as a byte, round(255 p), apart for tumor and the rest.
 
     Args:
         truth: as for `histogram_from_probabilities`.

@@ -25,7 +25,7 @@ class Hits:
     Attributes:
         false: probabilities of the false positives.
         lesion_L: highest probability of a detection on each lesion that counts, 0 where there is none.
-        itc: number of lesions that are isolated tumour cells.
+        itc: number of lesions that are isolated tumor cells.
         ignored: detections on those, or where truth is unknown: neither right nor false.
     """
 
@@ -104,8 +104,8 @@ def froc(
 ) -> Froc:
     """The FROC curve of a set of slides.
 
-    The organisers' program runs over the sorted distinct probabilities from the second one on. The first is as a rule
-    the 0 of a lesion (or of isolated tumour cells) that nothing hit. Where everything is found it is a detection, and
+    The organizers' program runs over the sorted distinct probabilities from the second one on. The first is as a rule
+    the 0 of a lesion (or of isolated tumor cells) that nothing hit. Where everything is found it is a detection, and
     is dropped none the less: a set of one lesion found and nothing else scores 0. That is kept, since published scores
     are made so; `every_threshold` drops only the 0.
 

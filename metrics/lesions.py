@@ -1,9 +1,9 @@
-"""From a tumour mask to lesions: CAMELYON16's rule of what is one lesion and what is too small to count.
+"""From a tumor mask to lesions: CAMELYON16's rule of what is one lesion and what is too small to count.
 
 H rows, W columns of a map; L lesions. Coordinates are (row, column) px of the map; lengths um. label_HW: int32, 0 is
 background, 1 .. L the lesions in the order of their first px, row by row.
 
-Sources: Ehteshami Bejnordi et al. 2017, JAMA 318(22), supplement (foci closer than 75 um, five tumour cells, are one
+Sources: Ehteshami Bejnordi et al. 2017, JAMA 318(22), supplement (foci closer than 75 um, five tumor cells, are one
 lesion); the challenge's published evaluation program (Evaluation_FROC.py), whose mask at level 5 has 0.243 * 32 um/px.
 """
 
@@ -20,11 +20,11 @@ GROW_UM = 75.0
 """Foci closer than this are one lesion."""
 
 ITC_UM = 275.0
-"""Lesions whose major axis is shorter are isolated tumour cells: the 200 um of their definition and twice the growth
+"""Lesions whose major axis is shorter are isolated tumor cells: the 200 um of their definition and twice the growth
 of 75 / 2 um."""
 
 MAP_UM_PX = 0.243 * 32
-"""Spacing of the organisers' maps: level 5 of a slide scanned at 0.243 um/px."""
+"""Spacing of the organizers' maps: level 5 of a slide scanned at 0.243 um/px."""
 
 _BAND_ROWS = 512
 _EIGHT = np.ones((3, 3), np.bool_)
@@ -41,7 +41,7 @@ class Lesions:
     Attributes:
         label_HW: 0 background, 1 .. L lesions.
         major_axis_um_L: length of each lesion's major axis with the margin it was grown by, um.
-        is_itc_L: whether it is isolated tumour cells, which are neither to be found nor false.
+        is_itc_L: whether it is isolated tumor cells, which are neither to be found nor false.
     """
 
     label_HW: Labels
@@ -50,38 +50,38 @@ class Lesions:
 
     @property
     def count(self) -> int:
-        """Number of lesions that are to be found: without isolated tumour cells."""
+        """Number of lesions that are to be found: without isolated tumor cells."""
         return int((~self.is_itc_L).sum())
 
 
-def lesion_map(tumour_HW: Mask, um_px: float, grow_um: float = GROW_UM, itc_um: float = ITC_UM) -> Lesions:
-    """Group tumour px into lesions as the organisers of CAMELYON16 do.
+def lesion_map(tumor_HW: Mask, um_px: float, grow_um: float = GROW_UM, itc_um: float = ITC_UM) -> Lesions:
+    """Group tumor px into lesions as the organizers of CAMELYON16 do.
 
-    Px whose centre is nearer than grow_um / 2 to that of a tumour px join it, so that foci closer than `grow_um`
+    Px whose center is nearer than grow_um / 2 to that of a tumor px join it, so that foci closer than `grow_um`
     become one; holes are filled; what touches by side or corner is one lesion. A lesion whose major axis is shorter
-    than `itc_um` is isolated tumour cells.
+    than `itc_um` is isolated tumor cells.
 
     A map of CAMELYON16's size, 3125 x 6250 px, takes some seconds and 0.4 GB: the distances are taken in bands.
 
     Args:
-        tumour_HW: True on tumour.
-        um_px: micrometres per px of the map.
+        tumor_HW: True on tumor.
+        um_px: micrometers per px of the map.
         grow_um: largest gap, um; 0 joins nothing.
         itc_um: shortest major axis of a lesion that counts, um, of the grown lesion; 0 counts all.
 
     Raises:
         ValueError: not a map, or a length that is not a number from 0 on (um_px: above 0).
     """
-    if tumour_HW.ndim != 2:
-        raise ValueError(f"a mask of shape {tumour_HW.shape}; a map of (rows, columns) is needed")
+    if tumor_HW.ndim != 2:
+        raise ValueError(f"a mask of shape {tumor_HW.shape}; a map of (rows, columns) is needed")
     if not 0 < um_px < math.inf:
         raise ValueError(f"um_px {um_px}: a number above 0 is needed")
     for name, value in (("grow_um", grow_um), ("itc_um", itc_um)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} {value}: a number of at least 0 is needed")
-    grown_HW = _grown(tumour_HW.astype(np.bool_, copy=False), grow_um / (um_px * 2))
+    grown_HW = _grown(tumor_HW.astype(np.bool_, copy=False), grow_um / (um_px * 2))
     label_HW, _ = _components(_filled(grown_HW))
-    # In px first, as the organisers compare.
+    # In px first, as the organizers compare.
     major_axis_L = major_axes_px(label_HW)
     return Lesions(label_HW, major_axis_L * um_px, major_axis_L < itc_um / um_px)
 
@@ -89,8 +89,8 @@ def lesion_map(tumour_HW: Mask, um_px: float, grow_um: float = GROW_UM, itc_um: 
 def major_axes_px(label_HW: Labels) -> Lengths:
     """Length of the major axis of each lesion: that of the ellipse with the same second moments, px.
 
-    4 * sqrt(largest eigenvalue of the covariance of the centres of its px). That is `axis_major_length` of
-    scikit-image's regionprops (before 0.19 `major_axis_length`), which the organisers' program calls. MATLAB's
+    4 * sqrt(largest eigenvalue of the covariance of the centers of its px). That is `axis_major_length` of
+    scikit-image's regionprops (before 0.19 `major_axis_length`), which the organizers' program calls. MATLAB's
     function of the same name takes a px as a square and adds 1/12 to both variances; at the limit of 275 um that is
     0.15 um more.
 
@@ -112,36 +112,36 @@ def major_axes_px(label_HW: Labels) -> Lengths:
     return np.array(axes, np.float64)
 
 
-def longest_diameters_um(tumour_HW: Mask, label_HW: Labels, um_px_xy: tuple[float, float]) -> Lengths:
-    """Longest diameter of each lesion: the largest distance between two points of its tumour px (Feret diameter), um.
+def longest_diameters_um(tumor_HW: Mask, label_HW: Labels, um_px_xy: tuple[float, float]) -> Lengths:
+    """Longest diameter of each lesion: the largest distance between two points of its tumor px (Feret diameter), um.
 
-    Px are squares, so the distance is one between corners. It is measured on the tumour itself and not on the grown
-    map, which would add the gap of 75 um to every lesion: 0.2 and 2 mm are lengths of tumour.
+    Px are squares, so the distance is one between corners. It is measured on the tumor itself and not on the grown
+    map, which would add the gap of 75 um to every lesion: 0.2 and 2 mm are lengths of tumor.
 
     Args:
-        tumour_HW: True on tumour.
-        label_HW: lesions that the tumour px belong to, from `lesion_map` of the same mask.
-        um_px_xy: micrometres per px along columns (x) and rows (y).
+        tumor_HW: True on tumor.
+        label_HW: lesions that the tumor px belong to, from `lesion_map` of the same mask.
+        um_px_xy: micrometers per px along columns (x) and rows (y).
 
     Returns:
-        L diameters, 0 for a lesion without a tumour px.
+        L diameters, 0 for a lesion without a tumor px.
     """
     diameters = []
     for index, box in enumerate(ndimage.find_objects(label_HW), start=1):
-        member_HW = None if box is None else (label_HW[box] == index) & tumour_HW[box]
+        member_HW = None if box is None else (label_HW[box] == index) & tumor_HW[box]
         diameters.append(0.0 if member_HW is None or not member_HW.any() else _feret_um(member_HW, um_px_xy))
     return np.array(diameters, np.float64)
 
 
-def _grown(tumour_HW: Mask, radius_px: float) -> Mask:
-    """Tumour and all px nearer than `radius_px` to it; exact Euclidean distances between centres of px."""
-    grown_HW = tumour_HW.copy()
+def _grown(tumor_HW: Mask, radius_px: float) -> Mask:
+    """Tumor and all px nearer than `radius_px` to it; exact Euclidean distances between centers of px."""
+    grown_HW = tumor_HW.copy()
     reach = math.ceil(radius_px)
-    if radius_px <= 1:  # the nearest neighbour is at distance 1
+    if radius_px <= 1:  # the nearest neighbor is at distance 1
         return grown_HW
-    for top in range(0, tumour_HW.shape[0], _BAND_ROWS):
+    for top in range(0, tumor_HW.shape[0], _BAND_ROWS):
         first = max(0, top - reach)
-        block_HW = tumour_HW[first : top + _BAND_ROWS + reach]
+        block_HW = tumor_HW[first : top + _BAND_ROWS + reach]
         columns = np.flatnonzero(block_HW.any(axis=0))
         if columns.size:
             across = slice(max(0, int(columns[0]) - reach), int(columns[-1]) + reach + 1)
@@ -152,7 +152,7 @@ def _grown(tumour_HW: Mask, radius_px: float) -> Mask:
 
 def _filled(mask_HW: Mask) -> Mask:
     """Holes filled: background that no path along sides of px joins with the border."""
-    background_HW, count = _labelled(~mask_HW, None)
+    background_HW, count = _labeled(~mask_HW, None)
     is_outside = np.zeros(count + 1, np.bool_)
     for edge in (background_HW[0], background_HW[-1], background_HW[:, 0], background_HW[:, -1]):
         is_outside[edge] = True
@@ -162,16 +162,16 @@ def _filled(mask_HW: Mask) -> Mask:
 
 
 def _components(mask_HW: Mask) -> tuple[Labels, int]:
-    return _labelled(mask_HW, _EIGHT)
+    return _labeled(mask_HW, _EIGHT)
 
 
-def _labelled(mask_HW: Mask, structure: Any) -> tuple[Labels, int]:
+def _labeled(mask_HW: Mask, structure: Any) -> tuple[Labels, int]:
     label_HW = np.empty(mask_HW.shape, np.int32)
     return label_HW, int(ndimage.label(mask_HW, structure=structure, output=label_HW))
 
 
 def _moments(member_HW: Mask) -> tuple[float, float, float]:
-    """Variance along rows, along columns, and covariance of the centres of px."""
+    """Variance along rows, along columns, and covariance of the centers of px."""
     count_r = member_HW.sum(axis=1, dtype=np.int64)
     count_c = member_HW.sum(axis=0, dtype=np.int64)
     total = float(count_r.sum())

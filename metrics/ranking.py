@@ -1,4 +1,4 @@
-"""How well one number per slide ranks slides with tumour above those without: ROC curve and its area.
+"""How well one number per slide ranks slides with tumor above those without: ROC curve and its area.
 
 S slides, T thresholds, R resamples.
 """
@@ -17,8 +17,8 @@ class Roc:
 
     Attributes:
         threshold_T: from infinite (no slide called positive) down.
-        false_rate_T: share of slides without tumour at or above the threshold.
-        true_rate_T: share of slides with tumour at or above it.
+        false_rate_T: share of slides without tumor at or above the threshold.
+        true_rate_T: share of slides with tumor at or above it.
         area: the area under it; NaN without slides of both kinds.
     """
 
@@ -32,11 +32,11 @@ def roc(positive_S: NDArray[np.bool_], probability_S: Values) -> Roc:
     """The curve over all distinct probabilities; slides of one probability change sides together.
 
     Args:
-        positive_S: whether each slide has tumour.
-        probability_S: its tumour probability.
+        positive_S: whether each slide has tumor.
+        probability_S: its tumor probability.
 
     Returns:
-        The curve. Its area is the chance that a slide with tumour is ranked above one without, ties half. Source:
+        The curve. Its area is the chance that a slide with tumor is ranked above one without, ties half. Source:
         Hanley and McNeil 1982, Radiology 143.
 
     Raises:
@@ -47,7 +47,7 @@ def roc(positive_S: NDArray[np.bool_], probability_S: Values) -> Roc:
     if positive_S.shape != probability_S.shape or positive_S.ndim != 1:
         raise ValueError(f"truth of {positive_S.shape} and probabilities of {probability_S.shape} must be two lists")
     if np.isnan(probability_S).any():
-        raise ValueError("a slide's tumour probability is NaN")
+        raise ValueError("a slide's tumor probability is NaN")
     threshold_T = np.append(np.inf, np.unique(probability_S)[::-1])
     called_TS = probability_S[None, :] >= threshold_T[:, None]
     rates = []
@@ -62,16 +62,16 @@ def auc_R(positive_S: NDArray[np.bool_], probability_S: Values, weight_RS: NDArr
     """Area under the ROC curve of resamples in which slide s occurs `weight_RS[r, s]` times.
 
     Args:
-        positive_S: whether each slide has tumour.
-        probability_S: its tumour probability.
+        positive_S: whether each slide has tumor.
+        probability_S: its tumor probability.
         weight_RS: how often each slide occurs.
 
     Returns:
         R areas, NaN where a resample has slides of one kind only.
     """
-    tumour, other = probability_S[positive_S], probability_S[~positive_S]
-    won = (tumour[:, None] > other[None, :]) + 0.5 * (tumour[:, None] == other[None, :])
-    tumour_R, other_R = weight_RS[:, positive_S].astype(np.float64), weight_RS[:, ~positive_S].astype(np.float64)
-    sums_R = ((tumour_R @ won) * other_R).sum(axis=1)
-    pairs_R = tumour_R.sum(axis=1) * other_R.sum(axis=1)
+    tumor, other = probability_S[positive_S], probability_S[~positive_S]
+    won = (tumor[:, None] > other[None, :]) + 0.5 * (tumor[:, None] == other[None, :])
+    tumor_R, other_R = weight_RS[:, positive_S].astype(np.float64), weight_RS[:, ~positive_S].astype(np.float64)
+    sums_R = ((tumor_R @ won) * other_R).sum(axis=1)
+    pairs_R = tumor_R.sum(axis=1) * other_R.sum(axis=1)
     return np.divide(sums_R, pairs_R, out=np.full(pairs_R.shape, np.nan), where=pairs_R > 0)

@@ -1,4 +1,4 @@
-"""Regions predicted tumour where there is none: where training should look again.
+"""Regions predicted tumor where there is none: where training should look again.
 
 H rows, W columns of a grid of cells, each of which stands for some px of a prediction.
 """
@@ -12,11 +12,11 @@ from scipy import ndimage
 
 
 @dataclass(frozen=True)
-class Region:
+class CellRegion:
     """A region of cells that touch by side or corner.
 
     Attributes:
-        row, column: the cell of the region that is nearest to its centre of mass.
+        row, column: the cell of the region that is nearest to its center of mass.
         probability: the highest in it, 0 to 1.
         px: px of the prediction in it.
     """
@@ -28,19 +28,19 @@ class Region:
 
 
 def false_regions(
-    px_HW: NDArray[np.integer[Any]], highest_HW: NDArray[np.uint8], tumour_HW: NDArray[np.bool_]
-) -> list[Region]:
-    """Regions predicted tumour of which no cell holds true tumour, the biggest first.
+    px_HW: NDArray[np.integer[Any]], highest_HW: NDArray[np.uint8], tumor_HW: NDArray[np.bool_]
+) -> list[CellRegion]:
+    """Regions predicted tumor of which no cell holds true tumor, the biggest first.
 
     Args:
-        px_HW: px predicted tumour in each cell.
-        highest_HW: highest tumour probability of those, as a byte.
-        tumour_HW: whether true tumour occurs in the cell.
+        px_HW: px predicted tumor in each cell.
+        highest_HW: highest tumor probability of those, as a byte.
+        tumor_HW: whether true tumor occurs in the cell.
     """
     label_HW = np.empty(px_HW.shape, np.int32)
     count = int(ndimage.label(px_HW > 0, structure=np.ones((3, 3), np.bool_), output=label_HW))
     touches = np.zeros(count + 1, np.bool_)
-    touches[label_HW[tumour_HW]] = True
+    touches[label_HW[tumor_HW]] = True
     regions = []
     for index, box in enumerate(ndimage.find_objects(label_HW), start=1):
         if box is None or touches[index]:
@@ -52,7 +52,7 @@ def false_regions(
         far = (rows - np.average(rows, weights=weight)) ** 2 + (columns - np.average(columns, weights=weight)) ** 2
         nearest = int(far.argmin())
         regions.append(
-            Region(
+            CellRegion(
                 int(box[0].start + rows[nearest]),
                 int(box[1].start + columns[nearest]),
                 float(highest_HW[box][member_HW].max()) / 255,

@@ -32,7 +32,7 @@ class Submission:
     """Stages of patients and classes of their nodes.
 
     Attributes:
-        stages: `patient_NNN` -> stage, spelt as in `STAGES`.
+        stages: `patient_NNN` -> stage, spelled as in `STAGES`.
         nodes: `patient_NNN_node_M` -> class, as in `NODE_CLASSES`; may have fewer than the patients have nodes.
     """
 
@@ -50,7 +50,7 @@ def node_class(longest_diameter_mm: float) -> str:
     """Class of a lymph node from the longest diameter of its largest lesion.
 
     Args:
-        longest_diameter_mm: 0 without any lesion; up to 0.2 mm isolated tumour cells, up to 2 mm (and more than 200
+        longest_diameter_mm: 0 without any lesion; up to 0.2 mm isolated tumor cells, up to 2 mm (and more than 200
             cells, which a mask does not tell) micrometastasis, longer ones macrometastasis. The limits belong to the
             smaller class, to the nearest nm, so that a sum of pixels' lengths is not called longer by rounding.
 
@@ -70,9 +70,9 @@ def node_class(longest_diameter_mm: float) -> str:
 def patient_stage(node_classes: Sequence[str]) -> str:
     """Stage of a patient from the classes of the nodes.
 
-    pN0: nothing. pN0(i+): isolated tumour cells only. pN1mi: micrometastases, no macrometastasis. pN1: 1 to 3 nodes
+    pN0: nothing. pN0(i+): isolated tumor cells only. pN1mi: micrometastases, no macrometastasis. pN1: 1 to 3 nodes
     with micro- or macrometastases, at least one macro. pN2: 4 to 9 such nodes, at least one macro. Nodes with isolated
-    tumour cells do not count among them.
+    tumor cells do not count among them.
 
     Args:
         node_classes: of `NODE_CLASSES`, in any case.

@@ -30,10 +30,10 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FalseRegion:
-    """A region predicted tumour where there is none.
+    """A region predicted tumor where there is none.
 
     Attributes:
-        x, y: a point inside it near its centre, level-0 px.
+        x, y: a point inside it near its center, level-0 px.
         probability: the highest in it.
         area_um2: its area.
     """
@@ -51,14 +51,14 @@ class SlideScores:
     Attributes:
         slide_id: id of the slide.
         confusion_KK: px that count, rows truth, columns prediction.
-        histogram_2N: the same px by tumour probability, row 0 not tumour, row 1 tumour.
+        histogram_2N: the same px by tumor probability, row 0 not tumor, row 1 tumor.
         hits: what its detections met.
-        tumour_probability: of the slide.
-        has_tumour: whether its truth has any.
+        tumor_probability: of the slide.
+        has_tumor: whether its truth has any.
         truth_mm: longest diameter of its largest true lesion, 0 without one.
         predicted_mm: the same of the prediction.
         px_mm2: area of a px.
-        false_regions: predicted tumour that touches no true one, the biggest first.
+        false_regions: predicted tumor that touches no true one, the biggest first.
         notes: what a user should know.
     """
 
@@ -66,8 +66,8 @@ class SlideScores:
     confusion_KK: Counts
     histogram_2N: Counts
     hits: Hits
-    tumour_probability: float
-    has_tumour: bool
+    tumor_probability: float
+    has_tumor: bool
     truth_mm: float
     predicted_mm: float
     px_mm2: float
@@ -91,7 +91,7 @@ class SlideScores:
         return abs(true - predicted)
 
     @property
-    def tumour_dice(self) -> float:
+    def tumor_dice(self) -> float:
         """Dice of all classes from 1 on taken together; NaN where neither truth nor prediction has any."""
         return float(dice_K(_two(self.confusion_KK))[1])
 
@@ -115,7 +115,7 @@ class Summary:
     submission: Submission | None
 
 
-def summarise(
+def summarize(
     slides: Sequence[SlideScores],
     class_names: Sequence[str],
     count: int = 1000,
@@ -193,18 +193,18 @@ def _lesions(
         "sensitivity_at": {f"{at:g}": float(value) for at, value in zip(false_per_slide, curve.at, strict=True)},
         "lesions": curve.lesions,
         "found": sum(int((one.lesion_L > 0).sum()) for one in hits),
-        "isolated_tumour_cells": sum(one.itc for one in hits),
+        "isolated_tumor_cells": sum(one.itc for one in hits),
         "false_positives": sum(len(one.false) for one in hits),
         "ignored_detections": sum(one.ignored for one in hits),
     }
 
 
 def _ranking(slides: Sequence[SlideScores], weight_RS: Counts) -> tuple[Roc, dict[str, Any]]:
-    positive_S = np.array([slide.has_tumour for slide in slides], np.bool_)
-    probability_S = np.array([slide.tumour_probability for slide in slides])
+    positive_S = np.array([slide.has_tumor for slide in slides], np.bool_)
+    probability_S = np.array([slide.tumor_probability for slide in slides])
     curve = roc(positive_S, probability_S)
     areas_R = auc_R(positive_S, probability_S, weight_RS)
-    return curve, _score(curve.area, areas_R, len(slides)) | {"with_tumour": int(positive_S.sum())}
+    return curve, _score(curve.area, areas_R, len(slides)) | {"with_tumor": int(positive_S.sum())}
 
 
 def _nodes(slides: Sequence[SlideScores], weight_RS: Counts) -> dict[str, Any]:
@@ -249,9 +249,9 @@ def _row(slide: SlideScores, class_names: Sequence[str]) -> dict[str, Any]:
     iou = dict(zip(class_names, iou_K(slide.confusion_KK).tolist(), strict=True))
     return {
         "slide_id": slide.slide_id,
-        "has_tumour": slide.has_tumour,
-        "tumour_probability": slide.tumour_probability,
-        "tumour_dice": slide.tumour_dice,
+        "has_tumor": slide.has_tumor,
+        "tumor_probability": slide.tumor_probability,
+        "tumor_dice": slide.tumor_dice,
         "miou": miou(slide.confusion_KK),
         **{f"iou {name}": value for name, value in iou.items()},
         "pixel_auc": auc(slide.histogram_2N),
@@ -259,7 +259,7 @@ def _row(slide: SlideScores, class_names: Sequence[str]) -> dict[str, Any]:
         "wrong_mm2": slide.wrong_mm2,
         "lesions": len(slide.hits.lesion_L),
         "missed": slide.missed,
-        "isolated_tumour_cells": slide.hits.itc,
+        "isolated_tumor_cells": slide.hits.itc,
         "false_positives": len(slide.hits.false),
         "false_regions": len(slide.false_regions),
         "truth_mm": slide.truth_mm,

@@ -31,7 +31,7 @@ class Strength:
 
     Attributes:
         brightness: shift, share of full scale.
-        contrast: relative change of the distance from mid-grey.
+        contrast: relative change of the distance from mid-gray.
         stain: relative change of each stain's optical density.
         stain_shift: optical density added to each stain; glass takes it on, too.
         zoom: relative change of size (spacing).
@@ -56,9 +56,9 @@ STRENGTHS = {
     ),
 }  # fmt: skip
 
-# Numbers of a patch: three flips, colour matrix 3 x 3 and shift 3 in optical density, brightness, contrast, zoom, blur,
+# Numbers of a patch: three flips, color matrix 3 x 3 and shift 3 in optical density, brightness, contrast, zoom, blur,
 # displacement of the grid nodes along x and y.
-_FLIPS, _COLOUR, _TONE, _ZOOM, _BLUR = slice(0, 3), slice(3, 15), slice(15, 17), slice(17, 18), slice(18, 19)
+_FLIPS, _COLOR, _TONE, _ZOOM, _BLUR = slice(0, 3), slice(3, 15), slice(15, 17), slice(17, 18), slice(18, 19)
 _NODES = slice(19, 19 + 2 * GRID * GRID)
 P = _NODES.stop
 
@@ -79,7 +79,7 @@ def parameters(level: str, seed: int, index: int) -> NDArray[np.float32]:
     beta = much.stain_shift * rng.uniform(-1, 1, 3)
     # Density in stains = density in RGB times the inverse matrix; scaled there, and back.
     matrix = np.linalg.inv(HED_RGB) @ np.diag(alpha) @ HED_RGB
-    drawn[_COLOUR] = np.concatenate([matrix.ravel(), beta @ HED_RGB])
+    drawn[_COLOR] = np.concatenate([matrix.ravel(), beta @ HED_RGB])
     drawn[_TONE] = much.brightness * rng.uniform(-1, 1), 1 + much.contrast * rng.uniform(-1, 1)
     drawn[_ZOOM] = 1 + much.zoom * rng.uniform(-1, 1)
     drawn[_BLUR] = max(0.0, much.blur * rng.uniform(-1, 1))
@@ -102,7 +102,7 @@ class Augment:
         self._level = level
         self._seed = seed
         much = STRENGTHS[level]
-        self._colours = much != Strength()
+        self._colors = much != Strength()
         self._warps = much.zoom > 0 or much.elastic > 0
 
     def __call__(self, image_BHWC: Any, label_BHW: Any, index_B: NDArray[Any]) -> tuple[Any, Any]:
@@ -127,9 +127,9 @@ class Augment:
         if self._warps:
             x_BHW, y_BHW = source_of(label_BHW, drawn_BP)
             image_BHWC, label_BHW = warped(image_BHWC, label_BHW, x_BHW, y_BHW)
-        if self._colours:
+        if self._colors:
             levels_BHWC = tf.cast(image_BHWC, tf.float32)
-            levels_BHWC = blurred(recoloured(levels_BHWC, drawn_BP), drawn_BP[:, _BLUR])
+            levels_BHWC = blurred(recolored(levels_BHWC, drawn_BP), drawn_BP[:, _BLUR])
             image_BHWC = tf.cast(tf.clip_by_value(levels_BHWC, 0.0, 255.0) + 0.5, tf.uint8)
         return image_BHWC, label_BHW
 
@@ -144,7 +144,7 @@ def flipped(joint_BHWC: Any, flips_B3: Any) -> Any:
 
 
 def source_of(label_BHW: Any, drawn_BP: Any) -> tuple[Any, Any]:
-    """Column and row (px, pixel centres at whole numbers) that each output pixel takes, (B, H, W) each."""
+    """Column and row (px, pixel centers at whole numbers) that each output pixel takes, (B, H, W) each."""
     side = tf.shape(label_BHW)[1]
     size = tf.cast(side, tf.float32)
     nodes_BGG2 = tf.reshape(drawn_BP[:, _NODES], (-1, GRID, GRID, 2)) * size
@@ -182,10 +182,10 @@ def warped(image_BHWC: Any, label_BHW: Any, x_BHW: Any, y_BHW: Any) -> tuple[Any
     return image, tf.where(inside, label, tf.cast(IGNORE, tf.uint8))
 
 
-def recoloured(levels_BHWC: Any, drawn_BP: Any) -> Any:
-    """Stain, then contrast and brightness; grey levels 0..255 in and out, not clipped."""
-    matrix_B33 = tf.reshape(drawn_BP[:, _COLOUR][:, :9], (-1, 3, 3))
-    shift_B13 = drawn_BP[:, _COLOUR][:, None, 9:]
+def recolored(levels_BHWC: Any, drawn_BP: Any) -> Any:
+    """Stain, then contrast and brightness; gray levels 0..255 in and out, not clipped."""
+    matrix_B33 = tf.reshape(drawn_BP[:, _COLOR][:, :9], (-1, 3, 3))
+    shift_B13 = drawn_BP[:, _COLOR][:, None, 9:]
     shape = tf.shape(levels_BHWC)
     density_BN3 = -tf.math.log(tf.reshape((levels_BHWC + 1) / 256, (shape[0], -1, 3)))
     shown_BN3 = 256 * tf.exp(-(tf.matmul(density_BN3, matrix_B33) + shift_B13)) - 1

@@ -13,7 +13,7 @@ MIN_TISSUE = 0.05  # share of a window's cells; less is almost all glass
 
 
 def slide_grid(index: SlideIndex, img_size: int, um_px: float) -> list[tuple[float, float]]:
-    """Centres (xy, level-0 px) of the windows that tile one slide from its top-left corner and show tissue.
+    """Centers (xy, level-0 px) of the windows that tile one slide from its top-left corner and show tissue.
 
     Windows touch and do not overlap; the last of a row or column may reach beyond the slide, where truth is ignored.
 

@@ -75,7 +75,7 @@ class SlideIndex:
 def own_regions(regions: dict[int, list[Polygon]]) -> dict[int, list[Polygon]]:
     """Regions without the class-0 polygons that only cut holes into other classes (CAMELYON's `_2`).
 
-    A hole says what is not tumour inside a lesion; taken for the slide's normal tissue, it would be all that a sampler
+    A hole says what is not tumor inside a lesion; taken for the slide's normal tissue, it would be all that a sampler
     ever saw of class 0 there.
     """
     others = [Polygon(polygon.exterior) for cls, polygons in regions.items() if cls != 0 for polygon in polygons]

@@ -1,4 +1,4 @@
-"""Sampling maps: per slide a thumbnail with tissue and tumour cells outlined and every trained window drawn on it."""
+"""Sampling maps: per slide a thumbnail with tissue and tumor cells outlined and every trained window drawn on it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from slides.geometry import Window
 from slides.reader import Slide
 
 SIDE = 1024  # px of the longer side of a map
-TISSUE_BGR, TUMOUR_BGR = (40, 140, 40), (40, 40, 220)
+TISSUE_BGR, TUMOR_BGR = (40, 140, 40), (40, 40, 220)
 
 
 def write_maps(folder: Path, slide_set: SlideSet, rows: Sequence[Mapping[str, str]], patch_um: float) -> list[Path]:
     """Write `folder/SLIDE.png` for every slide that was sampled.
 
-    Windows are coloured by loss, from blue (lowest of the run) to red (95th percentile and above).
+    Windows are colored by loss, from blue (lowest of the run) to red (95th percentile and above).
 
     Args:
         folder: made where missing.
         slide_set: the training slides.
-        rows: sample log, with `slide`, `x_l0`, `y_l0` (window centre, level-0 px) and `loss`.
+        rows: sample log, with `slide`, `x_l0`, `y_l0` (window center, level-0 px) and `loss`.
         patch_um: side of the windows, um.
 
     Returns:
@@ -56,7 +56,7 @@ def _scale(slide: Slide) -> float:
 
 
 def _background(slide: Slide, index: SlideIndex) -> NDArray[np.uint8]:
-    """Thumbnail (BGR) with the outlines of tissue and of each tumour class."""
+    """Thumbnail (BGR) with the outlines of tissue and of each tumor class."""
     scale = _scale(slide)
     rows, columns = (max(1, int(size * scale)) for size in reversed(slide.size_xy_l0))
     try:
@@ -64,13 +64,13 @@ def _background(slide: Slide, index: SlideIndex) -> NDArray[np.uint8]:
     except ValueError:  # a slide that went bad during the run: windows and outlines on white still tell where
         thumb_HWC = np.full((rows, columns, 3), 255, np.uint8)
     map_HWC = np.ascontiguousarray(thumb_HWC[..., ::-1])
-    sets = [(index.tissue, TISSUE_BGR), *((p, TUMOUR_BGR) for cls, p in sorted(index.places.items()) if cls > 0)]
-    for places, colour in sets:
+    sets = [(index.tissue, TISSUE_BGR), *((p, TUMOR_BGR) for cls, p in sorted(index.places.items()) if cls > 0)]
+    for places, color in sets:
         cells_HW = places.mask().astype(np.uint8)
         covered = (int(cells_HW.shape[1] * index.cell_l0 * scale), int(cells_HW.shape[0] * index.cell_l0 * scale))
         scaled_HW = cv2.resize(cells_HW, covered, interpolation=cv2.INTER_NEAREST)[:rows, :columns]
         contours, _ = cv2.findContours(scaled_HW, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(map_HWC, contours, -1, colour, 2)
+        cv2.drawContours(map_HWC, contours, -1, color, 2)
     return map_HWC
 
 
@@ -83,12 +83,12 @@ def _draw_windows(
 ) -> None:
     scale, (low, high) = _scale(slide), range_loss
     levels = np.clip([(float(r["loss"]) - low) / max(high - low, 1e-9) for r in rows], 0, 1)
-    colours = cv2.applyColorMap((levels * 255).astype(np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0]
+    colors = cv2.applyColorMap((levels * 255).astype(np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0]
     half_x, half_y = (patch_um / um / 2 * scale for um in slide.um_px_xy_l0)
     for position in np.argsort(levels):  # the hardest on top
         row = rows[int(position)]
         x, y = float(row["x_l0"]) * scale, float(row["y_l0"]) * scale
-        colour = tuple(int(v) for v in colours[position])
+        color = tuple(int(v) for v in colors[position])
         corner, opposite = (round(x - half_x), round(y - half_y)), (round(x + half_x), round(y + half_y))
-        cv2.rectangle(map_HWC, corner, opposite, colour, 1)
-        cv2.circle(map_HWC, (round(x), round(y)), 2, colour, -1)
+        cv2.rectangle(map_HWC, corner, opposite, color, 1)
+        cv2.circle(map_HWC, (round(x), round(y)), 2, color, -1)

@@ -1,6 +1,6 @@
 """From a request for a place to its pixels: the only reader of pixels among the samplers.
 
-Shapes: H, W patch rows and columns; C = 3 colour channels, 6 with a context view.
+Shapes: H, W patch rows and columns; C = 3 color channels, 6 with a context view.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PatchRequest:
         attempt: 0 for the first draw of this index, n for its n-th redraw.
         slide: position of the slide in the list of cases.
         cls: class that the draw aimed at; -1 where the place was not drawn for a class (grid).
-        center_xy_l0: centre of the patch, level-0 px.
+        center_xy_l0: center of the patch, level-0 px.
         origin: who asked: `stream` (a sampler), `hard` (the hard-mining pool) or `grid` (validation).
         as_found: take it whatever it shows: a place inside an annotation.
     """
@@ -68,7 +68,7 @@ class Patch:
 
     Attributes:
         request: the request that was read (of the accepted attempt).
-        window: where the pixels come from; its centre differs from the request's where it was shifted inside.
+        window: where the pixels come from; its center differs from the request's where it was shifted inside.
         image_HWC: uint8 RGB, white outside the slide; channels 3 to 5 are the context view, if any.
         label_HW: uint8 class per pixel, 255 = ignore.
         rejected: draws of the same index before this one.
@@ -103,7 +103,7 @@ class PatchReader:
         truths: truth of each slide, same order.
         img_size: side of the square patch, output px.
         um_px: spacing of the patch, um per px.
-        context_um_px: spacing of a second, coarser view around the same centre, of the same `img_size`; None for none.
+        context_um_px: spacing of a second, coarser view around the same center, of the same `img_size`; None for none.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class PatchReader:
         return 3 if self._context_um_px is None else 6
 
     def window(self, request: PatchRequest) -> Window:
-        """Window of a request: centred on it, and for drawn places moved inside the slide where it fits.
+        """Window of a request: centered on it, and for drawn places moved inside the slide where it fits.
 
         Grid windows are not moved: each validation pixel must be counted once.
         """
@@ -144,7 +144,7 @@ class PatchReader:
         slide = self.slides[request.slide]
         image_HWC = slide.read(window)
         if self._context_um_px is not None:
-            # Not laid on the px of a level: both views must have the same centre.
+            # Not laid on the px of a level: both views must have the same center.
             step_x, step_y = (self._context_um_px / um for um in slide.um_px_xy_l0)
             around = window_centred(window.center_xy_l0, window.hw_out, (step_x, step_y))
             image_HWC = np.concatenate([image_HWC, slide.read(around)], axis=2)

@@ -31,7 +31,7 @@ def rank_indices(first: int, batch_size: int, rank: int, size: int) -> Iterator[
 
     Step t of all ranks takes the indices first + t*G ... first + (t+1)*G - 1 with G = batch_size * size, in blocks of
     `batch_size` consecutive indices, so a rank's batch keeps the samplers' exact class ratio. The blocks rotate over
-    the ranks from step to step: with batch_size 1 and ratio 0.5, one rank would otherwise see tumour only.
+    the ranks from step to step: with batch_size 1 and ratio 0.5, one rank would otherwise see tumor only.
 
     Args:
         first: images trained before (0, or the counter of the checkpoint resumed from). Blocks rotate by it, too, so

@@ -1,4 +1,4 @@
-"""What cannot be learnt from: glass, pen marks and tissue out of focus, told apart by cheap tests.
+"""What cannot be learned from: glass, pen marks and tissue out of focus, told apart by cheap tests.
 
 Shapes: H, W patch rows and columns; C = 3 channels (RGB, uint8). Thresholds were set on real H&E (CAMELYON16, TCGA,
 Aperio) at 0.25 to 2 um/px, sharp and blurred by 1 to 4 um; see tests/unit/samplers/test_quality.py.
@@ -15,31 +15,31 @@ from slides.artefacts import has_pen, is_blank
 BLANK, PEN, BLURRED = "blank", "pen", "blurred"
 REASONS = (BLANK, PEN, BLURRED)
 
-# Standard deviation over tissue of the Laplacian by that of the grey levels, per um/px: pale stains count as others do.
+# Standard deviation over tissue of the Laplacian by that of the gray levels, per um/px: pale stains count as others do.
 # Measured at 0.5, 1 and 2 um/px: sharp tissue at least 1.17, 1.15 and 0.94 of three laboratories; the same
 # tissue blurred by a Gaussian of 1.5 um at most 0.28, 0.48 and 0.55.
 BLURRED_SHARE = 0.6
 FOCUS_UM_PX = 0.5, 2.0  # finer patches are reduced to the first; coarser than the second shows nothing of the focus
-GLASS_GREY = 225  # brighter is glass, where nothing can be sharp
+GLASS_GRAY = 225  # brighter is glass, where nothing can be sharp
 MIN_TISSUE_PX = 64
 FOCUS_PX = 512  # focus on so many in the middle, where the draw aimed: a decode takes 12 ms, the whole patch would 6
 
 
 def is_blurred(image_HWC: NDArray[np.uint8], um_px: float) -> bool:
-    """True where neighbouring pixels of tissue hardly differ: out of focus. Coarse patches are never told so."""
+    """True where neighboring pixels of tissue hardly differ: out of focus. Coarse patches are never told so."""
     if um_px > FOCUS_UM_PX[1]:
         return False
     rows, columns = (slice(max(0, (size - FOCUS_PX) // 2), (size + FOCUS_PX) // 2) for size in image_HWC.shape[:2])
-    grey_HW = cv2.cvtColor(image_HWC[rows, columns], cv2.COLOR_RGB2GRAY)
+    gray_HW = cv2.cvtColor(image_HWC[rows, columns], cv2.COLOR_RGB2GRAY)
     factor = max(1, round(FOCUS_UM_PX[0] / um_px))
     if factor > 1:
-        size_xy = grey_HW.shape[1] // factor, grey_HW.shape[0] // factor
-        grey_HW = cv2.resize(grey_HW, size_xy, interpolation=cv2.INTER_AREA)
-    tissue_HW = cv2.threshold(grey_HW, GLASS_GREY - 1, 1, cv2.THRESH_BINARY_INV)[1]
+        size_xy = gray_HW.shape[1] // factor, gray_HW.shape[0] // factor
+        gray_HW = cv2.resize(gray_HW, size_xy, interpolation=cv2.INTER_AREA)
+    tissue_HW = cv2.threshold(gray_HW, GLASS_GRAY - 1, 1, cv2.THRESH_BINARY_INV)[1]
     if cv2.countNonZero(tissue_HW) < MIN_TISSUE_PX:
         return False
-    _, steps_11 = cv2.meanStdDev(cv2.Laplacian(grey_HW, cv2.CV_16S), mask=tissue_HW)
-    _, levels_11 = cv2.meanStdDev(grey_HW, mask=tissue_HW)
+    _, steps_11 = cv2.meanStdDev(cv2.Laplacian(gray_HW, cv2.CV_16S), mask=tissue_HW)
+    _, levels_11 = cv2.meanStdDev(gray_HW, mask=tissue_HW)
     return bool(steps_11[0, 0] < BLURRED_SHARE * um_px * factor * levels_11[0, 0])
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samplers.mining import Entry, HardPool
+from samplers.hard_pool import Entry, HardPool
 from samplers.patch import ORIGINS, UNREADABLE, Patch, Rejected
 
-# What the input pipeline says of a patch (see `Feed`); x and y are the window's centre, level-0 px.
+# What the input pipeline says of a patch (see `Feed`); x and y are the window's center, level-0 px.
 META = ("index", "attempt", "slide", "cls", "x_l0", "y_l0", "origin")
 COLUMNS = ("index", "slide", "x_l0", "y_l0", "um_px", "cls", "origin", "attempt", "rejected", "loss")
 UNREADABLE_COLUMNS = ("index", "attempt", "slide", "x_l0", "y_l0", "error")

@@ -129,14 +129,14 @@ def write_asap(path: Path, windows: Iterable[tuple[Row, int, list[Pair]]]) -> No
     write_outlines(
         path,
         (
-            Outline(f"{row['index']} class {row['cls']} loss {row['loss']}", BANDS[band], corners, hex_colour(band))
+            Outline(f"{row['index']} class {row['cls']} loss {row['loss']}", BANDS[band], corners, hex_color(band))
             for row, band, corners in windows
         ),
     )
 
 
-def hex_colour(band: int) -> str:
-    """Colour of a quarter of the losses, as #RRGGBB."""
+def hex_color(band: int) -> str:
+    """Color of a quarter of the losses, as #RRGGBB."""
     return "#{:02X}{:02X}{:02X}".format(*BAND_RGB[band])
 
 
@@ -174,7 +174,7 @@ def write_windows(replay: Replay, out: Path) -> list[Path]:
 
 
 def write_patch(patch: Patch, path: Path) -> None:
-    """Write patch (a second view beside it) and truth: classes as grey levels 0, 120, 240; ignored white."""
+    """Write patch (a second view beside it) and truth: classes as gray levels 0, 120, 240; ignored white."""
     views = [patch.image_HWC[..., first : first + 3][..., ::-1] for first in range(0, patch.image_HWC.shape[2], 3)]
     truth_HW: NDArray[np.uint8] = np.where(patch.label_HW == 255, 255, patch.label_HW * np.uint8(120)).astype(np.uint8)
     if not cv2.imwrite(str(path), np.concatenate([*views, np.repeat(truth_HW[..., None], 3, axis=2)], axis=1)):

@@ -1,4 +1,4 @@
-"""SURF's sampler: tissue and tumour found on a thumbnail, patches centred on points drawn from it.
+"""SURF's sampler: tissue and tumor found on a thumbnail, patches centered on points drawn from it.
 
 Source of the idea: the multi-scale sampler of SURF's public trainer; its defects (see docs/data_flow.md) are not kept.
 """
@@ -32,19 +32,20 @@ class Sampler:
     max_redraws = 10  # of places that show no usable tissue; masks on thumbnails have false positives
 
     def __init__(self, indexes: Sequence[SlideIndex], seed: int, classes: int, tumor_ratio: Fraction | None) -> None:
+        assert tumor_ratio is not None, "surf draws by a ratio; its default stands in samplers.SAMPLERS"
         self._indexes = indexes
         self._seed = seed
-        self._ratio = Fraction(1) if tumor_ratio is None else tumor_ratio
+        self._ratio = tumor_ratio
         self._having = {c: [i for i, s in enumerate(indexes) if c in s.places] for c in range(classes)}
         self._tumor = [c for c in range(1, classes) if self._having[c]]
         if self._ratio > 0 and not self._tumor:
             raise ValueError(
-                f"none of the {len(indexes)} training slides has tumour, but --batch_tumor_ratio is "
+                f"none of the {len(indexes)} training slides has tumor, but --batch_tumor_ratio is "
                 f"{float(self._ratio):g}. Check the labels and --label_map, or set --batch_tumor_ratio 0"
             )
         if self._ratio < 1 and not self._having[0]:
             raise ValueError(
-                f"none of the {len(indexes)} training slides has tissue outside its tumour, but --batch_tumor_ratio is "
+                f"none of the {len(indexes)} training slides has tissue outside its tumor, but --batch_tumor_ratio is "
                 f"{float(self._ratio):g}. Add normal slides or set --batch_tumor_ratio 1"
             )
 

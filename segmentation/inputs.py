@@ -142,7 +142,7 @@ class Inputs:
         """The training sampler, the hard-mining pool around it where asked for, and the validation grid."""
         import samplers
         from samplers.grid import requests
-        from samplers.mining import HardPool
+        from samplers.hard_pool import HardPool
 
         opts, indexes = self._opts, self.train_set.indexes
         plan = (opts.data_sampler, indexes, opts.seed, self.classes, opts.batch_tumor_ratio)
@@ -162,9 +162,9 @@ class Inputs:
 
     def _mined(self) -> Any:
         """Places that the hard pool begins with; they are part of the stream."""
-        from samplers.mined import read_mined
+        from samplers.pool_seed import read_pool_seed
 
-        entries, others = read_mined(self._opts.mine_from, [slide.id for slide in self.train_set.slides])
+        entries, others = read_pool_seed(self._opts.mine_from, [slide.id for slide in self.train_set.slides])
         self.stream["mine_from"] = f"{len(entries)} places, CRC {zlib.crc32(repr(entries).encode()):08x}"
         left_out = f", {others} on other slides left out" if others else ""
         self._say(f"mined       {len(entries)} places of {self._opts.mine_from}{left_out}")

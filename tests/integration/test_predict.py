@@ -26,7 +26,7 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySet:
-    """Slides, and a small network trained until it tells tumour from tissue."""
+    """Slides, and a small network trained until it tells tumor from tissue."""
     tiny = TinySet(tmp_path_factory.mktemp("predict"))
     words = tiny.arguments(num_steps="160", batch_size="4", base_lr="0.02", lr_schedule="cosine", log_every="80")
     done = run_train(*words, NP="1", SCRIPT=SMALL)
@@ -64,8 +64,8 @@ def test_every_slide_has_all_its_results(tiny: TinySet, once: Path) -> None:
     summary = json.loads((once / "tumor_001" / "summary.json").read_text(encoding="utf-8"))
     assert summary["size_xy_l0"] == [311, 263]
     assert summary["windows_unreadable"] == 0
-    assert summary["tumour_probability"] > 0.5
-    # The tumour's rectangle, 120 x 130 px of 4 um2, by a network that sees 5 px.
+    assert summary["tumor_probability"] > 0.5
+    # The tumor's rectangle, 120 x 130 px of 4 um2, by a network that sees 5 px.
     assert summary["area_mm2"]["1"] == pytest.approx(120 * 130 * 4e-6, rel=0.15)
     spacing = Slide(once / "tumor_001" / "probability.tif").um_px_xy_l0
     assert spacing == pytest.approx((2.0, 2.0), rel=1e-6)

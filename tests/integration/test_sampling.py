@@ -113,7 +113,7 @@ def test_a_slide_that_goes_bad_is_stepped_around(tmp_path: Path) -> None:
 
     tiny = TinySet(tmp_path, train={"tumor_001": (1811, 1263), "tumor_002": (1287, 1301)})
     layout = tile_layout(tiny.slide("tumor_001"), read_pages(tiny.slide("tumor_001"))[0])
-    # One tile near the tumour loses its second half; the thumbnail comes from other levels.
+    # One tile near the tumor loses its second half; the thumbnail comes from other levels.
     with tiny.slide("tumor_001").open("r+b") as file:
         file.seek(int(layout.offsets[0]) + int(layout.counts[0]) // 2)
         file.write(bytes(int(layout.counts[0]) // 2))

@@ -19,7 +19,7 @@ from artifacts.checkpoints import named_variables
 from models.recompute import Recomputed, naming
 from options.groups import OPTIMIZERS
 from parallel.comm import AgreedError, SoloComm, connect, together
-from samplers.mining import Entry
+from samplers.hard_pool import Entry
 from samplers.pipeline import Feed, grid_feed, rank_indices
 from segmentation.losses import LOSSES, Loss
 from segmentation.pixel_counts import PixelCounts

@@ -5,7 +5,7 @@ import numpy as np
 from inference.maps import Maps
 from slides.tiff.pyramid import tiles_of_bands, write_mask_pyramid
 
-NAMES = ("normal", "tumour", "benign", "necrosis")
+NAMES = ("normal", "tumor", "benign", "necrosis")
 
 
 def write_map(path, value_HW, um_px_xy=(1.0, 1.0), shrink="mean", tile=16):

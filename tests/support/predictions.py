@@ -9,11 +9,11 @@ from PIL import Image
 
 from slides.synthetic.demo import write_case, write_pyramid
 
-# A px of 1.944 um is a quarter of the organisers' 7.776 um: cells of lesions are 4 x 4 level-0 px.
+# A px of 1.944 um is a quarter of the organizers' 7.776 um: cells of lesions are 4 x 4 level-0 px.
 UM_PX = 1.944
 SIZE_XY = (400, 300)
 STEP = 2
-TUMOUR = (40, 40, 160, 120)
+TUMOR = (40, 40, 160, 120)
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1, level-0 px
 
 
@@ -23,30 +23,30 @@ def ring(box: Box) -> np.ndarray:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], np.float64)
 
 
-def slide(folder: Path, name: str, tumours: tuple[Box, ...] = (), tissue: Box | None = (20, 20, 380, 280)) -> Path:
-    """Write a slide, and XML and mask where it has tumour; returns its path."""
+def slide(folder: Path, name: str, tumors: tuple[Box, ...] = (), tissue: Box | None = (20, 20, 380, 280)) -> Path:
+    """Write a slide, and XML and mask where it has tumor; returns its path."""
     image_HWC = np.full((SIZE_XY[1], SIZE_XY[0], 3), 245, np.uint8)
     if tissue is not None:
         x0, y0, x1, y1 = tissue
         image_HWC[y0:y1, x0:x1] = (200, 120, 180)
-    return write_case(folder, name, image_HWC, [("_0", ring(box)) for box in tumours], UM_PX)
+    return write_case(folder, name, image_HWC, [("_0", ring(box)) for box in tumors], UM_PX)
 
 
 def prediction(
     folder: Path,
     slide_path: Path,
-    tumours: tuple[Box, ...] = (),
+    tumors: tuple[Box, ...] = (),
     detections: tuple[tuple[float, float, float], ...] = (),
     probability: float = 0.9,
     step: int = STEP,
     **changed: object,
 ) -> Path:
-    """Write a prediction: tumour at `probability` in the boxes, 0.1 elsewhere; returns its folder.
+    """Write a prediction: tumor at `probability` in the boxes, 0.1 elsewhere; returns its folder.
 
     Args:
         folder: of all predictions.
         slide_path: of the slide.
-        tumours: predicted, level-0 px.
+        tumors: predicted, level-0 px.
         detections: probability, x, y, best first.
         probability: of the boxes.
         step: level-0 px per px of the maps.
@@ -56,7 +56,7 @@ def prediction(
     out.mkdir(parents=True, exist_ok=True)
     size_xy = [math.ceil(side / step) for side in SIZE_XY]
     label_HW = np.zeros(size_xy[::-1], np.uint8)
-    for box in tumours:
+    for box in tumors:
         x0, y0, x1, y1 = (side // step for side in box)
         label_HW[y0:y1, x0:x1] = 1
     probability_HW = np.where(label_HW > 0, round(255 * probability), round(255 * 0.1)).astype(np.uint8)
@@ -74,8 +74,8 @@ def prediction(
         "step_xy_l0": [float(step), float(step)],
         "size_xy": size_xy,
         "classes": 2,
-        "class_names": {"0": "normal", "1": "tumour"},
-        "tumour_probability": max((p for p, _, _ in detections), default=0.0),
+        "class_names": {"0": "normal", "1": "tumor"},
+        "tumor_probability": max((p for p, _, _ in detections), default=0.0),
     }
     (out / "summary.json").write_text(json.dumps(summary | changed))
     return out

@@ -52,7 +52,7 @@ def test_a_network_is_exported_for_any_size(effdet: tuple[keras.Model, Path]) ->
     facts = json.loads((out / "model.json").read_text(encoding="utf-8"))
     names = ("img_size", "um_px", "size_multiple", "class_names", "output", "input_range", "network", "channels")
     assert {name: facts[name] for name in names} == {
-        "img_size": 128, "um_px": 0.5, "size_multiple": 128, "class_names": ["normal", "tumour"],
+        "img_size": 128, "um_px": 0.5, "size_multiple": 128, "class_names": ["normal", "tumor"],
         "output": "probabilities", "input_range": [0, 255], "network": "effdetd0", "channels": 3,
     }  # fmt: skip
     image = noise(3, 128, 128, 3)
@@ -64,10 +64,10 @@ def test_a_network_is_exported_for_any_size(effdet: tuple[keras.Model, Path]) ->
     assert (taken.name, taken.type, taken.shape) == ("probabilities", "tensor(float)", ["batch", "height", "width", 2])
     metadata = session.get_modelmeta().custom_metadata_map
     assert (metadata["um_px"], metadata["network"]) == ("0.5", "effdetd0")
-    assert json.loads(metadata["class_names"]) == ["normal", "tumour"]
+    assert json.loads(metadata["class_names"]) == ["normal", "tumor"]
     np.testing.assert_allclose(session.run(None, {"image": image})[0], expected, atol=1e-5)
     opened = open_model(out / "savedmodel")
-    assert (opened.img_size, opened.um_px, opened.class_names) == (128, 0.5, ("normal", "tumour"))
+    assert (opened.img_size, opened.um_px, opened.class_names) == (128, 0.5, ("normal", "tumor"))
     np.testing.assert_allclose(opened.probabilities(image), expected, atol=1e-5)
     oblong = noise(1, 128, 256, 3)
     loaded = tf.saved_model.load(str(out / "savedmodel"))

@@ -65,7 +65,7 @@ def test_a_run_is_opened_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     save(tmp_path, model, run_options("--model", "effdetd0", "--mixed_precision", "bfloat16"))
     trained = open_model(tmp_path)
     assert (trained.img_size, trained.um_px, trained.context_um_px, trained.channels) == (128, 0.5, None, 3)
-    assert (trained.classes, trained.class_names, trained.precision) == (2, ("normal", "tumour"), "bfloat16")
+    assert (trained.classes, trained.class_names, trained.precision) == (2, ("normal", "tumor"), "bfloat16")
     assert (trained.network, trained.images) == ("effdetd0", 24)
     assert trained.path == tmp_path / "checkpoints" / "best.npz"
     image = noise(3, 128, 128, 3)
@@ -253,7 +253,7 @@ def test_exported_models_of_a_run_know_their_facts(tmp_path: Path) -> None:
     image = noise(2, 128, 128, 3)
     for name in ("final.keras", "final_savedmodel"):
         trained = open_model(tmp_path / name)
-        assert (trained.img_size, trained.um_px, trained.class_names) == (128, 0.5, ("normal", "tumour"))
+        assert (trained.img_size, trained.um_px, trained.class_names) == (128, 0.5, ("normal", "tumor"))
         assert (trained.output, trained.input_range, trained.images) == ("logits", (-1.0, 1.0), 24)
         np.testing.assert_allclose(trained.probabilities(image), by_hand(model, image), atol=2e-6)
         with pytest.raises(ValueError, match="takes images of 128 px, 256 asked for"):
@@ -283,10 +283,20 @@ def test_a_keras_file_of_a_network_of_ours_is_opened_at_another_size(
 
 
 @pytest.mark.parametrize(
+    ("label_map", "names"),
+    [({"_0": 1}, ("normal", "tumor")), (None, ("normal", "tumor")), ({"tumor": 1}, ("normal", "tumor"))],
+)
+def test_models_written_before_0_1_0_have_class_names_of_today(label_map: dict | None, names: tuple[str, ...]) -> None:
+    stored = metadata.of_run(run_options(), "effdetd0", 8).as_json()
+    read = metadata.from_json(stored | {"class_names": ["normal", "tumor"], "label_map": label_map})
+    assert read.class_names == names
+
+
+@pytest.mark.parametrize(
     ("label_map", "classes", "expected"),
     [
-        ({"_0": 1, "_1": 1, "_2": 0}, 2, ["normal", "tumour"]),
-        ({"metastases": 1}, 2, ["normal", "tumour"]),
+        ({"_0": 1, "_1": 1, "_2": 0}, 2, ["normal", "tumor"]),
+        ({"metastases": 1}, 2, ["normal", "tumor"]),
         ({"_0": 0, "_2": 1}, 2, ["_0", "_2"]),
         ({"dcis": 1, "tumor": 2, "artefact": 255}, 3, ["background", "dcis", "tumor"]),
     ],

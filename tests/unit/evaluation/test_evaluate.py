@@ -15,7 +15,7 @@ import pytest
 import evaluate
 from slides.synthetic.demo import write_pyramid
 from tests.support.paths import ROOT
-from tests.support.predictions import TUMOUR, UM_PX, prediction, slide
+from tests.support.predictions import TUMOR, UM_PX, prediction, slide
 
 FALSE = (280, 200, 320, 220)
 PX_UM2 = (2 * UM_PX) ** 2
@@ -23,10 +23,10 @@ PX_UM2 = (2 * UM_PX) ** 2
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two slides and their predictions: of the tumour 5/6 is found, and a region beside it is false."""
+    """Two slides and their predictions: of the tumor 5/6 is found, and a region beside it is false."""
     predicted = ((40, 40, 140, 120), FALSE)
     detections = ((0.9, 90.0, 80.0), (0.7, 300.0, 210.0))
-    prediction(tmp_path / "p", slide(tmp_path, "tumor_001", (TUMOUR,)), predicted, detections)
+    prediction(tmp_path / "p", slide(tmp_path, "tumor_001", (TUMOR,)), predicted, detections)
     prediction(tmp_path / "p", slide(tmp_path, "normal_001"))
     return tmp_path
 
@@ -56,11 +56,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("labels", ["masks", "annotations"])
 def test_every_number(data: Path, labels: str) -> None:
     metrics = run(data, "--pixels", "all", "--label_format", "xml" if labels == "annotations" else "tif", labels=labels)
-    # maps of 200 x 150 px; 60 x 40 px of tumour, 10 columns of it missed; 20 x 10 px false; the other slide right
+    # maps of 200 x 150 px; 60 x 40 px of tumor, 10 columns of it missed; 20 x 10 px false; the other slide right
     pixels = metrics["pixels"]
     assert pixels["confusion"] == [[57400, 200], [400, 2000]]
-    assert pixels["iou"]["tumour"]["value"] == pytest.approx(2000 / 2600)
-    assert pixels["dice"]["tumour"]["value"] == pytest.approx(4000 / 4600)
+    assert pixels["iou"]["tumor"]["value"] == pytest.approx(2000 / 2600)
+    assert pixels["dice"]["tumor"]["value"] == pytest.approx(4000 / 4600)
     assert pixels["miou"]["value"] == pytest.approx((57400 / 58000 + 2000 / 2600) / 2)
     # two probabilities: pairs won 2000 x 57400, ties 2000 x 200 and 400 x 57400
     assert pixels["auc"]["value"] == pytest.approx((2000 * 57400 + (2000 * 200 + 400 * 57400) / 2) / (2400 * 57600))
@@ -73,15 +73,15 @@ def test_every_number(data: Path, labels: str) -> None:
     assert metrics["nodes"]["confusion"] == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     assert metrics["patients"] is None
     assert (metrics["slides"], metrics["left_out"]) == (2, {})
-    low, high = (pixels["dice"]["tumour"][end] for end in ("low", "high"))
-    # resamples with the tumour slide, once or twice, all have its Dice
+    low, high = (pixels["dice"]["tumor"][end] for end in ("low", "high"))
+    # resamples with the tumor slide, once or twice, all have its Dice
     assert (low, high) == (pytest.approx(4000 / 4600),) * 2
     rows = read_csv(data / "out" / "slides.csv")
     assert [row["slide_id"] for row in rows] == ["tumor_001", "normal_001"]
     assert [row["node_truth"] for row in rows] == ["micro", "negative"]
     assert float(rows[0]["truth_mm"]) == pytest.approx(np.hypot(120, 80) * UM_PX / 1000, rel=1e-5)
     assert float(rows[0]["predicted_mm"]) == pytest.approx(np.hypot(100, 80) * UM_PX / 1000, rel=1e-5)
-    assert rows[1]["tumour_dice"] == ""
+    assert rows[1]["tumor_dice"] == ""
     assert not (data / "out" / "submission.csv").exists()
 
 
@@ -93,21 +93,21 @@ def test_false_regions_are_listed_biggest_first(data: Path) -> None:
     regions = read_csv(data / "out" / "false_positives.csv")
     assert list(regions[0]) == ["slide_id", "x", "y", "probability", "area_um2"]
     assert [row["slide_id"] for row in regions] == ["tumor_001", "normal_001"]
-    # what touches true tumour is not among them, though a part of it may be false
+    # what touches true tumor is not among them, though a part of it may be false
     assert [float(row["area_um2"]) for row in regions] == pytest.approx([200 * PX_UM2, 4 * PX_UM2], abs=0.06)
     assert [float(row["probability"]) for row in regions] == pytest.approx([230 / 255, 153 / 255], abs=1e-6)
     x, y = float(regions[0]["x"]), float(regions[0]["y"])
     assert (abs(x - 300) <= 2, abs(y - 210) <= 2) == (True, True)
 
 
-def test_a_prediction_beside_a_tumour_that_it_touches_is_no_false_region(data: Path) -> None:
+def test_a_prediction_beside_a_tumor_that_it_touches_is_no_false_region(data: Path) -> None:
     prediction(data / "p", data / "images" / "tumor_001.tif", ((150, 40, 220, 120),), ((0.9, 150.0, 80.0),))
     run(data)
     assert read_csv(data / "out" / "false_positives.csv") == []
 
 
 def test_only_tissue_and_annotations_count(data: Path) -> None:
-    # tumour that reaches beyond the tissue counts there, too: x 0 to 40 is half glass
+    # tumor that reaches beyond the tissue counts there, too: x 0 to 40 is half glass
     path = slide(data, "tumor_002", ((0, 100, 40, 200),))
     prediction(data / "p", path)
     (data / "p" / "normal_001" / "summary.json").unlink()
@@ -119,7 +119,7 @@ def test_only_tissue_and_annotations_count(data: Path) -> None:
 
 
 def test_intervals_need_two_slides_and_follow_the_seed(data: Path) -> None:
-    path = slide(data, "tumor_003", (TUMOUR,))
+    path = slide(data, "tumor_003", (TUMOR,))
     prediction(data / "p", path, ((40, 40, 80, 120),))
     one, again, other = (run(data, "--seed", seed)["pixels"]["miou"] for seed in (1, 1, 2))
     assert one == again
@@ -131,8 +131,8 @@ def test_intervals_need_two_slides_and_follow_the_seed(data: Path) -> None:
 
 def test_a_prediction_coarser_than_the_cells_of_lesions(data: Path) -> None:
     # maps of 50 x 38 px of 15.6 um; a false region of 5 x 3 of them is one region
-    tumours = ((40, 40, 136, 120), (280, 200, 320, 224))
-    prediction(data / "p", data / "images" / "tumor_001.tif", tumours, ((0.9, 90.0, 80.0),), step=8)
+    tumors = ((40, 40, 136, 120), (280, 200, 320, 224))
+    prediction(data / "p", data / "images" / "tumor_001.tif", tumors, ((0.9, 90.0, 80.0),), step=8)
     metrics = run(data, "--pixels", "all")
     # the other slide's maps have 200 x 150 px
     assert metrics["pixels"]["confusion"] == [[30000 + 50 * 38 - 50 - 150 - 15, 15], [30, 120]]
@@ -151,10 +151,10 @@ def test_froc_is_read_where_asked(data: Path) -> None:
 
 
 def test_patients_of_camelyon17(tmp_path: Path) -> None:
-    truths = {"patient_010_node_0": (TUMOUR,), "patient_010_node_1": (), "patient_011_node_0": ()}
-    guesses = {"patient_010_node_0": (TUMOUR,), "patient_010_node_1": (), "patient_011_node_0": ((60, 60, 70, 70),)}
-    for name, tumours in truths.items():
-        prediction(tmp_path / "p", slide(tmp_path, name, tumours), guesses[name])
+    truths = {"patient_010_node_0": (TUMOR,), "patient_010_node_1": (), "patient_011_node_0": ()}
+    guesses = {"patient_010_node_0": (TUMOR,), "patient_010_node_1": (), "patient_011_node_0": ((60, 60, 70, 70),)}
+    for name, tumors in truths.items():
+        prediction(tmp_path / "p", slide(tmp_path, name, tumors), guesses[name])
     patients = run(tmp_path)["patients"]
     assert patients["stages"] == {
         "patient_010": {"truth": "pN1mi", "prediction": "pN1mi", "nodes": 2},
@@ -174,7 +174,7 @@ def test_patients_of_camelyon17(tmp_path: Path) -> None:
 
 def test_a_bad_slide_is_left_out_and_named_everywhere(data: Path, capsys: pytest.CaptureFixture) -> None:
     names = ("tumor_002", "tumor_003", "tumor_004", "tumor_005", "tumor_006", "tumor_007")
-    paths = {name: slide(data, name, (TUMOUR,)) for name in names}
+    paths = {name: slide(data, name, (TUMOR,)) for name in names}
     for name in names[1:]:
         prediction(data / "p", paths[name])
     (data / "p" / "tumor_003" / "summary.json").write_text('{"slide_id": "tumor_003", "cla')
@@ -213,9 +213,9 @@ def test_slides_may_have_moved(data: Path, capsys: pytest.CaptureFixture) -> Non
     assert metrics["notes"] == ["predictions of slides that are not in --slide_path, left alone: normal_009"]
 
 
-def test_a_slide_with_tumour_by_name_needs_its_label(data: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_slide_with_tumor_by_name_needs_its_label(data: Path, capsys: pytest.CaptureFixture) -> None:
     prediction(data / "p", slide(data, "tumor_009"))
-    assert "tumour slides without a label" in refused(capsys, data)
+    assert "tumor slides without a label" in refused(capsys, data)
 
 
 def test_a_slide_without_tissue_is_noted(data: Path) -> None:
@@ -235,8 +235,8 @@ def test_masks_beside_slides_are_labels_and_slides_are_not(data: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--classes", 3), "the model has 2 classes (normal, tumour), the truth 3: give the --label_map"),
-        (("--mask_values", "0:0", "1:2"), "the model has 2 classes (normal, tumour), the truth 3"),
+        (("--classes", 3), "the model has 2 classes (normal, tumor), the truth 3: give the --label_map"),
+        (("--mask_values", "0:0", "1:2"), "the model has 2 classes (normal, tumor), the truth 3"),
         (("--mask_values", "0:0", "2:1"), "holds values [1] at level 0, not in --mask_values"),
         (("--label_path", "nowhere"), "label_path nowhere does not exist"),
         (("--predictions", "nowhere"), "--predictions nowhere is not a folder"),
@@ -250,6 +250,20 @@ def test_what_does_not_fit_ends_with_one_line(
     shutil.rmtree(data / "p" / "normal_001")
     assert message in refused(capsys, data, *more)
     assert not (data / "out" / "metrics.json").exists()
+
+
+def test_predictions_made_before_0_1_0_give_the_same_numbers(data: Path) -> None:
+    now = run(data)
+    for path in (data / "p").glob("*/summary.json"):
+        stored = json.loads(path.read_text())
+        stored["tumor_probability"] = stored.pop("tumor_probability")
+        stored["class_names"]["1"] = "tumor"
+        path.write_text(json.dumps(stored))
+    before = run(data)
+    for metrics in (now, before):
+        del metrics["seconds"]
+    assert before == now
+    assert before["pixels"]["classes"] == ["normal", "tumor"]
 
 
 def test_models_of_different_classes_are_not_mixed(data: Path, capsys: pytest.CaptureFixture) -> None:
@@ -266,7 +280,7 @@ def test_an_empty_folder_of_predictions(data: Path, capsys: pytest.CaptureFixtur
     ("changed", "message"),
     [
         ({"size_xy": [150, 200]}, "maps of (150, 200) px, but slide and step give (200, 150)"),
-        ({"tumour_probability": 1.5}, "tumour_probability 1.5 is not within"),
+        ({"tumor_probability": 1.5}, "tumor_probability 1.5 is not within"),
         ({"classes": 1}, "1 classes, at least 2"),
         ({"step_xy_l0": [2.0]}, "cannot be read"),
         ({"step_xy_l0": [2.0, 0.0]}, "two numbers above 0"),

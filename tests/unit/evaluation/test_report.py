@@ -15,7 +15,7 @@ import evaluate
 from evaluation.charts import Axis, chart, matrix, short, thinned
 from evaluation.report import html
 from metrics.froc import Hits
-from metrics.summary import SlideScores, Summary, plain, summarise
+from metrics.summary import SlideScores, Summary, plain, summarize
 
 PICTURE = "data:image/jpeg;base64,AAAA"
 
@@ -59,8 +59,8 @@ def scores(slide_id: str, found: float = 0.9, **changed) -> SlideScores:
         "confusion_KK": np.array([[85, 5], [2, 8]]),
         "histogram_2N": histogram_2N,
         "hits": Hits(np.array([0.3]), np.array([found])),
-        "tumour_probability": 0.9,
-        "has_tumour": True,
+        "tumor_probability": 0.9,
+        "has_tumor": True,
         "truth_mm": 2.5,
         "predicted_mm": 1.5,
         "px_mm2": 0.01,
@@ -71,13 +71,13 @@ def scores(slide_id: str, found: float = 0.9, **changed) -> SlideScores:
 def normal(slide_id: str) -> SlideScores:
     histogram_2N = np.zeros((2, 256), np.int64)
     histogram_2N[0, 20] = 100
-    nothing = {"hits": Hits(np.array([]), np.array([])), "has_tumour": False, "tumour_probability": 0.1}
+    nothing = {"hits": Hits(np.array([]), np.array([])), "has_tumor": False, "tumor_probability": 0.1}
     counts = {"confusion_KK": np.array([[100, 0], [0, 0]]), "histogram_2N": histogram_2N}
     return scores(slide_id, truth_mm=0.0, predicted_mm=0.0, **nothing, **counts)
 
 
-def report(slides: list[SlideScores], names=("normal", "tumour"), pictures=None, **more) -> str:
-    summary: Summary = summarise(slides, names, count=20)
+def report(slides: list[SlideScores], names=("normal", "tumor"), pictures=None, **more) -> str:
+    summary: Summary = summarize(slides, names, count=20)
     metrics = plain(summary.metrics | {"options": {"pixels": "tissue", "predictions": "p"}} | more)
     rows = [plain(row) for row in summary.rows]
     return html(metrics, rows, summary.froc, summary.roc, pictures or {})
@@ -91,7 +91,7 @@ def test_numbers_and_order() -> None:
     # 2 of 3 lesions; false positives below them
     assert "Lesion FROC 0.667" in page.words
     assert "2 of 3 lesions hit" in page.words
-    assert "Dice, tumour 0.696" in page.words  # 2 * 24 / (2 * 24 + 15 + 6)
+    assert "Dice, tumor 0.696" in page.words  # 2 * 24 / (2 * 24 + 15 + 6)
     assert "Patient kappa" not in page.words
     assert [attrs["src"] for tag, attrs in page.elements if tag == "img"] == [PICTURE]
     assert page.words.count("no picture") == 3

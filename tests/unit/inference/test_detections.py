@@ -1,4 +1,4 @@
-"""Detections: local maxima, suppression, the file; centres of px at level 0."""
+"""Detections: local maxima, suppression, the file; centers of px at level 0."""
 
 import csv
 import errno
@@ -33,7 +33,7 @@ def spots(hw, *places):
     return value
 
 
-def test_maxima_are_centres_of_px_best_first(tmp_path):
+def test_maxima_are_centers_of_px_best_first(tmp_path):
     """Px (row 2, column 5) covers x 40 to 48 and y 16 to 24."""
     assert found_in(tmp_path, spots((9, 12), (2, 5, 100), (7, 1, 200), (7, 2, 150))) == [
         (200, 12.0, 60.0),
@@ -41,7 +41,7 @@ def test_maxima_are_centres_of_px_best_first(tmp_path):
     ]
 
 
-def test_centres_of_a_coarser_level(tmp_path):
+def test_centers_of_a_coarser_level(tmp_path):
     """At 8 um/px a px is 4 x 4 px of the map, 32 x 32 level-0 px; its value their mean of means."""
     value = np.zeros((40, 52), np.uint8)
     value[8:12, 20:24] = 240
@@ -49,14 +49,14 @@ def test_centres_of_a_coarser_level(tmp_path):
     assert found_in(tmp_path, value, options) == [(240, 5.5 * 32, 2.5 * 32)]
 
 
-def test_centres_along_both_axes_of_unequal_spacing(tmp_path):
+def test_centers_along_both_axes_of_unequal_spacing(tmp_path):
     value = spots((9, 12), (2, 5, 100))
     maps = write_maps(tmp_path, value >= 128, value, step_xy=(8.0, 4.0), um_px_xy_l0=(0.25, 0.5))
     assert [d.xy_l0 for d in detections(maps.probability, maps.size_xy_l0, PLAIN)] == [(44.0, 10.0)]
 
 
-def test_centres_beyond_the_border_are_moved_onto_the_slide(tmp_path):
-    """12 px of 8 cover 89 level-0 px: the centre of the last is 92."""
+def test_centers_beyond_the_border_are_moved_onto_the_slide(tmp_path):
+    """12 px of 8 cover 89 level-0 px: the center of the last is 92."""
     assert found_in(tmp_path, spots((9, 12), (8, 11, 100)), size_xy_l0=(89, 65)) == [(100, 88.5, 64.5)]
 
 
@@ -92,7 +92,7 @@ def test_nothing_predicted_nothing_found(tmp_path):
     assert found_in(tmp_path, np.zeros((9, 12)), DetectionOptions()) == []
 
 
-def test_everything_tumour_is_one_place_in_the_middle(tmp_path):
+def test_everything_tumor_is_one_place_in_the_middle(tmp_path):
     assert found_in(tmp_path, np.full((45, 61), 255), DetectionOptions()) == [(255, 7.5 * 32, 5.5 * 32)]
 
 
@@ -132,7 +132,7 @@ def test_only_the_best_are_kept(tmp_path):
 
 
 def test_smoothing_is_a_gaussian_of_um(tmp_path):
-    """One px of 255 and deviation 2 px: at its centre the squared middle weight of the kernel."""
+    """One px of 255 and deviation 2 px: at its center the squared middle weight of the kernel."""
     value = spots((41, 41), (20, 20, 255))
     options = DetectionOptions(um_px=2.0, smooth_um=4.0, min_probability=0.01)
     weights = np.exp(-(np.arange(-8, 9) ** 2) / (2 * 2.0**2))

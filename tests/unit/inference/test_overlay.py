@@ -1,4 +1,4 @@
-"""The picture of a prediction: every px at its place, colours, outlines, legend, what cannot be read."""
+"""The picture of a prediction: every px at its place, colors, outlines, legend, what cannot be read."""
 
 import errno
 from pathlib import Path
@@ -10,7 +10,7 @@ import shapely
 from PIL import Image
 
 from inference.annotations import rgb_of
-from inference.overlay import MOST_OPAQUE, _blend, _colours, _legend, _outline, overlay, write_overlay
+from inference.overlay import MOST_OPAQUE, _blend, _colors, _legend, _outline, overlay, write_overlay
 from inference.polygons import Region
 from slides.geometry import Window
 from slides.reader import Slide, SlideError
@@ -23,7 +23,7 @@ def white_slide(path, size_xy=(300, 200), um_px=0.25):
     return Slide(path)
 
 
-def where_coloured(image_HWC, height):
+def where_colored(image_HWC, height):
     """Bounds of what is not white above the legend: left, top, right, bottom (exclusive)."""
     rows, columns = np.nonzero((image_HWC[:height] != 255).any(axis=2))
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
@@ -36,8 +36,8 @@ def test_probability_lies_where_it_was_predicted(tmp_path):
     label[10:30, 20:50] = 1
     picture = overlay(slide, write_maps(tmp_path / "maps", label), [])
     assert picture.shape[1] >= 300
-    assert where_coloured(picture, 200) == (80, 40, 200, 120)
-    # The yellow end of the colours, over white.
+    assert where_colored(picture, 200) == (80, 40, 200, 120)
+    # The yellow end of the colors, over white.
     assert (np.abs(picture[41, 81].astype(int) - (253 * 0.55 + 115, 231 * 0.55 + 115, 37 * 0.55 + 115)) < 2).all()
 
 
@@ -49,7 +49,7 @@ def test_smaller_pictures_show_the_same_place(tmp_path, side):
     picture = overlay(slide, write_maps(tmp_path / "maps", label), [], side_px=side)
     step = 300 / side
     expected = [np.ceil(v / step - 0.5) for v in (80, 40, 200, 120)]
-    assert np.abs(np.subtract(where_coloured(picture, round(200 / step)), expected)).max() <= 1
+    assert np.abs(np.subtract(where_colored(picture, round(200 / step)), expected)).max() <= 1
 
 
 def test_a_map_coarser_than_the_picture(tmp_path):
@@ -57,7 +57,7 @@ def test_a_map_coarser_than_the_picture(tmp_path):
     label = np.zeros((10, 15))
     label[2, 3] = 1
     picture = overlay(slide, write_maps(tmp_path / "maps", label, step_xy=(20.0, 20.0)), [])
-    assert where_coloured(picture, 200) == (60, 40, 80, 60)
+    assert where_colored(picture, 200) == (60, 40, 80, 60)
 
 
 def test_outlines_are_half_a_px_exact():
@@ -73,30 +73,30 @@ def test_outlines_are_half_a_px_exact():
             assert abs(middle - edge) < 0.2
 
 
-def test_outlines_of_prediction_and_truth_have_their_colours(tmp_path):
+def test_outlines_of_prediction_and_truth_have_their_colors(tmp_path):
     slide = white_slide(tmp_path / "s.tif")
     maps = write_maps(tmp_path / "maps", np.zeros((50, 75)), classes=3)
     ring = shapely.box(40, 40, 120, 120) - shapely.box(60, 60, 100, 100)
     found = [Region(1, ring, 1.0, 1.0), Region(2, shapely.box(200, 40, 260, 120), 1.0, 1.0)]
     picture = overlay(slide, maps, found, {1: [shapely.box(140, 140, 180, 180)]})
     above = picture[:200]
-    for colour, x, y in (("#D55E00", 40, 80), ("#D55E00", 60, 80), ("#0072B2", 200, 80), ("#000000", 140, 160)):
+    for color, x, y in (("#D55E00", 40, 80), ("#D55E00", 60, 80), ("#0072B2", 200, 80), ("#000000", 140, 160)):
         near = above[y, x - 2 : x + 2].astype(int)
-        assert np.abs(near - rgb_of(colour)).sum(axis=1).min() < 60
+        assert np.abs(near - rgb_of(color)).sum(axis=1).min() < 60
     assert (above[:, :20] == 255).all()
     without = overlay(slide, maps, found)
     assert (without[150:190, 130:190] == 255).all()
 
 
-def test_colours_rise_in_lightness_and_clear_where_there_is_nothing():
-    colours = _colours(np.arange(256))
-    lightness = cv2.cvtColor(colours[None], cv2.COLOR_RGB2LAB)[0, :, 0].astype(int)
+def test_colors_rise_in_lightness_and_clear_where_there_is_nothing():
+    colors = _colors(np.arange(256))
+    lightness = cv2.cvtColor(colors[None], cv2.COLOR_RGB2LAB)[0, :, 0].astype(int)
     assert (np.diff(lightness) >= -1).all()
     assert lightness[-1] - lightness[0] > 150
     image = np.full((1, 4, 3), 200, np.uint8)
     _blend(image, np.array([[0, 12, 128, 255]], np.uint8))
     assert image[0, :2].tolist() == [[200] * 3] * 2
-    full = colours[[128, 255]] * MOST_OPAQUE + 200 * (1 - MOST_OPAQUE)
+    full = colors[[128, 255]] * MOST_OPAQUE + 200 * (1 - MOST_OPAQUE)
     assert np.abs(image[0, 2:] - full).max() < 2
 
 
@@ -135,7 +135,7 @@ def test_a_slide_that_cannot_be_read_is_white_and_the_legend_says_so(tmp_path, m
 
     monkeypatch.setattr(Slide, "read", unreadable)
     picture = overlay(slide, maps, [])
-    assert where_coloured(picture, 200) == (80, 40, 200, 120)
+    assert where_colored(picture, 200) == (80, 40, 200, 120)
     assert picture.shape[0] > whole.shape[0]  # one row of the legend more
 
 

@@ -21,7 +21,7 @@ from slides.truth.interface import XmlTruth
 from slides.truth.raster import edges_of, rasterise
 from tests.support.maps_on_disk import write_maps
 
-NAMES = {0: "normal", 1: "tumour", 2: "benign", 3: "necrosis"}
+NAMES = {0: "normal", 1: "tumor", 2: "benign", 3: "necrosis"}
 
 
 def filled_holes(found):
@@ -38,7 +38,7 @@ def corners(polygon):
 
 
 def label_of(found, size_xy, step=1.0):
-    """Class of each px of a grid by the centres that the polygons hold."""
+    """Class of each px of a grid by the centers that the polygons hold."""
     label = np.zeros((round(size_xy[1] / step), round(size_xy[0] / step)), np.uint8)
     for region in found:
         label[rasterise(edges_of([region.polygon]), Window((0.0, 0.0), label.shape, (step, step)))] = region.cls
@@ -96,13 +96,13 @@ def test_no_prediction_gives_no_outline(tmp_path):
     assert (read_back(tmp_path / "a.xml", (28, 20)) == 0).all()
 
 
-def test_everything_tumour_is_the_whole_slide(tmp_path):
+def test_everything_tumor_is_the_whole_slide(tmp_path):
     maps = write_maps(tmp_path, np.ones((5, 7)), size_xy_l0=(27, 18))
     found, _ = regions(maps)
     assert corners(found[0].polygon) == [{(0, 0), (27, 0), (27, 18), (0, 18)}]
 
 
-def test_one_px_of_tumour_stays_itself(tmp_path):
+def test_one_px_of_tumor_stays_itself(tmp_path):
     label = np.zeros((40, 30))
     label[7, 9] = 1
     maps = write_maps(tmp_path, label, label * 128)
@@ -229,7 +229,7 @@ def test_geojson_is_what_qupath_reads(tmp_path):
     maps = write_maps(tmp_path, label, classes=3)
     found, _ = regions(maps)
     path = tmp_path / "a.geojson"
-    write_geojson(path, found, {0: "normal", 1: 'tumour "ä"', 2: "benign"})
+    write_geojson(path, found, {0: "normal", 1: 'tumor "ä"', 2: "benign"})
     features = json.loads(path.read_text())["features"]
     assert [feature["type"] for feature in features] == ["Feature", "Feature"]
     assert features[1]["properties"] == {
@@ -237,7 +237,7 @@ def test_geojson_is_what_qupath_reads(tmp_path):
         "classification": {"name": "benign", "color": [0, 114, 178]},
         "measurements": {"Probability mean": 0.792157, "Area um^2": 1.0},
     }
-    assert features[0]["properties"]["classification"] == {"name": 'tumour "ä"', "color": [213, 94, 0]}
+    assert features[0]["properties"]["classification"] == {"name": 'tumor "ä"', "color": [213, 94, 0]}
     assert features[0]["properties"]["measurements"] == {"Probability mean": 0.788235, "Area um^2": 8.0}
     rings = features[0]["geometry"]["coordinates"]
     assert features[0]["geometry"]["type"] == "Polygon"
@@ -317,7 +317,7 @@ def test_a_real_slide_reads_the_xml(tmp_path):
     label[3:9, 5:20] = 1
     maps = write_maps(tmp_path / "maps", label, size_xy_l0=slide.size_xy_l0)
     found, _ = regions(maps)
-    write_asap(tmp_path / "ä 'b' & \"c\".xml", found, {0: "a", 1: "<tumour> & 'ä' \"b\""})
+    write_asap(tmp_path / "ä 'b' & \"c\".xml", found, {0: "a", 1: "<tumor> & 'ä' \"b\""})
     truth = XmlTruth(tmp_path / "ä 'b' & \"c\".xml", slide)
     np.testing.assert_array_equal(
         truth.label(Window((0.0, 0.0), (70, 90), (1.0, 1.0))), np.kron(label, np.ones((4, 4)))[:70, :90]

@@ -115,9 +115,9 @@ def test_sizes_that_are_whole_but_for_the_last_bit_are_accepted(tmp_path):
 
 def test_unusable_maps_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"label\.tif cannot be opened"):
-        Maps(tmp_path, (28, 20), (0.25, 0.25), (4.0, 4.0), {0: "normal", 1: "tumour"})
+        Maps(tmp_path, (28, 20), (0.25, 0.25), (4.0, 4.0), {0: "normal", 1: "tumor"})
     with pytest.raises(ValueError, match="wanted a name for every class"):
-        Maps(tmp_path, (28, 20), (0.25, 0.25), (4.0, 4.0), {1: "tumour"})
+        Maps(tmp_path, (28, 20), (0.25, 0.25), (4.0, 4.0), {1: "tumor"})
 
 
 # The record
@@ -150,19 +150,19 @@ def test_the_record_has_what_was_agreed(tmp_path, slide):
         "step_xy_l0": [4.0, 4.0],
         "size_xy": [75, 50],
         "classes": 2,
-        "class_names": {"0": "normal", "1": "tumour"},
+        "class_names": {"0": "normal", "1": "tumor"},
         "model": "runs/a/final.keras",
         "windows": 12,
         "windows_unreadable": 1,
         "tissue_mm2": 0.5,
         "area_mm2": {"1": 0.000575},
-        "tumour_probability": 0.75,
+        "tumor_probability": 0.75,
         "longest_diameter_mm": round(math.hypot(30, 20) / 1000, 6),
         "lesions": 1,
         "seconds": 12.346,
         "options": {"batch": 4},
     }
-    assert summary(slide, maps, [], RUN, 0.0)["tumour_probability"] == 0.0
+    assert summary(slide, maps, [], RUN, 0.0)["tumor_probability"] == 0.0
 
 
 def test_names_that_are_no_text_are_written(tmp_path):
@@ -195,7 +195,7 @@ def test_all_outputs_of_a_slide(tmp_path, slide):
     assert record["lesions"] == 1
     assert record["seconds"] >= 5
     best = (tmp_path / "detections.csv").read_text().splitlines()[1].split(",")
-    assert record["tumour_probability"] == float(best[0]) > 0.5
+    assert record["tumor_probability"] == float(best[0]) > 0.5
     assert len(json.loads((tmp_path / "polygons.geojson").read_text())["features"]) == 1
 
 

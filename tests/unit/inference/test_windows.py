@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from inference.blending import Blend, Weights, hann
-from inference.predict import How, eightfold, predict_run
+from inference.predict import WindowOptions, eightfold, predict_run
 from inference.reading import read_window
 from inference.scratch import Cells, RunWriter, plane_names, planes_of
 from inference.windows import MapGrid, Run, TissueCells, in_stripes, map_grid, share_out, with_tissue
@@ -144,7 +144,7 @@ def blurred(radius):
 def predicted(slide, folder, network, img_size, overlap, ranks=1, how=None, tissue=None, um_px=None):
     """The maps of a slide, by name, predicted by so many ranks."""
     grid = map_grid(slide, img_size, um_px or slide.um_px_xy_l0[0], overlap)
-    how = how or How(batch_size=2, classes=2)
+    how = how or WindowOptions(batch_size=2, classes=2)
     windows, begins = in_stripes(with_tissue(grid, tissue), grid, how.classes - 1)
     weights = Weights(grid, windows)
     shares = share_out([begins], [len(windows)], ranks)
@@ -258,7 +258,7 @@ def test_three_classes(tmp_path):
         p = image_BHWC[..., :2].astype(np.float32) / 510
         return np.stack([1 - p.sum(axis=3), p[..., 0], p[..., 1]], axis=3)
 
-    maps, _ = predicted(slide, tmp_path / "s", network, 64, 0.25, 2, How(3, 3))
+    maps, _ = predicted(slide, tmp_path / "s", network, 64, 0.25, 2, WindowOptions(3, 3))
     image_HWC = slide.read_level(0, (0, 0), (199, 301)).astype(int)
     assert np.abs(maps["probability_2"] - image_HWC[..., 1] / 2).max() <= 0.501
     assert np.abs(maps["probability"] - image_HWC[..., :2].sum(axis=2) / 2).max() <= 0.501
@@ -282,7 +282,7 @@ def test_the_mean_over_eight_orientations(tmp_path):
     np.testing.assert_allclose(p_HW, expected_HW, atol=1e-6)
 
 
-def test_a_context_view_has_the_same_centre(tmp_path):
+def test_a_context_view_has_the_same_center(tmp_path):
     slide = slide_of(tmp_path, (400, 300), smooth=True)
     grid = map_grid(slide, 64, 0.5, 0.25)
     image_HWC, fault = read_window(slide, grid.window(1, 1), 1.0)
@@ -324,7 +324,7 @@ def test_a_damaged_tile_is_filled_and_counted(tmp_path):
 def test_a_damaged_tile_is_an_error_when_asked_for(tmp_path):
     slide = with_a_damaged_tile(tmp_path)
     with pytest.raises(SlideError, match=r"slide\.tif"):
-        predicted(slide, tmp_path / "s", red, 128, 0.0, how=How(2, 2, strict=True))
+        predicted(slide, tmp_path / "s", red, 128, 0.0, how=WindowOptions(2, 2, strict=True))
     assert list((tmp_path / "s").iterdir()) == []
 
 

@@ -27,7 +27,7 @@ def test_sums_of_a_resample_are_those_of_its_slides() -> None:
     weight_RS = np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0], [0, 0, 3]])
     got = of_counts([confusion_SKK, histogram_S2N], lambda c, h: np.array([miou(c), auc(h)]), weight_RS)
     assert got.shape == (4, 2)
-    # all three: 16 1 / 3 5, and others 5 3 0 against tumour 2 0 3
+    # all three: 16 1 / 3 5, and others 5 3 0 against tumor 2 0 3
     assert got[0].tolist() == pytest.approx([(16 / 20 + 5 / 9) / 2, (2 * 2.5 + 3 * 8) / 40])
     assert got[1].tolist() == pytest.approx([(20 / 22 + 4 / 6) / 2, 1.0])
     assert got[2].tolist() == pytest.approx([(1 / 4 + 3 / 6) / 2, 0.5])

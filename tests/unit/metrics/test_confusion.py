@@ -93,7 +93,7 @@ def test_probabilities_of_another_shape_are_refused() -> None:
         ([[2, 0, 0], [0, 0, 3]], 1.0),
         ([[0, 0, 2], [3, 0, 0]], 0.0),
         ([[0, 4, 0], [0, 3, 0]], 0.5),
-        # 2 tumour pixels in bin 1 and 2, others 3 and 1 in bin 0 and 1: pairs won 3 + 0.5 and 4, of 8.
+        # 2 tumor pixels in bin 1 and 2, others 3 and 1 in bin 0 and 1: pairs won 3 + 0.5 and 4, of 8.
         ([[3, 1, 0], [0, 1, 1]], 7.5 / 8),
         ([[0, 0, 0], [1, 0, 2]], math.nan),
         ([[1, 0, 2], [0, 0, 0]], math.nan),

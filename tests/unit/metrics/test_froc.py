@@ -15,11 +15,11 @@ FALSE = ((571, 0.6), (685, 0.4))
 
 def case(foci: int, hits: int, false: int) -> Hits:
     """A slide 800 x 101 px of 1 um with the first `foci` squares, `hits` detections on them and `false` others."""
-    tumour_HW = np.zeros((101, 800), np.bool_)
+    tumor_HW = np.zeros((101, 800), np.bool_)
     for column in FOCI[:foci]:
-        tumour_HW[47:53, column - 3 : column + 3] = True
+        tumor_HW[47:53, column - 3 : column + 3] = True
     found = HITS[:hits] + FALSE[:false]
-    lesions = lesion_map(tumour_HW, 1.0, grow_um=2.0, itc_um=0.0)
+    lesions = lesion_map(tumor_HW, 1.0, grow_um=2.0, itc_um=0.0)
     assert lesions.count == foci
     return slide_hits(lesions, np.array([p for _, p in found]), np.array([(50, column) for column, _ in found]))
 
@@ -66,7 +66,7 @@ def test_false_positives_are_averaged_over_all_slides_also_those_without_anythin
     assert froc([busy, hits([], []), hits([], []), hits([], [])]).at.tolist() == [0.0, 0.5, 0.5, 0.5, 0.5, 0.5]
 
 
-def test_the_organisers_drop_the_lowest_probability_when_everything_is_found() -> None:
+def test_the_organizers_drop_the_lowest_probability_when_everything_is_found() -> None:
     found = [hits([0.2], [0.9, 0.6, 0.4])]
     assert froc(found).threshold_T.tolist() == [0.4, 0.6, 0.9, math.inf]
     alone = [hits([], [0.9, 0.6])]

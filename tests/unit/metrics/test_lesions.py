@@ -13,13 +13,13 @@ NOTHING_LEFT_OUT = 0.0
 
 def two_squares(gap: int) -> np.ndarray:
     """Two foci of 3 x 3 px in a row, `gap` px of background between them."""
-    tumour_HW = np.zeros((31, 40), np.bool_)
-    tumour_HW[14:17, 8:11] = True
-    tumour_HW[14:17, 11 + gap : 14 + gap] = True
-    return tumour_HW
+    tumor_HW = np.zeros((31, 40), np.bool_)
+    tumor_HW[14:17, 8:11] = True
+    tumor_HW[14:17, 11 + gap : 14 + gap] = True
+    return tumor_HW
 
 
-def test_the_organisers_spacing() -> None:
+def test_the_organizers_spacing() -> None:
     assert pytest.approx(7.776) == MAP_UM_PX
 
 
@@ -37,27 +37,27 @@ def test_foci_within_75_um_are_one_lesion_and_beyond_two() -> None:
 
 
 def test_growth_is_round_and_counts_whole_distances() -> None:
-    tumour_HW = np.zeros((9, 11), np.bool_)
-    tumour_HW[4, 5] = True
+    tumor_HW = np.zeros((9, 11), np.bool_)
+    tumor_HW[4, 5] = True
     # radius 2 px exactly: nearer than 2 is 1 and sqrt(2), not 2
-    grown = lesion_map(tumour_HW, 1.0, 4.0, NOTHING_LEFT_OUT).label_HW
+    grown = lesion_map(tumor_HW, 1.0, 4.0, NOTHING_LEFT_OUT).label_HW
     assert np.argwhere(grown).tolist() == [[r, c] for r in (3, 4, 5) for c in (4, 5, 6)]
     # radius 2.1: 2 as well, but not sqrt(5)
-    assert (lesion_map(tumour_HW, 1.0, 4.2, NOTHING_LEFT_OUT).label_HW > 0).sum() == 13
+    assert (lesion_map(tumor_HW, 1.0, 4.2, NOTHING_LEFT_OUT).label_HW > 0).sum() == 13
 
 
 def test_growth_does_not_depend_on_the_bands_it_is_taken_in() -> None:
-    tumour_HW = np.zeros((1100, 13), np.bool_)
-    tumour_HW[[511, 530, 1023], [6, 2, 12]] = True
-    label_HW = lesion_map(tumour_HW, 1.0, 10.0, NOTHING_LEFT_OUT).label_HW
-    rows, columns = np.indices(tumour_HW.shape)
+    tumor_HW = np.zeros((1100, 13), np.bool_)
+    tumor_HW[[511, 530, 1023], [6, 2, 12]] = True
+    label_HW = lesion_map(tumor_HW, 1.0, 10.0, NOTHING_LEFT_OUT).label_HW
+    rows, columns = np.indices(tumor_HW.shape)
     near = [np.hypot(rows - r, columns - c) < 5 for r, c in ((511, 6), (530, 2), (1023, 12))]
     assert np.array_equal(label_HW, near[0] + 2 * near[1] + 3 * near[2])
 
 
 def test_touching_by_a_corner_is_one_lesion() -> None:
-    tumour_HW = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 1]], np.bool_)
-    assert lesion_map(tumour_HW, 1.0, 0.0, NOTHING_LEFT_OUT).label_HW.tolist() == [
+    tumor_HW = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 1]], np.bool_)
+    assert lesion_map(tumor_HW, 1.0, 0.0, NOTHING_LEFT_OUT).label_HW.tolist() == [
         [1, 1, 0, 0, 0],
         [0, 0, 1, 0, 0],
         [0, 0, 0, 0, 2],
@@ -81,10 +81,10 @@ def test_holes_are_filled_where_no_side_leads_out() -> None:
 
 
 def test_a_lesion_inside_the_hole_of_another_belongs_to_it() -> None:
-    tumour_HW = np.ones((9, 11), np.bool_)
-    tumour_HW[1:8, 1:10] = False
-    tumour_HW[4, 5] = True
-    lesions = lesion_map(np.pad(tumour_HW, 2), 1.0, 0.0, NOTHING_LEFT_OUT)
+    tumor_HW = np.ones((9, 11), np.bool_)
+    tumor_HW[1:8, 1:10] = False
+    tumor_HW[4, 5] = True
+    lesions = lesion_map(np.pad(tumor_HW, 2), 1.0, 0.0, NOTHING_LEFT_OUT)
     assert (lesions.count, (lesions.label_HW == 1).sum()) == (1, 99)
 
 
@@ -101,28 +101,28 @@ def test_major_axes_are_those_of_scikit_image() -> None:
     )
 
 
-def test_isolated_tumour_cells_are_shorter_than_the_limit() -> None:
-    tumour_HW = np.zeros((7, 30), np.bool_)
-    tumour_HW[1, 2:14] = tumour_HW[5, 3:16] = True
+def test_isolated_tumor_cells_are_shorter_than_the_limit() -> None:
+    tumor_HW = np.zeros((7, 30), np.bool_)
+    tumor_HW[1, 2:14] = tumor_HW[5, 3:16] = True
     # rows of n px have 4 * sqrt((n^2 - 1) / 12): 13.808 and 14.967 px
-    lengths = lesion_map(tumour_HW, 2.0, 0.0, 0.0).major_axis_um_L
+    lengths = lesion_map(tumor_HW, 2.0, 0.0, 0.0).major_axis_um_L
     assert lengths == pytest.approx([8 * math.sqrt(143 / 12), 8 * math.sqrt(14)])
-    assert lesion_map(tumour_HW, 2.0, 0.0, 27.61).is_itc_L.tolist() == [False, False]
-    middle = lesion_map(tumour_HW, 2.0, 0.0, 27.62)
+    assert lesion_map(tumor_HW, 2.0, 0.0, 27.61).is_itc_L.tolist() == [False, False]
+    middle = lesion_map(tumor_HW, 2.0, 0.0, 27.62)
     assert (middle.is_itc_L.tolist(), middle.count) == ([True, False], 1)
     # at the limit is not shorter than it
-    assert lesion_map(tumour_HW, 2.0, 0.0, 8 * math.sqrt(14)).is_itc_L.tolist() == [True, False]
+    assert lesion_map(tumor_HW, 2.0, 0.0, 8 * math.sqrt(14)).is_itc_L.tolist() == [True, False]
 
 
 def test_the_limit_is_taken_of_the_grown_lesion() -> None:
     # lines of 179 and 187 um, with 4 px more on every side: 267.4 and 276.4 um
     for length, is_itc in ((23, True), (24, False)):
-        tumour_HW = np.zeros((21, 60), np.bool_)
-        tumour_HW[10, 10 : 10 + length] = True
-        assert lesion_map(tumour_HW, MAP_UM_PX).is_itc_L.tolist() == [is_itc]
+        tumor_HW = np.zeros((21, 60), np.bool_)
+        tumor_HW[10, 10 : 10 + length] = True
+        assert lesion_map(tumor_HW, MAP_UM_PX).is_itc_L.tolist() == [is_itc]
 
 
-def test_without_tumour_there_is_no_lesion() -> None:
+def test_without_tumor_there_is_no_lesion() -> None:
     lesions = lesion_map(np.zeros((3, 5), np.bool_), MAP_UM_PX)
     assert (lesions.count, lesions.label_HW.sum(), len(lesions.major_axis_um_L)) == (0, 0, 0)
     assert lesion_map(np.ones((3, 5), np.bool_), MAP_UM_PX, itc_um=0.0).label_HW.tolist() == [[1] * 5] * 3
@@ -144,11 +144,11 @@ def test_impossible_lengths_are_refused(arguments: tuple, message: str) -> None:
         lesion_map(np.zeros(3, np.bool_), 1.0)
 
 
-def test_longest_diameter_is_between_corners_of_tumour_px() -> None:
-    tumour_HW = two_squares(8)
-    lesions = lesion_map(tumour_HW, MAP_UM_PX)
+def test_longest_diameter_is_between_corners_of_tumor_px() -> None:
+    tumor_HW = two_squares(8)
+    lesions = lesion_map(tumor_HW, MAP_UM_PX)
     # 14 columns and 3 rows, of 0.5 and 2 um
-    diameters = longest_diameters_um(tumour_HW, lesions.label_HW, (0.5, 2.0))
+    diameters = longest_diameters_um(tumor_HW, lesions.label_HW, (0.5, 2.0))
     assert diameters == pytest.approx([math.hypot(7, 6)])
     apart = two_squares(9)
     label_HW = lesion_map(apart, MAP_UM_PX).label_HW
@@ -164,5 +164,5 @@ def test_longest_diameter_of_a_disc_a_diagonal_and_a_px() -> None:
     line_HW = np.eye(5, 7, dtype=np.int32)
     line_HW[4, 6] = 3
     assert longest_diameters_um(line_HW > 0, line_HW, (1.0, 1.0)) == pytest.approx([math.sqrt(50), 0, math.sqrt(2)])
-    # a lesion whose tumour is elsewhere has no length
+    # a lesion whose tumor is elsewhere has no length
     assert longest_diameters_um(line_HW == 1, line_HW, (1.0, 1.0)).tolist()[2] == 0.0

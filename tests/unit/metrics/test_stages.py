@@ -92,7 +92,7 @@ def test_the_rule_gives_every_published_stage() -> None:
 
 
 @needs_tables
-def test_kappa_of_the_organisers_example() -> None:
+def test_kappa_of_the_organizers_example() -> None:
     reference, submission = (
         read_submission(TABLES / f"camelyon17_kappa_{name}.csv") for name in ("reference", "submission")
     )

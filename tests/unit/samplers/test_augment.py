@@ -57,7 +57,7 @@ def test_image_and_label_move_together(level, monkeypatch):
     moved, labels = (t.numpy() for t in Augment(level, 1)(image_BHWC, label_BHW, np.arange(16)))
     known = labels != 255
     assert known.mean() > 0.7
-    # Bilinear against nearest: at most half a pixel (2 grey levels) apart, and rounding.
+    # Bilinear against nearest: at most half a pixel (2 gray levels) apart, and rounding.
     assert np.abs(moved[..., 0].astype(int) - labels.astype(int) * 4)[known].max() <= 3
     assert set(np.unique(labels)) <= {*range(SIDE), 255}
     assert not np.array_equal(labels[0], label_BHW[0])
@@ -73,10 +73,10 @@ def test_a_zoom_out_ignores_what_was_not_read(monkeypatch):
     np.testing.assert_allclose((labels.numpy() == 255).mean((1, 2)), expected, atol=0.06)
 
 
-def test_colour_without_strength_changes_nothing():
+def test_color_without_strength_changes_nothing():
     drawn_BP = tf.constant(parameters("flips", 0, 0)[None])
     levels = tf.constant(np.random.default_rng(0).integers(0, 256, (1, 9, 9, 6)), tf.float32)
-    np.testing.assert_allclose(augment.recoloured(levels, drawn_BP), levels, atol=0.02)
+    np.testing.assert_allclose(augment.recolored(levels, drawn_BP), levels, atol=0.02)
     np.testing.assert_array_equal(augment.blurred(levels, drawn_BP[:, augment._BLUR]), levels)
 
 
@@ -85,12 +85,12 @@ def test_stain_is_scaled_in_optical_density(monkeypatch):
     drawn_BP = parameters("standard", 0, 3)[None]
     eosin_od = 0.4 * augment.HED_RGB[1]
     pixel = (256 * np.exp(-eosin_od) - 1)[None, None, None]
-    shown = augment.recoloured(tf.constant(pixel, tf.float32), tf.constant(drawn_BP)).numpy()[0, 0, 0]
+    shown = augment.recolored(tf.constant(pixel, tf.float32), tf.constant(drawn_BP)).numpy()[0, 0, 0]
     found = -np.log((shown + 1) / 256) / augment.HED_RGB[1]
     # Pure eosin stays pure eosin, only more or less of it; glass stays glass.
     np.testing.assert_allclose(found, found.mean(), rtol=1e-3)
     assert 0.2 <= found.mean() <= 0.6
-    glass = augment.recoloured(tf.fill((1, 1, 1, 3), 255.0), tf.constant(drawn_BP)).numpy()
+    glass = augment.recolored(tf.fill((1, 1, 1, 3), 255.0), tf.constant(drawn_BP)).numpy()
     np.testing.assert_allclose(glass, 255, atol=1e-3)
 
 

@@ -16,7 +16,7 @@ HOW = Reading({"_0": 1}, (), None, None, bb_downsample=1, classes=2)
 
 @pytest.fixture
 def cases(tmp_path: Path) -> list[Case]:
-    """Three slides of 0.5 um/px; `b` has tumour."""
+    """Three slides of 0.5 um/px; `b` has tumor."""
     for name, size_xy in (("a", (150, 130)), ("b", (210, 170)), ("c", (130, 190))):
         position_coded(tmp_path / f"{name}.tif", size_xy, (1, 2), tile=64, um_px=0.5)
     write_asap(tmp_path / "b.xml", [("_0", np.array([(20, 28), (60, 28), (60, 48), (20, 48)]))])
@@ -47,7 +47,7 @@ def test_every_rank_holds_every_slide_whoever_searched_it(cases: list[Case], siz
     assert counts == searched
     assert [[slide.id for slide in one.slides] for one in sets] == [["a", "b", "c"]] * size
     assert [[index.slide_id for index in one.indexes] for one in sets] == [["a", "b", "c"]] * size
-    # tumour of `b`: x 20 to 60, y 28 to 48 in cells of 2 um, which is 4 px: 10 x 5 of them
+    # tumor of `b`: x 20 to 60, y 28 to 48 in cells of 2 um, which is 4 px: 10 x 5 of them
     assert [[len(index.places.get(1, ())) for index in one.indexes] for one in sets] == [[0, 50, 0]] * size
 
 

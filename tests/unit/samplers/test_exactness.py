@@ -72,8 +72,8 @@ def test_surf_points_are_uniform_over_cells_and_inside_them():
 @pytest.mark.parametrize(("name", "ratio"), [("surf", Fraction(3, 10)), ("radboud", None), ("radboud", Fraction(1, 4))])
 def test_every_slide_has_its_share_of_every_class(name, ratio):
     # Documented: slides of a class are drawn alike, whatever their size.
-    tumour = {1: [shapely.box(20, 10, 30, 20)]}
-    indexes = [index_of(cells((1, 2)), regions=tumour), index_of(cells((1, 2), (1, 3)), regions=tumour), index_of()]
+    tumor = {1: [shapely.box(20, 10, 30, 20)]}
+    indexes = [index_of(cells((1, 2)), regions=tumor), index_of(cells((1, 2), (1, 3)), regions=tumor), index_of()]
     source = samplers.build(name, indexes, 1, 2, ratio)
     drawn = [source.request(i) for i in range(6000)]
     for cls, having in ((0, 3), (1, 2)):
@@ -132,7 +132,7 @@ def test_spacings_without_a_level_look_like_an_independent_resample(gapped, um_p
 
 
 @pytest.mark.parametrize("um_px", [0.25, 0.5, 1.0, 0.83])
-def test_labels_are_taken_at_pixel_centres_and_never_invented(gapped, tmp_path, um_px):
+def test_labels_are_taken_at_pixel_centers_and_never_invented(gapped, tmp_path, um_px):
     slide, _ = gapped
     areas = [("a", blob(np.random.default_rng(5), np.array([700.0, 800.0]), np.full(2, 500.0), 0.2))]
     areas.append(("b", blob(np.random.default_rng(6), np.array([900.0, 700.0]), np.full(2, 200.0), 0.2)))
@@ -152,7 +152,7 @@ def test_labels_are_taken_at_pixel_centres_and_never_invented(gapped, tmp_path, 
     assert {7, 3} <= set(np.unique(patch.label_HW)) <= {0, 3, 7}
 
 
-def test_a_context_view_has_the_same_centre(tmp_path):
+def test_a_context_view_has_the_same_center(tmp_path):
     # A ramp: the value of a view's middle tells where it was taken, at any spacing.
     x = np.arange(2048)
     ramp = np.repeat(np.clip(x[None] / 8, 0, 255).astype(np.uint8)[..., None].repeat(600, 0), 3, 2)
@@ -162,10 +162,10 @@ def test_a_context_view_has_the_same_centre(tmp_path):
     patch = reader.read(PatchRequest(0, 0, 0, 0, (1001.0, 300.0)))
     assert reader.channels == 6
     assert patch.image_HWC.shape == (64, 64, 6)
-    centre = patch.window.center_xy_l0[0]
+    center = patch.window.center_xy_l0[0]
     near, wide = (patch.image_HWC[30:34, :, c].astype(float).mean(0) for c in (0, 3))
-    assert near[31:33].mean() == pytest.approx(centre / 8, abs=1)
-    assert wide[31:33].mean() == pytest.approx(centre / 8, abs=1)
-    # 8 level-0 px per px of the context view: one grey level per px.
+    assert near[31:33].mean() == pytest.approx(center / 8, abs=1)
+    assert wide[31:33].mean() == pytest.approx(center / 8, abs=1)
+    # 8 level-0 px per px of the context view: one gray level per px.
     assert np.diff(wide).mean() == pytest.approx(1.0, abs=0.03)
     assert np.diff(near).mean() == pytest.approx(1 / 8, abs=0.02)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from samplers.mining import Entry, HardPool
+from samplers.hard_pool import Entry, HardPool
 from samplers.patch import HARD, STREAM, UNREADABLE, NotYetError, Patch, PatchRequest, draw
 from samplers.pipeline import Feed, grid_feed, joined
 from samplers.records import META, Records, read_samples, trim_samples

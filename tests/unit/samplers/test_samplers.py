@@ -1,6 +1,8 @@
 """Samplers: schedules, uniform points, and where the pixels of a patch come from."""
 
 import itertools
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -16,17 +18,18 @@ from samplers.pipeline import rank_indices
 from slides.reader import Slide
 from slides.synthetic.demo import decode, position_coded, write_asap
 from slides.truth.interface import EmptyTruth, XmlTruth
+from tests.support.paths import ROOT
 
 CELL = 10  # level-0 px per search cell in these tests
 
 
-def index_of(tumour_HW=None, tissue_HW=None, regions=None, slide_id="a"):
+def index_of(tumor_HW=None, tissue_HW=None, regions=None, slide_id="a"):
     """Search index of a 120 x 80 px slide at 0.5 um/px; 12 x 8 cells."""
     tissue_HW = np.ones((8, 12), bool) if tissue_HW is None else tissue_HW
     places = {}
-    if tumour_HW is not None:
-        places[1] = Places(tumour_HW)
-        tissue_HW = tissue_HW & ~tumour_HW
+    if tumor_HW is not None:
+        places[1] = Places(tumor_HW)
+        tissue_HW = tissue_HW & ~tumor_HW
     if tissue_HW.any():
         places[0] = Places(tissue_HW)
     return SlideIndex(slide_id, (120, 80), (0.5, 0.5), CELL, Places(tissue_HW), places, regions or {}, ())
@@ -37,6 +40,26 @@ def cells(*at):
     for row, column in at:
         mask_HW[row, column] = True
     return mask_HW
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_every_sampler_of_the_table_draws_and_has_its_default_ratio(name):
+    indexes = [index_of(cells((1, 2)), regions={1: [shapely.box(20, 10, 30, 20)]})]
+    usual, asked = (
+        [samplers.build(name, indexes, 5, 2, ratio).request(i) for i in range(20)]
+        for ratio in (None, samplers.SAMPLERS[name])
+    )
+    assert usual == asked
+    assert {request.cls for request in usual} == ({1} if name == "surf" else {0, 1})
+
+
+def test_the_names_of_samplers_load_nothing():
+    code = "import samplers, sys; print({'numpy', 'cv2', 'slides'} & set(sys.modules), *samplers.SAMPLERS)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout == "set() radboud surf\n"
 
 
 # ----------------------------------------------------------------------------------------------------------- schedules
@@ -145,7 +168,7 @@ def test_requests_are_pure():
     assert one.request(3, attempt=1).cls == one.request(3).cls
 
 
-def test_surf_without_tumour_says_what_to_do():
+def test_surf_without_tumor_says_what_to_do():
     with pytest.raises(ValueError, match="--batch_tumor_ratio 0"):
         samplers.build("surf", [index_of()], 0, 2, None)
     assert samplers.build("surf", [index_of()], 0, 2, Fraction(0)).request(5).cls == 0
@@ -158,10 +181,10 @@ def test_radboud_rounds_and_annotations():
     source = samplers.build("radboud", indexes, 4, 2, None)
     drawn = [source.request(i) for i in range(600)]
     assert all(sorted(r.cls for r in drawn[k : k + 2]) == [0, 1] for k in range(0, 600, 2))
-    tumour = [r for r in drawn if r.cls == 1]
-    assert {r.slide for r in tumour} == {0}
-    inside = sum(small.contains(shapely.Point(r.center_xy_l0)) for r in tumour)
-    others = sum(large.contains(shapely.Point(r.center_xy_l0)) for r in tumour)
+    tumor = [r for r in drawn if r.cls == 1]
+    assert {r.slide for r in tumor} == {0}
+    inside = sum(small.contains(shapely.Point(r.center_xy_l0)) for r in tumor)
+    others = sum(large.contains(shapely.Point(r.center_xy_l0)) for r in tumor)
     assert inside + others == 300
     assert 15 <= inside <= 48  # 300 draws at 1/10: 30 +- 3.4 standard deviations
     assert {r.slide for r in drawn if r.cls == 0} == {0, 1}
@@ -188,23 +211,23 @@ def test_unknown_sampler():
 
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory):
-    """A 401 x 299 px position-coded slide (0.5 um/px; levels 1, 2.5) with a tumour box and an exclusion in it."""
+    """A 401 x 299 px position-coded slide (0.5 um/px; levels 1, 2.5) with a tumor box and an exclusion in it."""
     folder = tmp_path_factory.mktemp("coded")
     position_coded(folder / "s.tif", (401, 299), (1.0, 2.5), tile=64, um_px=0.5)
-    tumour = np.array([[100, 80], [220, 80], [220, 200], [100, 200]], float)
-    write_asap(folder / "s.xml", [("_0", tumour), ("_2", tumour[:2].mean(0) + (tumour - tumour[0]) / 4)])
+    tumor = np.array([[100, 80], [220, 80], [220, 200], [100, 200]], float)
+    write_asap(folder / "s.xml", [("_0", tumor), ("_2", tumor[:2].mean(0) + (tumor - tumor[0]) / 4)])
     slide = Slide(folder / "s.tif")
     return slide, XmlTruth(folder / "s.xml", slide)
 
 
-def test_patch_is_centred_and_its_label_is_of_the_same_place(coded):
+def test_patch_is_centered_and_its_label_is_of_the_same_place(coded):
     slide, truth = coded
     patch = PatchReader([slide], [truth], 64, 0.5).read(PatchRequest(0, 0, 0, 1, (150.0, 120.0)))
     x, y = decode(patch.image_HWC)
     assert (x[0], y[:, 0]) == (pytest.approx(np.arange(118, 182)), pytest.approx(np.arange(88, 152)))
-    tumour_HW = (x >= 100) & (x < 220) & (y >= 80) & (y < 200)
+    tumor_HW = (x >= 100) & (x < 220) & (y >= 80) & (y < 200)
     hole_HW = (x >= 160) & (x < 190) & (y >= 80) & (y < 110)
-    assert (patch.label_HW == (tumour_HW & ~hole_HW)).all()
+    assert (patch.label_HW == (tumor_HW & ~hole_HW)).all()
     assert 0 < patch.label_HW.mean() < 1
 
 
@@ -269,10 +292,10 @@ def test_index_keeps_a_lesion_smaller_than_a_cell(tmp_path):
 
 
 def test_holes_are_not_class_zero_annotations():
-    tumour = shapely.Polygon([(0, 0), (90, 0), (90, 60), (0, 60)], [[(30, 20), (60, 20), (60, 40), (30, 40)]])
+    tumor = shapely.Polygon([(0, 0), (90, 0), (90, 60), (0, 60)], [[(30, 20), (60, 20), (60, 40), (30, 40)]])
     hole, beside = shapely.box(30, 20, 60, 40), shapely.box(100, 0, 110, 70)
-    assert own_regions({0: [hole], 1: [tumour]}) == {1: [tumour]}
-    assert own_regions({0: [hole, beside], 1: [tumour]}) == {0: [beside], 1: [tumour]}
+    assert own_regions({0: [hole], 1: [tumor]}) == {1: [tumor]}
+    assert own_regions({0: [hole, beside], 1: [tumor]}) == {0: [beside], 1: [tumor]}
 
 
 def test_search_level_is_clamped_and_said_so(coded):

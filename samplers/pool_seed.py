@@ -1,6 +1,6 @@
-"""Where an evaluation found false tumour: places for the hard pool to begin with.
+"""Where an evaluation found false tumor: places for the hard pool to begin with.
 
-`evaluate.py` writes `false_positives.csv` with a line for each region that was predicted tumour and touches none.
+`evaluate.py` writes `false_positives.csv` with a line for each region that was predicted tumor and touches none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from samplers.mining import Entry
+from samplers.hard_pool import Entry
 
 FILE = "false_positives.csv"
 COLUMNS = ("slide_id", "x", "y", "probability")
@@ -18,7 +18,7 @@ COLUMNS = ("slide_id", "x", "y", "probability")
 MOST = 254 / 255
 
 
-def read_mined(folder: Path, slide_ids: Sequence[str]) -> tuple[list[Entry], int]:
+def read_pool_seed(folder: Path, slide_ids: Sequence[str]) -> tuple[list[Entry], int]:
     """Entries of class 0 for the regions of an evaluation, the best ones first in the file.
 
     Their loss is what the network had there: the cross-entropy of class 0, -log(1 - p), so that they rank with the

@@ -39,7 +39,7 @@ class HardPool:
     """A sampler that sends a fraction of another sampler's draws to the hardest places seen lately.
 
     A hard draw keeps the class that the sampler had scheduled for the index, so class ratios stay exact; where the pool
-    has no entry of that class the sampler's own draw stands. Its centre is an entry's, jittered by up to a quarter of
+    has no entry of that class the sampler's own draw stands. Its center is an entry's, jittered by up to a quarter of
     the patch along each axis.
 
     Args:
@@ -50,7 +50,7 @@ class HardPool:
         capacity: entries kept: those with the highest loss.
         interval: images per interval, I; at least the global batch.
         patch_um: side of the patch, um.
-        start: entries to begin with, of indexes below 0, such as `samplers.mined` reads; they age like all others.
+        start: entries to begin with, of indexes below 0, such as `samplers.pool_seed` reads; they age like all others.
     """
 
     def __init__(
