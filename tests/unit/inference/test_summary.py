@@ -200,7 +200,7 @@ def test_all_outputs_of_a_slide(tmp_path, slide):
 
 
 def write_truth(path, slide):
-    from maps_on_disk import write_map
+    from tests.support.maps_on_disk import write_map
 
     truth = np.zeros(slide.size_xy_l0[::-1], np.uint8)
     truth[40:120, 80:180] = 1
