@@ -27,10 +27,11 @@ from benchmarks.big_slide import UM_PX, make
 from cohorts.pairing import Case
 from preprocessing import check, extract_patches, manifest, tissue
 from preprocessing.command import main as prepare
+from preprocessing.overview import read_cells
 from preprocessing.patch_grid import Grid
 from preprocessing.patch_writers import FORMATS, Encoder
-from preprocessing.reading import Reading, read_cells
 from slides.tiff import tiled_tiff
+from slides.truth.reading import Reading
 
 SIDE_PX = 1024
 
@@ -56,18 +57,18 @@ def dropped(made: Iterable[Any]) -> None:
 def steps(case: Case, out: Path, rounds: int) -> dict[str, Any]:
     """Seconds of every step on one slide, and of what no extraction can do without."""
     reading = Reading()
-    slide = reading.slide(case)
+    slide = reading.open_slide(case.slide_path)
     found: dict[str, Any] = {
-        "truth": timed(lambda: reading.truth(case, slide), rounds),
+        "truth": timed(lambda: reading.open_truth(case.label_path, slide), rounds),
         "check": timed(lambda: check.make(case, out, check.Options(reading, UM_PX)), rounds),
         "tissue": timed(lambda: tissue.make(case, out, tissue.Options(reading)), rounds),
         "manifest": timed(lambda: manifest.make(case, out, manifest.Options(reading)), rounds),
     }
     cells_HW, cell_l0 = read_cells(tissue.mask_path(out, case.slide_id), slide)
-    tumor_HW = reading.truth(case, slide).label_max(cell_l0, 1)
+    tumor_HW = reading.open_truth(case.label_path, slide).label_max(cell_l0, 1)
     places, _ = Grid(SIDE_PX, SIDE_PX, UM_PX, 0.05).places(slide, cells_HW, tumor_HW, cell_l0)
     truth, options = (
-        reading.truth(case, slide),
+        reading.open_truth(case.label_path, slide),
         extract_patches.Options(reading, SIDE_PX, UM_PX, SIDE_PX, save_neg=True),
     )
     # Whether a place is written: glass is only read.

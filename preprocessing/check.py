@@ -26,13 +26,14 @@ from cohorts.pairing import Case, known_problems
 from cohorts.sets import Slides
 from cohorts.splits import NORMAL
 from preprocessing.check_report import PICTURE_PX, write_report
-from preprocessing.reading import Reading, draw_outline, overview, write_png
+from preprocessing.overview import draw_outline, overview, write_png
 from preprocessing.runner import Outcome, Step, one_line
 from preprocessing.store import StepResult
-from preprocessing.tissue import LEAST_SHARE, advice, find
+from preprocessing.tissue import LEAST_SHARE, advice, find_tissue
 from slides.reader import Slide
 from slides.truth.annotation import read_annotations
 from slides.truth.interface import EmptyTruth, Truth, XmlTruth
+from slides.truth.reading import Reading
 from system.csv_tables import counted
 from system.findings import FAIL, WARN, Finding, failed, passed, warned
 
@@ -81,11 +82,11 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Check one slide."""
     try:
-        slide = options.reading.slide(case)
+        slide = options.reading.open_slide(case.slide_path)
         picture_HWC, px_l0 = overview(slide, PICTURE_PX)
         width, height = slide.size_xy_l0
         slide.read(slide.window((width / 2, height / 2), (WINDOW_PX, WINDOW_PX), options.um_px))
-        tissue = find(slide, CELL_UM, options.method, options.keep_pen)
+        tissue = find_tissue(slide, CELL_UM, options.method, options.keep_pen)
     except (ValueError, OSError) as error:
         return _result([_from_error("slide", error)])
     gray_HW = cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2GRAY)
@@ -94,7 +95,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     findings = [*_slide(case, slide, options.um_px), *_tissue(tissue_HW, options.method)]
     draw_outline(picture_HWC, tissue_HW, px_l0 / cell_l0, GREEN, 1)
     try:
-        truth = options.reading.truth(case, slide)
+        truth = options.reading.open_truth(case.label_path, slide)
         tumor_HW = np.zeros_like(tissue_HW)
         for cls in sorted(truth.classes - {0}):
             tumor_HW |= truth.label_max(cell_l0, cls)
@@ -163,7 +164,7 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
     if not isinstance(truth, XmlTruth):
         yield passed("label", f"mask {case.label_path.name} of the slide's size")
         return
-    found, notes = read_annotations(case.label_path, dict(reading.label_map), reading.ignore_groups)
+    found, notes = read_annotations(case.label_path, reading.class_of_group, reading.ignore_groups)
     groups = sorted({annotation.group for annotation in found})
     yield passed("label", f"{counted(len(found), 'annotation')} in {', '.join(groups) or 'no group'}")
     px_um2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1]

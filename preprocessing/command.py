@@ -23,10 +23,10 @@ from options.arguments import Parser, pair, positive, whole
 from parallel.launchers import is_first_rank
 from preprocessing import store
 from preprocessing.executors import Executor, on_all_ranks
-from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Outcome, Step, failures, reserve, run_step, summary
 from preprocessing.store import marked
 from slides.tissue import METHODS
+from slides.truth.reading import Reading
 from system.csv_tables import counted
 from system.folder_lock import FolderLock
 
@@ -126,7 +126,7 @@ def _story(
         slides = find(opts, only_check)
         steps = steps_of(slides)
         with FolderLock(opts.out) as held:
-            _say(f"{counted(len(slides.cases), 'slide')}, on {executor.words}, into {opts.out}")
+            _say(f"{counted(len(slides.cases), 'slide')}, on {executor.description}, into {opts.out}")
             for note in [*slides.notes, *held.notes]:
                 _say(f"note    {note}")
             return _run(opts.out, slides, steps, executor)

@@ -1,6 +1,6 @@
-"""Ways to run one function over many slides: in this process, in several, or on the ranks of an MPI job.
+"""Runs one function over many slides: in this process, in several processes, or on the ranks of an MPI job.
 
-All of them give out one slide after the other to whoever is free, so that large slides do not hold up the rest.
+Each worker gets the next slide when it has finished one, so that large slides do not hold up the rest.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from parallel.launchers import launched_by_mpi
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 Task = tuple[Any, ...]
-TaskResult = tuple[int, Any]  # position of the task, and its result or the error that kept it from giving one
+TaskResult = tuple[int, Any]  # position of the task, and its result or the error that prevented it
 
 
 class Executor(Protocol):
     """Runs tasks.
 
     Attributes:
-        words: what it runs on, for the user.
+        description: the workers, for the user.
     """
 
-    words: str
+    description: str
 
     def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[TaskResult, None, None]:
-        """Call `function(*task)` for every task; yields as they end, in any order."""
+        """Call `function(*task)` for every task; yields each result when it is ready, in any order."""
 
 
 class Serial:
-    """In this process, one after the other."""
+    """Runs tasks in this process, one after the other."""
 
-    words = "one process"
+    description = "one process"
 
     def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[TaskResult, None, None]:
         """See `Executor`."""
@@ -49,11 +49,11 @@ class Serial:
 
 
 class Processes:
-    """In processes of their own.
+    """Runs tasks in several processes.
 
-    They are started afresh (spawn), not forked: libvips and OpenCV have threads, which a fork would leave behind half
-    dead. A process that dies (killed for its memory, or a decoder crashed) costs no other slide: those in work at that
-    time are tried again, each alone, which tells whose fault it was.
+    Processes are spawned, not forked: libvips and OpenCV have threads, which do not survive a fork. A process that dies
+    (killed for lack of memory, or by a crash in a decoder) does not affect other slides: the slides in work at that
+    time are tried again, each in a process of its own, which shows the one at fault.
 
     Args:
         count: number of processes.
@@ -61,7 +61,7 @@ class Processes:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self.words = f"{count} processes"
+        self.description = f"{count} processes"
 
     def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[TaskResult, None, None]:
         """See `Executor`."""
@@ -75,11 +75,11 @@ class Processes:
     def _until_broken(
         self, function: Callable[..., Any], left: list[tuple[int, Task]], suspects: list[tuple[int, Task]]
     ) -> Generator[TaskResult, None, None]:
-        """Take tasks from the front of `left` until none is left or a process died; then fills `suspects`."""
+        """Take tasks from the front of `left` until it is empty or a process dies; a death fills `suspects`."""
         with _pool(min(self._count, len(left))) as pool:
             running: dict[Future[Any], tuple[int, Task]] = {}
             while left or running:
-                # No more than there are processes, so that few are suspects when one dies.
+                # Submit no more tasks than processes, so that few are suspects when one dies.
                 while left and len(running) < self._count:
                     position, task = left.pop(0)
                     try:
@@ -98,16 +98,16 @@ class Processes:
 
 
 class MpiRanks:
-    """On the ranks of an MPI job; rank 0 gives the slides out and the others work.
+    """Runs tasks on the ranks of an MPI job: rank 0 assigns slides, the others work.
 
     Args:
-        pool: of mpi4py.futures.
+        pool: pool of mpi4py.futures.
         count: number of ranks.
     """
 
     def __init__(self, pool: Any, count: int) -> None:
         self._pool = pool
-        self.words = f"{count} MPI ranks ({count - 1} work, one gives out slides)"
+        self.description = f"{count} MPI ranks ({count - 1} work, one assigns slides)"
 
     def run(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Generator[TaskResult, None, None]:
         """See `Executor`."""
@@ -120,24 +120,24 @@ class MpiRanks:
                 future.cancel()
 
 
-def on_all_ranks(story: Callable[[Executor], int], processes: int | None) -> int:
-    """Run `story` once, with whatever there is to work with; returns its exit code, on every rank.
+def on_all_ranks(run: Callable[[Executor], int], processes: int | None) -> int:
+    """Call `run` once, with an executor for the processes or ranks there are; returns its exit code on every rank.
 
-    Ranks: only rank 0 of an MPI job runs the story; the others work for it until it ends.
+    Ranks: only rank 0 of an MPI job calls `run`; the others work for it until it returns.
 
     Args:
-        story: takes an executor.
-        processes: how many; None for one per CPU this process may use. Without meaning under MPI.
+        run: the whole run; takes an executor and returns the exit code.
+        processes: number of processes; None for one per CPU that this process may use. Must be None under MPI.
 
     Raises:
-        ValueError: a number of processes was given to an MPI job, or there is no MPI library for one.
+        ValueError: a number of processes was given under MPI, or no MPI library can be loaded.
     """
     if launched_by_mpi():
         world = _world()
         if world.size > 1:
-            return _over_mpi(story, processes, world)
+            return _over_mpi(run, processes, world)
     count = len(os.sched_getaffinity(0)) if processes is None else processes
-    return story(Serial() if count == 1 else Processes(count))
+    return run(Serial() if count == 1 else Processes(count))
 
 
 def _world() -> Any:
@@ -152,34 +152,30 @@ def _world() -> Any:
     return MPI.COMM_WORLD
 
 
-def _over_mpi(story: Callable[[Executor], int], processes: int | None, world: Any) -> int:
+def _over_mpi(run: Callable[[Executor], int], processes: int | None, world: Any) -> int:
     from mpi4py.futures import MPICommExecutor
 
     if processes is not None:
-        raise ValueError(
-            f"--num_processes {processes} under MPI: its {world.size} ranks are the processes; leave it out"
-        )
+        raise ValueError(f"--num_processes {processes} under MPI: its {world.size} ranks are the processes; omit it")
     code = 0
     with MPICommExecutor(world, root=0) as pool:
         if pool is not None:
             try:
-                code = story(MpiRanks(pool, world.size))
+                code = run(MpiRanks(pool, world.size))
             except BaseException:
-                # Ranks: the others would wait for this one.
+                # Ranks: the others would wait for this one forever.
                 traceback.print_exc()
                 world.Abort(1)
     return int(world.bcast(code, root=0))
 
 
 def _alone(function: Callable[..., Any], task: Task) -> Any:
-    """The result of a task in a process of its own, or the error that it died."""
+    """The result of a task in a process of its own, or an error if the process died."""
     with _pool(1) as pool:
         try:
             return pool.submit(function, *task).result()
         except BrokenProcessPool:
-            return RuntimeError(
-                "the process that worked on it died: out of memory (see dmesg), or a damaged file crashed its decoder"
-            )
+            return RuntimeError("its process died: out of memory (see dmesg), or a damaged file crashed the decoder")
 
 
 @contextmanager
@@ -189,7 +185,7 @@ def _pool(count: int) -> Generator[ProcessPoolExecutor, None, None]:
     try:
         yield pool
     except BaseException:
-        # Interrupted: whoever is in the middle of a slide would be waited for.
+        # Interrupted: shutting down the pool would wait for the slides in work.
         for child in multiprocessing.active_children():
             child.kill()
         raise
@@ -198,7 +194,7 @@ def _pool(count: int) -> Generator[ProcessPoolExecutor, None, None]:
 
 
 def _begin(parent: int) -> None:
-    """In a new process: end with the one that started it, even when that is killed; leave Ctrl-C to it."""
+    """In a new process: end when the parent ends, even if it is killed; leave Ctrl-C to the parent."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,14 +1,15 @@
-"""Patches: a grid over the tissue of every slide, with masks, as files or shards, and a picture of what was taken.
+"""Patches from a grid over the tissue of every slide, with masks, as files or shards, and a picture of the grid.
 
     OUT/patches/SLIDE/tumor/SLIDE_xX_yY.png        image, top-left corner at (X, Y) in level-0 px
-    OUT/patches/SLIDE/tumor/SLIDE_xX_yY_mask.png   its classes, 255 beyond the slide
+    OUT/patches/SLIDE/tumor/SLIDE_xX_yY_mask.png   classes, 255 beyond the slide
     OUT/patches/SLIDE/normal/...                   patches without tumor (--save_neg)
-    OUT/patches/SLIDE/SLIDE-00000.tar              in place of these: shards (--format webdataset, tfrecord)
-    OUT/patches/SLIDE/patches.csv                  one row per patch; OUT/patches/patches.csv of all slides
+    OUT/patches/SLIDE/SLIDE-00000.tar              instead of these: shards (--format webdataset, tfrecord)
+    OUT/patches/SLIDE/patches.csv                  one row per patch; OUT/patches/patches.csv: all slides
     OUT/patches/SLIDE.png                          the slide with every place of the grid that shows tissue
 
-A place is tried when it shows tissue or tumor. It is a tumor patch when its share of tumor is at least --min_tumor;
-with less, but some, it is neither and left out. Glass and black are left out; pen marks, too, where there is no tumor.
+A place is tried if it shows tissue or tumor. It is a tumor patch if its share of tumor is at least --min_tumor; with a
+smaller share it is neither tumor nor normal, and skipped. Glass and black areas are skipped, and so are pen marks
+without tumor.
 
 python -m preprocessing.extract_patches --slide_path DIR --label_path DIR --out OUT     (after the step tissue)
 """
@@ -32,9 +33,9 @@ from cohorts.pairing import Case
 from cohorts.sets import Slides
 from options.arguments import share_below_1, whole
 from preprocessing import store
+from preprocessing.overview import overview, read_cells, write_png
 from preprocessing.patch_grid import Grid, Place
 from preprocessing.patch_writers import CODECS, FORMATS, Patch, Writer, writer
-from preprocessing.reading import Reading, overview, read_cells, write_png
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from preprocessing.tissue import mask_path, reads_mask
@@ -42,6 +43,7 @@ from slides.artefacts import has_pen, is_black, is_blank, spread
 from slides.reader import Slide
 from slides.truth.interface import Truth
 from slides.truth.label import IGNORE
+from slides.truth.reading import Reading
 from system.atomic_files import part_of
 from system.csv_tables import counted, csv_text
 
@@ -49,7 +51,7 @@ NAME = "extract_patches"
 FOLDER = "patches"
 TUMOR, NORMAL, LITTLE, BLANK, BLACK, PEN = "tumor", "normal", "little_tumor", "blank", "black", "pen"
 NOT_SAVED = "normal_not_saved"
-# What may become of a place, and its color (RGB) in the picture.
+# The possible fates of a place, and their colors (RGB) in the picture.
 FATES = {
     TUMOR: (220, 30, 30), NORMAL: (30, 150, 30), NOT_SAVED: (150, 150, 150), LITTLE: (240, 140, 0),
     BLANK: (60, 120, 240), BLACK: (0, 0, 0), PEN: (200, 0, 200),
@@ -58,7 +60,7 @@ COLUMNS = (
     "name", "slide", "class", "x_l0", "y_l0", "side_px", "um_px", "tissue_share", "tumor_share", "file", "mask", "key",
 )  # fmt: skip
 PICTURE_PX = 1536
-UPSAMPLED = 0.99  # of the slide's spacing; patches finer than that have px that the slide does not have
+UPSAMPLED = 0.99  # patches finer than this share of the slide's spacing are enlarged
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,16 @@ class Options:
         reading: how slides and labels are read.
         side_px: side of a patch, px.
         um_px: um per px.
-        stride_px: from one patch to the next, px.
-        min_tissue: least share of tissue.
-        min_tumor: least share of tumor of a tumor patch.
+        stride_px: distance between patches, px of a patch.
+        min_tissue: smallest share of tissue of a place to try.
+        min_tumor: smallest share of tumor of a tumor patch.
         keep_pen: keep patches with pen marks.
         save_neg: write patches without tumor.
         save_png: write a picture of the slide with all places.
         format: one of `FORMATS`.
-        codec: of images in shards.
-        quality: of JPEG.
-        shard_patches: most patches per shard.
+        codec: codec of images in shards.
+        quality: JPEG quality, 1 to 100.
+        shard_patches: largest number of patches per shard.
     """
 
     reading: Reading
@@ -136,8 +138,8 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Extract the patches of one slide."""
-    slide = options.reading.slide(case)
-    truth = options.reading.truth(case, slide)
+    slide = options.reading.open_slide(case.slide_path)
+    truth = options.reading.open_truth(case.label_path, slide)
     tissue_HW, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
     tumor_HW = np.zeros_like(tissue_HW)
     for cls in sorted(truth.classes - {0}):
@@ -153,7 +155,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
         fates, rows = _extract(places, slide, truth, options, target)
         store.write_text(part / f"{FOLDER}.csv", csv_text(COLUMNS, rows))
     except BaseException:
-        # Where the disk is full, this must not be what fills it.
+        # Half the patches of a slide are useless, and the disk may be full.
         with suppress(OSError):
             store.remove(part)
         raise
@@ -171,7 +173,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
 def _extract(
     places: Sequence[Place], slide: Slide, truth: Truth, options: Options, target: Writer
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Read, judge and write the places; returns what became of each, and the rows of those that were written."""
+    """Read, judge and write the places; returns the fate of each, and table rows of the patches written."""
     fates, rows = [], []
     try:
         for place in places:
@@ -194,7 +196,7 @@ def _extract(
 def judge(
     place: Place, slide: Slide, truth: Truth, options: Options
 ) -> tuple[str, float, NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-    """What becomes of a place, its share of tumor, and image and label where it is to be written."""
+    """Fate of a place, its share of tumor, and its image and label if it is to be written."""
     if not place.near_tumor and not options.save_neg:
         return NOT_SAVED, 0.0, None, None
     label_HW = truth.label(place.window)
@@ -202,7 +204,7 @@ def judge(
     if 0 < share < options.min_tumor:
         return LITTLE, share, None, None
     if not share and place.tissue < options.min_tissue:
-        return BLANK, share, None, None  # tried for tumor in a cell that it only touches
+        return BLANK, share, None, None  # tried because of tumor in a cell that it only touches
     if not share and not options.save_neg:
         return NOT_SAVED, share, None, None
     image_HWC = slide.read(place.window)
@@ -217,7 +219,7 @@ def judge(
 
 
 def _tumor_share(label_HW: NDArray[np.uint8]) -> float:
-    """Share of px that are of any class but 0; those to ignore count as px, not as tumor."""
+    """Share of px of any class but 0; px to ignore count as px, not as tumor."""
     # Counted by OpenCV: four times faster than the mean of NumPy's comparisons.
     ignored = cv2.countNonZero((label_HW == IGNORE).view(np.uint8))
     return (cv2.countNonZero(label_HW) - ignored) / label_HW.size
@@ -231,7 +233,7 @@ def _notes(slide: Slide, values: dict[str, int], options: Options) -> list[str]:
             "enlarged"
         )
     if not values["tried"]:
-        notes.append("no place of the grid shows tissue or tumor: no patch")
+        notes.append("no place of the grid shows tissue or tumor: no patches")
     elif not values[TUMOR] + values[NORMAL] + values[NOT_SAVED]:
         tried = counted(values["tried"], "place")
         notes.append(f"none of {tried} was written: look at {FOLDER}/{slide.id}.png (--save_png)")
@@ -239,7 +241,7 @@ def _notes(slide: Slide, values: dict[str, int], options: Options) -> list[str]:
 
 
 def picture(slide: Slide, places: Sequence[Place], fates: Sequence[str]) -> NDArray[np.uint8]:
-    """Return a small rgb_HWC of the slide with its places as boxes, and below it how many of each kind."""
+    """Return a small rgb_HWC of the slide with its places as boxes, and below it the number of each kind."""
     seen_HWC, px_l0 = overview(slide, PICTURE_PX)
     for place, fate in zip(places, fates, strict=True):
         (x, y), (width, height) = place.window.corner_xy_l0, place.window.size_xy_l0
@@ -267,12 +269,12 @@ def finish(out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> lis
     counts: Counter[str] = Counter()
     for outcome in good:
         counts.update(outcome.result.values)
-    left_out = ", ".join(f"{counts[fate]} {fate.replace('_', ' ')}" for fate in (LITTLE, BLANK, BLACK, PEN))
+    skipped = ", ".join(f"{counts[fate]} {fate.replace('_', ' ')}" for fate in (LITTLE, BLANK, BLACK, PEN))
     normal = f"{counts[NORMAL]} normal" if counts[NORMAL] or not counts[NOT_SAVED] else (
-        f"{counts[NOT_SAVED]} without tumor not saved (--save_neg)"
+        f"{counts[NOT_SAVED]} without tumor, not saved (--save_neg)"
     )  # fmt: skip
     return [
-        f"{NAME:<15} {counts[TUMOR]} tumor, {normal}; left out: {left_out}; of {counted(len(cases), 'slide')}: "
+        f"{NAME:<15} {counts[TUMOR]} tumor, {normal}; skipped: {skipped}; of {counted(len(cases), 'slide')}: "
         f"{out / FOLDER}"
     ]
 

@@ -1,13 +1,13 @@
-"""Whole slides for training on whole slides: one image, one sampling mask and one label per slide.
+"""Data for training on whole slides: one image, one sampling mask and one label per slide.
 
-    OUT/extract_tissue/images/SLIDE.tif    JPEG pyramid with its spacing in the tags (--extract_format jpg: one JPEG)
-    OUT/extract_tissue/images/SLIDE.json   which rows and columns were kept; maps px back to level 0, exactly
-    OUT/extract_tissue/masks/SLIDE.tif     1 where there is tissue, else 0; one px per --mask_step px of the image
+    OUT/extract_tissue/images/SLIDE.tif    JPEG pyramid with the spacing in its tags (--extract_format jpg: one JPEG)
+    OUT/extract_tissue/images/SLIDE.json   the rows and columns kept; maps px back to level 0 exactly
+    OUT/extract_tissue/masks/SLIDE.tif     1 for tissue, else 0; one px per --mask_step px of the image
     OUT/extract_tissue/manifest.csv        slide_id, label, files, sizes, spacing
 
-Labels come from a table with the columns slide_id and label. Slides that are not in it are left out; a slide in it that
-has no file is an error. A slide without tissue fails: it gets no row, and the run ends with exit code 1. The label of a
-slide is copied into the manifest and nowhere else: another label does not make its image again.
+Labels come from a table with the columns slide_id and label. Slides that are not in it are skipped; a slide in it
+without a file is an error. A slide without tissue fails: it gets no row, and the exit code is 1. Labels are stored only
+in the manifest, so a changed label does not require a new image.
 
 python -m preprocessing.extract_tissue --slide_path DIR --labels LABELS.csv --out OUT     (after the step tissue)
 """
@@ -27,7 +27,6 @@ from cohorts.pairing import Case
 from cohorts.sets import Slides
 from options.arguments import whole
 from preprocessing import store
-from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from preprocessing.tissue import reads_mask
@@ -35,6 +34,7 @@ from preprocessing.whole_slides import NO_TISSUE, Cut, ImageOptions, add_image_o
 from slides.tiff.pyramid import write_mask_pyramid
 from slides.tiff.shrink import Pixels
 from slides.trimming import tissue_tile
+from slides.truth.reading import Reading
 from system.csv_tables import counted, csv_text
 
 NAME = "extract_tissue"
@@ -49,11 +49,11 @@ NAMED = 10
 
 @dataclass(frozen=True)
 class Options:
-    """What is written of each slide.
+    """What is written for each slide.
 
     Attributes:
         image: how a slide becomes an image.
-        mask_step: px of the image per px of the mask.
+        mask_step: px of the image per px of the mask, along each axis.
     """
 
     image: ImageOptions
@@ -81,11 +81,11 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
         raise ValueError(
             f"{opts.labels} names {len(unknown)} slides that have no file: {', '.join(unknown[:NAMED])}{more}; a "
-            "slide_id is a file's name without its last suffix: mend the table, or add the slides"
+            "slide_id is a file name without its last suffix: correct the table, or add the slides"
         )
     left_out = [case.slide_id for case in slides.cases if case.slide_id not in labels]
     if left_out:
-        slides.notes.append(f"left out, not in {opts.labels}: {counted(len(left_out), 'slide')}, first {left_out[0]}")
+        slides.notes.append(f"skipped, not in {opts.labels}: {counted(len(left_out), 'slide')}, first {left_out[0]}")
     slides.cases[:] = [case for case in slides.cases if case.slide_id in labels]
     gap_px = None if opts.keep_glass else opts.extract_gap
     image = ImageOptions(reading, opts.extract_um_px, gap_px, opts.extract_format, opts.extract_quality)
@@ -93,13 +93,16 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Label of each slide, in the order of the table.
+    """Read the label of each slide, in the order of the table.
 
     Args:
-        path: CSV, UTF-8, with the columns slide_id and label; others are left alone.
+        path: CSV, UTF-8, with the columns slide_id and label; other columns are ignored.
+
+    Returns:
+        Slide id -> label.
 
     Raises:
-        ValueError: the file cannot be read, a column or a value is missing, or a slide is there twice.
+        ValueError: the file cannot be read, a column or a value is missing, or a slide occurs twice.
     """
     labels: dict[str, str] = {}
     try:
@@ -107,19 +110,21 @@ def read_labels(path: Path) -> dict[str, str]:
             reader = csv.DictReader(file, strict=True)
             absent = {"slide_id", "label"}.difference(reader.fieldnames or ())
             if absent:
-                raise ValueError(f"{path} has no column {', '.join(sorted(absent))}; its first line names the columns")
+                raise ValueError(
+                    f"{path} has no column {', '.join(sorted(absent))}; its first line must name the columns"
+                )
             for row in reader:
                 slide_id, label = ((row[name] or "").strip() for name in ("slide_id", "label"))
                 where = f"{path}, line {reader.line_num}"
                 if not (slide_id and label):
-                    raise ValueError(f"{where}: slide_id {slide_id!r} and label {label!r}: both must be there")
+                    raise ValueError(f"{where}: slide_id {slide_id!r} and label {label!r}: both are needed")
                 if slide_id in labels:
-                    raise ValueError(f"{where}: slide {slide_id} is there twice; keep one row")
+                    raise ValueError(f"{where}: slide {slide_id} occurs twice; keep one row")
                 labels[slide_id] = label
     except OSError as error:
         raise ValueError(f"labels {path} cannot be read: {error.strerror}; give a CSV") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"labels {path} are no table (CSV, UTF-8): {error}") from error
+        raise ValueError(f"labels {path} is not a CSV table in UTF-8: {error}") from error
     if not labels:
         raise ValueError(f"{path} has no rows")
     return labels
@@ -139,10 +144,10 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
 
 
 def write_mask(path: Path, found: Cut, mask_step: int) -> float:
-    """Write the mask of an image; returns the share of tissue in it.
+    """Write the mask of an image; returns its share of tissue.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the mask could not be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = (-(-size // mask_step) for size in found.trim.size_xy_trim)
@@ -161,7 +166,7 @@ def write_mask(path: Path, found: Cut, mask_step: int) -> float:
 
 
 def finish(labels: Mapping[str, str], out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
-    """Write the manifest; the rows are in the order of the table of labels."""
+    """Write the manifest, in the order of the table of labels."""
     for folder in (IMAGES, MASKS):
         store.remove_leftovers(out / folder)
     made = {outcome.slide_id: outcome.result.values for outcome in outcomes if outcome.state != FAILED}
@@ -169,8 +174,8 @@ def finish(labels: Mapping[str, str], out: Path, _cases: Sequence[Case], outcome
     path = out / NAME / "manifest.csv"
     store.write_text(path, csv_text(COLUMNS, rows))
     counts = Counter(row["label"] for row in rows)
-    words = ", ".join(f"{count} of {label}" for label, count in sorted(counts.items()))
-    return [f"{NAME:<15} {words or 'no slides'}: {path}"]
+    per_label = ", ".join(f"{count} of {label}" for label, count in sorted(counts.items()))
+    return [f"{NAME:<15} {per_label or 'no slides'}: {path}"]
 
 
 if __name__ == "__main__":

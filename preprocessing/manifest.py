@@ -30,7 +30,7 @@ from cohorts.splits import NORMAL, stratified
 from cohorts.staging import parts_of
 from options.arguments import share_below_1
 from preprocessing import store
-from preprocessing.reading import Reading, read_cells
+from preprocessing.overview import read_cells
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from preprocessing.tissue import mask_path, reads_mask
@@ -39,6 +39,7 @@ from slides.reader import Slide
 from slides.truth.annotation import read_annotations
 from slides.truth.interface import EmptyTruth, Truth, XmlTruth
 from slides.truth.label import IGNORE
+from slides.truth.reading import Reading
 from system.csv_tables import csv_text
 
 NAME = "manifest"
@@ -101,8 +102,8 @@ def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Describe one slide."""
-    slide = options.reading.slide(case)
-    truth = options.reading.truth(case, slide)
+    slide = options.reading.open_slide(case.slide_path)
+    truth = options.reading.open_truth(case.label_path, slide)
     tissue_HW, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
     px_mm2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
     tumor_px = tumor_area_l0(truth, slide)
@@ -198,7 +199,7 @@ def _annotations(case: Case, reading: Reading) -> str | None:
     """Number of annotations per group; None for masks and slides without a label."""
     if case.label_path is None or case.label_path.suffix.lower() != ".xml":
         return None
-    found, _ = read_annotations(case.label_path, dict(reading.label_map), reading.ignore_groups)
+    found, _ = read_annotations(case.label_path, reading.class_of_group, reading.ignore_groups)
     counts = Counter(annotation.group for annotation in found)
     return " ".join(f"{group}:{count}" for group, count in sorted(counts.items()))
 

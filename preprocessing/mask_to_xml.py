@@ -1,13 +1,13 @@
-"""Masks to ASAP XML: the exact edges of their px, whatever their size; the other way round of `xml_to_mask`.
+"""Converts masks to ASAP XML along the exact edges of their px: the inverse of `xml_to_mask`.
 
-    OUT/annotations/SLIDE.xml    of slides with a mask as label
+    OUT/annotations/SLIDE.xml    for slides with a mask as label
 
-Class 1 becomes group `_0`, class C group `class_C`, holes group `_2` (see `slides.truth.asap_areas`), so
-`xml_to_mask` makes the same mask again. Class 255 (ignore) has no outline.
+Class 1 becomes group `_0`, class C group `class_C`, a hole group `_2` (see `slides.truth.asap_areas`), so
+`xml_to_mask` gives the same mask again. Class 255 (ignore) has no outline.
 
 python -m preprocessing.mask_to_xml --slide_path DIR --label_path DIR --out OUT
 
-One file, without its slide:
+A single file, without its slide:
 
 python -m preprocessing.mask_to_xml --mask tumor_001_Mask.tif --out tumor_001.xml
 """
@@ -29,7 +29,6 @@ from cohorts.pairing import Case
 from cohorts.sets import Slides
 from options import arguments
 from options.arguments import Parser, pair
-from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult, check_output
 from slides.geometry import Window
@@ -40,13 +39,14 @@ from slides.truth.label import IGNORE
 from slides.truth.mask_truth import MaskTruth
 from slides.truth.outline import outlines
 from slides.truth.raster import polygons_of
+from slides.truth.reading import Reading
 from system.atomic_files import written_whole
 from system.csv_tables import counted
 
 NAME = "mask_to_xml"
 FOLDER = "annotations"
 
-# Side of the blocks that are outlined one at a time, px; larger ones leave the core's cache.
+# Side of the blocks that are outlined one at a time, px; larger ones do not fit the cache of a core.
 BLOCK = 2048
 
 
@@ -62,24 +62,24 @@ class Options:
 
 
 def mask_to_xml(mask: Path, out: Path, mask_values: Mapping[int, int] | None = None, block: int = BLOCK) -> int:
-    """Write the outlines of every class >= 1 of a mask.
+    """Write the outlines of every class from 1 to 254 of a mask.
 
-    Corners of px are kept: an outline has as many points as its px have corners, and is on level 0 exactly.
+    Outlines follow the edges of px exactly, in level-0 px, with a point at every corner.
 
     Args:
-        mask: One-channel TIFF.
-        out: XML to write, whole or not at all.
-        mask_values: Stored value to class; default: 0 is class 0, all else class 1. Class 255 (ignore) has no outline.
-        block: Side of what is held at once, px.
+        mask: one-channel TIFF.
+        out: XML file, written completely or not at all.
+        mask_values: stored value -> class; None: every value but 0 is class 1. Class 255 (ignore) has no outline.
+        block: side of the blocks that are held in memory, px.
 
     Returns:
         Number of areas.
 
     Raises:
-        ValueError: The mask cannot be used.
-        OSError: The XML cannot be written.
+        ValueError: the mask cannot be used.
+        OSError: the XML file cannot be written.
     """
-    # Outlines are in px; the spacing matters to nothing here, and masks often have none.
+    # Outlines are in px: the spacing does not matter, and masks often have none.
     slide = Slide(mask, um_px=1.0)
     truth = MaskTruth(mask, slide, mask_values)
     areas = [
@@ -111,11 +111,11 @@ def _polygons(truth: MaskTruth, size_xy: tuple[int, int], block: int) -> dict[in
             for cls in present.tolist():
                 for outline in outlines(label_HW == cls, 1.0):
                     polygon = shapely.transform(outline, lambda xy, at=(left, top): xy + at)
-                    # What reaches the edge of its block goes on in the next.
+                    # An outline at the edge of its block continues in the next block.
                     inside = shapely.contains_properly(box, polygon)
                     (whole if inside else cut).setdefault(cls, []).append(polygon)
     for cls, parts in cut.items():
-        # Corners where blocks met lie on straight sides now.
+        # Points where blocks met now lie on straight sides: remove them.
         joined = shapely.simplify(shapely.union_all(parts), 0.0, preserve_topology=True)
         whole.setdefault(cls, []).extend(polygons_of(joined))
     return whole
@@ -127,41 +127,43 @@ def add_options(_parser: argparse.ArgumentParser) -> None:
 
 def step(_opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
-    return Step(NAME, 1, make, Options(reading), finish=partial(finish, reading.class_of), target=FOLDER)
+    return Step(NAME, 1, make, Options(reading), finish=partial(finish, reading.class_of_value), target=FOLDER)
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
-    """Write the annotation of one slide; nothing where its label is no mask."""
+    """Write the annotation of one slide, if its label is a mask."""
     if case.label_path is None or case.label_path.suffix.lower() == ".xml":
         return StepResult()
     reading = options.reading
-    reading.truth(case, reading.slide(case))  # a mask of another size has outlines elsewhere
+    # Raises an error for a mask of another size than the slide: its outlines would be misplaced.
+    reading.open_truth(case.label_path, reading.open_slide(case.slide_path))
     path = out / FOLDER / f"{case.slide_id}.xml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return StepResult({"areas": mask_to_xml(case.label_path, path, reading.class_of)}, (), (f"{FOLDER}/{path.name}",))
+    areas = mask_to_xml(case.label_path, path, reading.class_of_value)
+    return StepResult({"areas": areas}, (), (f"{FOLDER}/{path.name}",))
 
 
 def finish(
     values: Mapping[int, int] | None, out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]
 ) -> list[str]:
-    """Say how many areas there are, and how they are read where that is not the default."""
+    """Lines with the number of areas, and with the options that read them if the defaults do not."""
     good = [outcome.result.values for outcome in outcomes if outcome.state != FAILED]
     areas = [row["areas"] for row in good if row]
     others = "; the others have no mask" if len(areas) < len(good) else ""
     slides = f"{len(areas)} of {counted(len(good), 'slide')}"
     line = f"{NAME:<15} {counted(sum(areas), 'area')} of {slides}: {out / FOLDER}{others}"
-    return [line, *(f"{NAME:<15} {words}" for words in _reading_words(values) if areas)]
+    return [line, *(f"{NAME:<15} {advice}" for advice in _reading_advice(values) if areas)]
 
 
-def _reading_words(values: Mapping[int, int] | None) -> list[str]:
-    """How annotations of these classes are read, where the default label map does not do."""
+def _reading_advice(values: Mapping[int, int] | None) -> list[str]:
+    """The option that reads annotations of these classes, if the default label map does not."""
     classes = max([1, *(cls for cls in (values or {}).values() if cls != IGNORE)]) + 1
     groups = " ".join(f"{group}:{cls}" for group, cls in asap_label_map(classes).items())
     return [f"read with --label_map {groups}"] if classes > 2 else []
 
 
 def one_file(argv: Sequence[str] | None = None) -> int:
-    """Convert one file, and say what became of it; returns the exit code: 0, or 2 where it cannot be done."""
+    """Convert a single file; returns the exit code: 0, or 2 after an error."""
     parser = Parser(f"python -m preprocessing.{NAME}", "Write the outlines of one mask as an ASAP annotation.")
     parser.add_argument("--mask", type=Path, required=True, help="one-channel TIFF")
     parser.add_argument("--out", type=Path, required=True, help="annotation to write (.xml)")
@@ -178,7 +180,7 @@ def one_file(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     print(f"{opts.out}: {counted(count, 'area')} in {time.perf_counter() - start:.1f} s")
-    for line in _reading_words(values):
+    for line in _reading_advice(values):
         print(line)
     return 0
 

@@ -1,4 +1,4 @@
-"""Where patches lie on a slide: a regular grid, and which of its places to try. H rows, W columns (cells)."""
+"""Where patches lie on a slide: a regular grid, and the places of it to try. H rows, W columns (cells)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from slides.geometry import Window
 from slides.reader import Slide
 
-STRIP = 16  # columns of places that are read row by row before the next ones: their tiles stay in the tile cache
+STRIP = 16  # columns of places that are read row by row before the next strip, so that their tiles stay in the cache
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Place:
     """One place of the grid.
 
     Attributes:
-        window: its patch.
-        tissue: share of it that is tissue.
-        near_tumor: whether tumor occurs in a cell that it touches.
+        window: window of its patch.
+        tissue: share of tissue.
+        near_tumor: whether a cell that it touches has tumor.
     """
 
     window: Window
@@ -31,20 +31,20 @@ class Place:
 
     @property
     def corner_xy_l0(self) -> tuple[int, int]:
-        """Top-left corner, nearest whole level-0 px."""
+        """Top-left corner, rounded to level-0 px."""
         x, y = self.window.corner_xy_l0
         return round(x), round(y)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Patches on a regular grid from the slide's top-left corner on.
+    """Patches on a regular grid that starts at the slide's top-left corner.
 
     Attributes:
-        side_px: side of a patch, its own px.
-        stride_px: from one patch to the next, px of a patch.
+        side_px: side of a patch, px of a patch.
+        stride_px: distance between patches, px of a patch.
         um_px: um per px of a patch.
-        min_tissue: least share of tissue of a place to try.
+        min_tissue: smallest share of tissue of a place to try.
     """
 
     side_px: int
@@ -55,9 +55,10 @@ class Grid:
     def places(
         self, slide: Slide, tissue_HW: NDArray[np.bool_], tumor_HW: NDArray[np.bool_], cell_l0: int
     ) -> tuple[list[Place], int]:
-        """Places that show enough tissue, or any tumor, in the order in which they are best read.
+        """Places with enough tissue or any tumor, in the order in which reading is fastest.
 
-        The last of a row or column may reach beyond the slide. Where `um_px` is that of a level, patches lie on its px.
+        The last place of a row or column may reach beyond the slide. If `um_px` is the spacing of a level, patches are
+        aligned with its px.
 
         Args:
             slide: the slide.
@@ -66,21 +67,21 @@ class Grid:
             cell_l0: side of a cell, level-0 px.
 
         Returns:
-            The places, and how many the whole grid has.
+            The places, and the number of places in the whole grid.
 
         Raises:
-            ValueError: patches would start less than a px of the slide apart.
+            ValueError: patches would be less than one px of the slide apart.
         """
         hw = self.side_px, self.side_px
         step_xy_l0 = slide.window((0.0, 0.0), hw, self.um_px).step_xy_l0
         if self.stride_px * min(step_xy_l0) < 1:
             raise ValueError(
                 f"patches every {self.stride_px} px of {self.um_px:g} um are less than one px of the slide "
-                f"({min(slide.um_px_xy_l0):.4g} um) apart: give a larger --stride or --resolution"
+                f"({min(slide.um_px_xy_l0):.4g} um) apart: choose a larger --stride or --resolution"
             )
         counts = []
         for size, step in zip(slide.size_xy_l0, step_xy_l0, strict=True):
-            # A remainder below a thousandth of a px comes from rounding, not from the slide.
+            # A remainder below a thousandth of a px is a rounding error.
             counts.append(1 + max(0, math.ceil((size / step - self.side_px - 1e-3) / self.stride_px)))
         tissue, tumor = _sums(tissue_HW), _sums(tumor_HW)
         places = []
@@ -105,9 +106,9 @@ def _in_strips(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 def _cells(window: Window, cell_l0: int, inner: bool) -> tuple[int, int, int, int]:
-    """First and last (excluded) column and row of cells: those whose center is inside, or all that are touched.
+    """First and last (exclusive) column and row of cells: cells with their center inside, or all cells touched.
 
-    At least one of each: a patch smaller than a cell has the cell under its center.
+    At least one of each: a patch smaller than a cell gets the cell under its center.
     """
     found: list[int] = []
     for corner, size in zip(window.corner_xy_l0, window.size_xy_l0, strict=True):
@@ -121,13 +122,13 @@ def _cells(window: Window, cell_l0: int, inner: bool) -> tuple[int, int, int, in
 
 
 def _sums(cells_HW: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Sums over all cells above and left of a corner, (H + 1, W + 1)."""
+    """Summed-area table: sums over all cells above and to the left of a corner, (H + 1, W + 1)."""
     sums: NDArray[np.int64] = np.pad(cells_HW.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     return sums
 
 
 def _count(sums: NDArray[np.int64], box: tuple[int, int, int, int]) -> int:
-    """True cells in a box of columns and rows; cells beyond the slide count as False."""
+    """Number of True cells in a box of columns and rows; cells beyond the slide count as False."""
     rows, columns = sums.shape[0] - 1, sums.shape[1] - 1
     left, right, top, bottom = min(box[0], columns), min(box[1], columns), min(box[2], rows), min(box[3], rows)
     return int(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])

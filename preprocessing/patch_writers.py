@@ -1,6 +1,7 @@
-"""Patches as single files, or in shards: WebDataset (tar) and TFRecord. Tensor legend: H rows, W columns, C = 3 (RGB).
+"""Writes patches as single files or into shards: WebDataset (tar) and TFRecord.
 
-The same patches in the same order give the same bytes: no times, users or hosts are written.
+Tensor legend: H rows, W columns, C = 3 (RGB). The same patches in the same order give the same bytes: no times, users
+or hosts are stored.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Patch:
     """A patch to write.
 
     Attributes:
-        name: unique in its slide.
+        name: unique within its slide.
         kind: `tumor` or `normal`.
         image_HWC: RGB.
         label_HW: classes, 255 to ignore.
-        about: what is known of it, JSON types.
+        about: further properties, JSON types.
     """
 
     name: str
@@ -50,18 +51,18 @@ class Writer(Protocol):
     """Writes patches into a folder."""
 
     def add(self, patch: Patch) -> dict[str, str]:
-        """Write a patch; returns where it is: `file` and `mask` below the folder, in shards also its `key`."""
+        """Write a patch; returns its place: `file` and `mask` relative to the folder, and in shards its `key`."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Complete the last file."""
 
 
 class Encoder:
-    """Images and masks to bytes.
+    """Encodes images and masks.
 
     Args:
-        codec: `png` or `jpeg`, of images; masks are PNG.
-        quality: of JPEG, 1 to 100; colors are not subsampled.
+        codec: codec of images, `png` or `jpeg`; masks are PNG.
+        quality: JPEG quality, 1 to 100; chroma is not subsampled.
     """
 
     def __init__(self, codec: str, quality: int) -> None:
@@ -83,7 +84,7 @@ class Encoder:
         value = int(label_HW[0, 0])
         if cv2.minMaxLoc(label_HW)[:2] != (value, value):
             return png(label_HW)
-        # Most masks show nothing but class 0.
+        # Most masks are class 0 everywhere: encode such a mask once.
         key = *label_HW.shape, value
         if key not in self._plain:
             self._plain[key] = png(label_HW)
@@ -94,8 +95,8 @@ class FileWriter:
     """KIND/NAME.png (or .jpg) and KIND/NAME_mask.png.
 
     Args:
-        folder: exists.
-        encoder: of images and masks.
+        folder: existing folder.
+        encoder: encodes images and masks.
     """
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
@@ -115,13 +116,13 @@ class FileWriter:
 
 
 class Shards:
-    """Files of at most so many patches each, `SLIDE-00000.SUFFIX`; what one patch is in them, subclasses say.
+    """Files of a limited number of patches each, `SLIDE-00000.SUFFIX`; subclasses define the format.
 
     Args:
-        folder: exists.
-        encoder: of images and masks.
-        stem: beginning of the files' names.
-        most: patches per file.
+        folder: existing folder.
+        encoder: encodes images and masks.
+        stem: beginning of the file names.
+        most: largest number of patches per file.
     """
 
     suffix = ""
@@ -157,16 +158,16 @@ class Shards:
         raise NotImplementedError
 
     def _end(self, file: BinaryIO) -> None:
-        """Write what belongs at the end of a file."""
+        """Write the end of a file."""
 
 
 class TarShards(Shards):
-    """WebDataset: KEY.jpg (or .png), KEY.mask.png and KEY.json of a patch stand together in a tar file."""
+    """WebDataset: a tar file with KEY.jpg (or .png), KEY.json and KEY.mask.png of each patch side by side."""
 
     suffix = "tar"
 
     def _write(self, file: BinaryIO, patch: Patch) -> str:
-        # A key ends at its first dot.
+        # WebDataset ends a key at its first dot.
         key = patch.name.replace(".", "_")
         about = json.dumps(patch.about | {"class": patch.kind}, sort_keys=True, ensure_ascii=False)
         for suffix, data in (
@@ -186,7 +187,7 @@ class TarShards(Shards):
 
 
 class RecordShards(Shards):
-    """TFRecord: a `tf.train.Example` per patch with image, mask and what is known of it."""
+    """TFRecord: a `tf.train.Example` per patch with image, mask and properties."""
 
     suffix = "tfrecord"
 
@@ -205,15 +206,15 @@ class RecordShards(Shards):
 
 
 def writer(folder: Path, stem: str, what: str, codec: str, quality: int, most: int) -> Writer:
-    """A writer of patches.
+    """Create a writer of patches.
 
     Args:
-        folder: exists.
+        folder: existing folder.
         stem: beginning of the names of shards.
         what: one of `FORMATS`.
-        codec: of images in shards, one of `CODECS`.
-        quality: of JPEG.
-        most: patches per shard.
+        codec: codec of images in shards, one of `CODECS`.
+        quality: JPEG quality, 1 to 100.
+        most: largest number of patches per shard.
     """
     if what in _SUFFIX:
         return FileWriter(folder, Encoder(what, quality))
@@ -224,8 +225,8 @@ def writer(folder: Path, stem: str, what: str, codec: str, quality: int, most: i
 def png(picture: NDArray[np.uint8]) -> bytes:
     """Encode 8-bit gray (H, W) or RGB (H, W, 3) as PNG.
 
-    With ISA-L's Deflate and every row as its difference to the one above: five to seven times as fast as OpenCV at its
-    fastest, for files 5 % larger (1024 px of H&E).
+    Written by hand because it is five to seven times as fast as OpenCV at its fastest setting, for files 5 % larger
+    (1024 px of H&E): ISA-L's Deflate, and every row stored as the difference from the row above.
     """
     height, width = picture.shape[:2]
     rows = picture.reshape(height, -1)

@@ -1,6 +1,6 @@
-"""Tissue masks: where each slide has tissue, as a small TIFF, and a picture to check it by.
+"""Tissue masks: a small TIFF per slide, and a picture to check it by.
 
-    OUT/tissue/SLIDE.tif    0 and 255, spacing in its tags
+    OUT/tissue/SLIDE.tif    0 and 255, with the spacing in its tags
     OUT/tissue/SLIDE.png    the slide with tissue outlined in green and pen marks in magenta
     OUT/tissue/tissue.csv   areas and shares of all slides
 
@@ -22,15 +22,16 @@ from cohorts.pairing import Case
 from cohorts.sets import Slides
 from options.arguments import positive
 from preprocessing import store
-from preprocessing.reading import Reading, cell_side_l0, draw_outline, overview, write_cells, write_png
+from preprocessing.overview import cell_side_l0, draw_outline, overview, write_cells, write_png
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from slides.reader import Slide
 from slides.tissue import in_cells, pen_marks, tissue_mask
+from slides.truth.reading import Reading
 from system.csv_tables import counted, csv_text
 
 NAME = "tissue"
-LEAST_SHARE = 0.01  # of a slide's area; less is said aloud
+LEAST_SHARE = 0.01  # share of the slide; less tissue is reported
 GREEN, MAGENTA = (30, 150, 30), (200, 0, 200)
 
 
@@ -42,7 +43,7 @@ class Options:
         reading: how slides are read.
         um_px: um per px of the masks.
         method: see `tissue_mask`.
-        keep_pen: pen marks count as tissue.
+        keep_pen: count pen marks as tissue.
     """
 
     reading: Reading
@@ -64,25 +65,25 @@ def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
 
 
 def mask_path(out: Path, slide_id: str) -> Path:
-    """Where the mask of a slide is."""
+    """Path of the tissue mask of a slide."""
     return out / NAME / f"{slide_id}.tif"
 
 
 def reads_mask(case: Case, out: Path) -> list[Path]:
-    """For steps that read the mask of a slide, see `Step.reads`."""
+    """For `Step.reads` of steps that read the tissue mask of a slide."""
     return [mask_path(out, case.slide_id)]
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where tissue is.
+class Tissue:
+    """The tissue of a slide.
 
     Attributes:
         tissue_HW: cells with tissue.
-        pen_HW: cells that are left out of it because they show a pen mark or its rim.
-        removed: how many of these would be tissue.
+        pen_HW: cells that are not counted as tissue because they show a pen mark or its rim.
+        removed: number of these cells that would be tissue otherwise.
         cell_l0: side of a cell, level-0 px.
-        um_px: the same in micrometres, along the coarser axis.
+        um_px: side of a cell along the coarser axis, um.
     """
 
     tissue_HW: NDArray[np.bool_]
@@ -92,40 +93,40 @@ class Found:
     um_px: float
 
 
-def find(slide: Slide, um_px: float, method: str, keep_pen: bool) -> Found:
+def find_tissue(slide: Slide, um_px: float, method: str, keep_pen: bool) -> Tissue:
     """Find the tissue of a slide.
 
     Args:
         slide: the slide.
-        um_px: wanted side of the cells, um.
+        um_px: requested side of the cells, um; the side is a whole number of level-0 px.
         method: see `tissue_mask`.
-        keep_pen: pen marks count as tissue.
+        keep_pen: count pen marks as tissue.
 
     Raises:
-        SlideError: the slide could not be read.
+        SlideError: the slide cannot be read.
     """
     cell_l0 = cell_side_l0(slide, um_px)
     um_cell = cell_l0 * max(slide.um_px_xy_l0)
     rgb_HWC = in_cells(slide, cell_l0)
     tissue_HW = tissue_mask(rgb_HWC, um_cell, method)
     pen_HW = np.zeros_like(tissue_HW) if keep_pen else pen_marks(rgb_HWC, um_cell)
-    return Found(tissue_HW & ~pen_HW, pen_HW, int((tissue_HW & pen_HW).sum()), cell_l0, um_cell)
+    return Tissue(tissue_HW & ~pen_HW, pen_HW, int((tissue_HW & pen_HW).sum()), cell_l0, um_cell)
 
 
 def advice(picture: str, method: str) -> str:
-    """What to do where there is hardly any tissue."""
-    return f"look at {picture}" + ("" if method == "otsu" else "; another stain may want --tissue_method otsu")
+    """What to do about a slide with hardly any tissue."""
+    return f"look at {picture}" + ("" if method == "otsu" else "; another stain may need --tissue_method otsu")
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Find the tissue of one slide."""
-    slide = options.reading.slide(case)
-    found = find(slide, options.um_px, options.method, options.keep_pen)
+    slide = options.reading.open_slide(case.slide_path)
+    found = find_tissue(slide, options.um_px, options.method, options.keep_pen)
     cell_mm2 = found.cell_l0**2 * slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
     share = float(found.tissue_HW.mean())
     notes = []
     if found.removed:
-        notes.append(f"pen marks of {found.removed * cell_mm2:.2f} mm2 are taken out of the tissue")
+        notes.append(f"pen marks of {found.removed * cell_mm2:.2f} mm2 are excluded from the tissue")
     if share < LEAST_SHARE:
         notes.append(
             f"only {share:.2%} of the slide is tissue: {advice(f'{NAME}/{case.slide_id}.png', options.method)}"
@@ -145,7 +146,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
 
 
 def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
-    """Write the table over all slides."""
+    """Write the table of all slides."""
     good = [outcome for outcome in outcomes if outcome.state != FAILED]
     columns = ("slide", "tissue_mm2", "tissue_share", "pen_mm2", "um_px")
     store.write_text(

@@ -1,10 +1,10 @@
-"""Slides cut to their tissue: margins of glass go, empty rows and columns between tissue are squeezed.
+"""Slides cut to their tissue: margins of glass are removed, empty rows and columns between tissue are shortened.
 
-    OUT/trim_tissue/SLIDE.tif          JPEG pyramid with its spacing in the tags (--trim_format jpg: one JPEG)
-    OUT/trim_tissue/SLIDE.json         which rows and columns were kept; maps px back to level 0, exactly
+    OUT/trim_tissue/SLIDE.tif          JPEG pyramid with the spacing in its tags (--trim_format jpg: one JPEG)
+    OUT/trim_tissue/SLIDE.json         the rows and columns kept; maps px back to level 0 exactly
     OUT/trim_tissue/trim_tissue.csv    sizes and shares of all slides
 
-A slide without tissue fails: it gets no image, and the run ends with exit code 1.
+A slide without tissue fails: it gets no image, and the exit code is 1.
 
 python -m preprocessing.trim_tissue --slide_path DIR --out OUT     (after the step tissue)
 """
@@ -19,11 +19,11 @@ from pathlib import Path
 from cohorts.pairing import Case
 from cohorts.sets import Slides
 from preprocessing import store
-from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from preprocessing.tissue import reads_mask
 from preprocessing.whole_slides import NO_TISSUE, ImageOptions, add_image_options, cut, values, write_image
+from slides.truth.reading import Reading
 from system.csv_tables import counted, csv_text
 
 NAME = "trim_tissue"
@@ -52,7 +52,7 @@ def make(case: Case, out: Path, options: ImageOptions) -> StepResult:
 
 
 def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
-    """Write the table over all slides."""
+    """Write the table of all slides."""
     good = [outcome for outcome in outcomes if outcome.state != FAILED]
     rows = [{"slide": outcome.slide_id, **outcome.result.values} for outcome in good]
     store.write_text(out / NAME / f"{NAME}.csv", csv_text(COLUMNS, rows))

@@ -1,4 +1,4 @@
-"""What the steps trim_tissue and extract_tissue share: how a slide's tissue becomes one image file."""
+"""Writes the tissue of a slide as one image file; shared by the steps trim_tissue and extract_tissue."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from cohorts.pairing import Case
 from options.arguments import positive, whole
 from preprocessing import store
-from preprocessing.reading import Reading, read_cells
+from preprocessing.overview import read_cells
 from preprocessing.tissue import mask_path
 from slides.geometry import Pair, Trim
 from slides.reader import Slide
 from slides.tiff.jpeg_files import JPEG_MAX_PX, TILE, write_jpeg, write_jpeg_pyramid
 from slides.trimming import read_strips, trim_text, trimmed, whole_grid
+from slides.truth.reading import Reading
 
 FORMATS = ("tif", "jpg")
-NO_TISSUE = "no tissue was found: look at tissue/{}.png; another stain may want --tissue_method otsu in the step tissue"
+NO_TISSUE = "no tissue was found: look at tissue/{}.png; another stain may need --tissue_method otsu in the step tissue"
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class ImageOptions:
     Attributes:
         reading: how slides are read.
         um_px: um per px.
-        gap_px: empty rows or columns in a row that stay at most; None: nothing is cut out.
+        gap_px: empty rows or columns in a row that are kept at most; None: keep the whole slide.
         format: one of `FORMATS`.
-        quality: of JPEG.
+        quality: JPEG quality, 1 to 100.
     """
 
     reading: Reading
@@ -45,14 +46,14 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class Cut:
-    """A slide, its tissue and what is kept of it.
+    """A slide, its tissue, and the part of it that is kept.
 
     Attributes:
         slide: the slide.
-        tissue_RS: cells of the tissue mask, see `reading.read_cells`.
+        tissue_RS: cells of the tissue mask, see `overview.read_cells`.
         cell_l0: side of a cell, level-0 px.
         grid: the whole slide at the output spacing.
-        trim: what is kept.
+        trim: the part that is kept.
     """
 
     slide: Slide
@@ -82,12 +83,12 @@ def add_image_options(group: argparse._ArgumentGroup, prefix: str, um_px: float)
 
 
 def cut(case: Case, out: Path, options: ImageOptions) -> Cut | None:
-    """Find out what is to be kept of a slide; None where it has no tissue.
+    """Decide which part of a slide is kept; None if it has no tissue.
 
     Raises:
-        ValueError: the slide or its mask cannot be read, or the spacing does not fit.
+        ValueError: the slide or its mask cannot be read, or the spacing is finer than the slide's.
     """
-    slide = options.reading.slide(case)
+    slide = options.reading.open_slide(case.slide_path)
     tissue_RS, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
     grid = whole_grid(slide, options.um_px)
     part = trimmed(grid, tissue_RS, cell_l0, options.gap_px or 0)
@@ -113,7 +114,7 @@ def write_image(found: Cut, folder: Path, slide_id: str, options: ImageOptions) 
 
 
 def values(found: Cut) -> dict[str, Any]:
-    """Columns of a table: size, spacing, share of the slide that is kept."""
+    """Table columns: spacing, size, share of the slide that is kept."""
     width, height = found.trim.size_xy_trim
     whole_width, whole_height = found.grid.size_xy_trim
     return {

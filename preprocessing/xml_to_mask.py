@@ -1,13 +1,13 @@
-"""ASAP XML to masks: tiled pyramids that lie on their slides px by px, whatever the size of the slide.
+"""Converts ASAP XML to masks: tiled pyramids that match their slides px by px.
 
-    OUT/masks/SLIDE_Mask.tif    classes; of slides with an XML label
+    OUT/masks/SLIDE_Mask.tif    classes, for slides with an XML label
 
-Every px has the class under its center, as in training from XML (`slides.truth.XmlTruth`). Tiles that no edge passes
-through are known without looking at their px, so time goes with the length of the outlines and not with the area.
+Every px has the class under its center, as in training from XML (`slides.truth.interface.XmlTruth`). Tiles without an
+edge are filled without visiting their px, so the time depends on the length of the outlines, not on the area.
 
 python -m preprocessing.xml_to_mask --slide_path DIR --label_path DIR --label_format xml --out OUT
 
-One file, also without its slide:
+A single file, with or without its slide:
 
 python -m preprocessing.xml_to_mask --xml tumor_001.xml --slide tumor_001.tif --out tumor_001_Mask.tif
 python -m preprocessing.xml_to_mask --xml tumor_001.xml --size 97792 221184 --um_px 0.243 --out tumor_001_Mask.tif
@@ -30,7 +30,6 @@ from cohorts.pairing import Case
 from cohorts.sets import Slides
 from options import arguments
 from options.arguments import Parser, pair, positive, whole
-from preprocessing.reading import Reading
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult, check_output
 from slides.geometry import Pair, Window
@@ -38,6 +37,7 @@ from slides.reader import Slide
 from slides.tiff.pyramid import write_mask_pyramid
 from slides.truth.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, describe
 from slides.truth.interface import XmlTruth
+from slides.truth.reading import Reading
 from system.csv_tables import counted
 
 NAME = "xml_to_mask"
@@ -47,13 +47,13 @@ TILE = 512
 
 @dataclass(frozen=True)
 class Field:
-    """A slide of which only the size is known.
+    """A slide known only by its size.
 
     Attributes:
-        id: Its id.
-        path: What messages call it.
-        size_xy_l0: Width and height, level-0 px.
-        um_px_xy_l0: Micrometres per level-0 px.
+        id: id of the slide.
+        path: name in messages.
+        size_xy_l0: width and height, level-0 px.
+        um_px_xy_l0: micrometers per level-0 px.
     """
 
     id: str
@@ -86,24 +86,25 @@ def xml_to_mask(
 ) -> tuple[str, ...]:
     """Write the mask of one annotation.
 
-    The mask has the size and spacing of the slide, and its levels where it has more than one (else halves). Values are
-    classes; lower levels are made by maximum, where 255 ("ignore") beats no class, so small lesions stay.
+    The mask has the size and spacing of the slide, and the sizes of its levels (halves if the slide has only one).
+    Values are classes. A px of a coarser level is the maximum of its px, with 255 (ignore) below every class, so small
+    lesions remain.
 
     Args:
-        xml: The annotation.
-        slide: Its slide, or size and spacing of it.
-        out: Mask to write, whole or not at all.
-        label_map: Group to class, in the order of painting.
-        ignore_groups: Groups to skip.
-        tile: Side of the tiles, px, a multiple of 16.
-        progress: See `slides.tiff.pyramid.write_mask_pyramid`.
+        xml: the annotation.
+        slide: its slide, or size and spacing of the slide.
+        out: mask file, written completely or not at all.
+        label_map: group -> class, in painting order.
+        ignore_groups: groups to skip.
+        tile: side of the tiles, px, a multiple of 16.
+        progress: see `slides.tiff.pyramid.write_mask_pyramid`.
 
     Returns:
-        What was skipped, repaired or clipped.
+        Notes on what was skipped, repaired or clipped.
 
     Raises:
-        ValueError: The annotation cannot be used.
-        OSError: The mask cannot be written.
+        ValueError: the annotation cannot be used.
+        OSError: the mask cannot be written.
     """
     truth = XmlTruth(xml, slide, label_map, ignore_groups)
     sizes = [level.size_xy for level in slide.levels] if isinstance(slide, Slide) else []
@@ -136,18 +137,18 @@ def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
-    """Write the mask of one slide; nothing where its label is no XML."""
+    """Write the mask of one slide, if its label is XML."""
     if case.label_path is None or case.label_path.suffix.lower() != ".xml":
         return StepResult()
-    slide, reading = options.reading.slide(case), options.reading
+    slide, reading = options.reading.open_slide(case.slide_path), options.reading
     path = out / FOLDER / f"{case.slide_id}_Mask.tif"
     path.parent.mkdir(parents=True, exist_ok=True)
-    xml_to_mask(case.label_path, slide, path, dict(reading.label_map), reading.ignore_groups, options.tile)
+    xml_to_mask(case.label_path, slide, path, reading.class_of_group, reading.ignore_groups, options.tile)
     return StepResult({"bytes": path.stat().st_size}, (), (f"{FOLDER}/{path.name}",))
 
 
 def finish(classes: Sequence[int], out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
-    """Say how many masks there are, and how they are read where that is not the default."""
+    """Lines with the number of masks, and with the option that reads them if the default does not."""
     good = [outcome.result.values for outcome in outcomes if outcome.state != FAILED]
     sizes = [values["bytes"] for values in good if values]
     others = "; the others have no XML" if len(sizes) < len(good) else ""
@@ -172,7 +173,7 @@ _tile.__name__ = "whole number"  # argparse names the type in its message
 
 
 def _field(parser: Parser, opts: argparse.Namespace) -> Slide | Field:
-    """The slide, or what was said of it."""
+    """The slide, or its size and spacing from the command line."""
     um_px = opts.um_px and (opts.um_px[0], opts.um_px[-1])
     if opts.slide is not None:
         return Slide(opts.slide, um_px)
@@ -197,12 +198,12 @@ def _one_file_options(argv: Sequence[str] | None) -> tuple[Parser, argparse.Name
     if opts.um_px is not None and len(opts.um_px) > 2:
         parser.error("--um_px: give one number, or one for x and one for y")
     if opts.slide is not None and opts.size is not None:
-        parser.error("--slide has a size of its own: give --slide, or --size with --um_px")
+        parser.error("--slide already gives the size: give --slide, or --size with --um_px")
     return parser, opts
 
 
 def one_file(argv: Sequence[str] | None = None) -> int:
-    """Convert one file, and say what became of it; returns the exit code: 0, or 2 where it cannot be done."""
+    """Convert a single file; returns the exit code: 0, or 2 after an error."""
     parser, opts = _one_file_options(argv)
     start = time.perf_counter()
     try:

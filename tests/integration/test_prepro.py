@@ -74,7 +74,7 @@ def test_mpi_ranks_of_the_script(tmp_path: Path):
     done = subprocess.run(
         [*launch, *words], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
     )
-    assert "on 3 MPI ranks (2 work, one gives out slides)" in done.stdout, done.stderr
+    assert "on 3 MPI ranks (2 work, one assigns slides)" in done.stdout, done.stderr
     assert done.stdout.count("1 failed:") == 1
     assert done.returncode == 1
     one = prepare(*words_of(data, tmp_path / "alone"))

@@ -54,7 +54,7 @@ def main() -> int:
     def story(executor) -> int:
         with FolderLock(out):
             results = run_step(step(wait_s=wait), cases_of(folder), out, executor, print)
-        print("on", executor.words)
+        print("on", executor.description)
         print("did", *sorted(result.slide_id for result in results if result.state == DONE), flush=True)
         return int(any(result.error for result in results))
 

@@ -10,8 +10,8 @@ import pytest
 from cohorts.pairing import Case
 from preprocessing.check import Options, duplicates, make
 from preprocessing.command import main
-from preprocessing.reading import Reading
 from slides.synthetic.demo import write_asap, write_levels, write_pyramid
+from slides.truth.reading import Reading
 from system.findings import PASS, WARN
 from tests.support.paths import SHARED
 from tests.support.tiny import TUMOUR_XY, tissue, write_label, write_slide

@@ -12,7 +12,7 @@ import tifffile
 
 from preprocessing.command import main
 from preprocessing.extract_tissue import read_labels
-from preprocessing.reading import write_cells
+from preprocessing.overview import write_cells
 from slides.geometry import Trim
 from slides.reader import Slide
 from slides.synthetic.demo import write_pyramid
@@ -82,7 +82,7 @@ def test_image_mask_and_label_of_a_slide(tmp_path, capsys):
     table = 'label,slide_id,age\n"a, b","it\'s é, ""x""",7\n'
     assert main(["tissue", "extract_tissue"], words(tmp_path, table, "--mask_step", "10")) == 0
     said = capsys.readouterr().out
-    assert "note    left out, not in " in said
+    assert "note    skipped, not in " in said
     assert "first not asked" in said
     folder = tmp_path / "out" / "extract_tissue"
     assert sorted(files(tmp_path / "out")) == [
@@ -153,14 +153,14 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 @pytest.mark.parametrize(
     ("table", "why"),
     [
-        ("slide_id,label\na,1\nx,0\ny,0\n", r"names 2 slides that have no file: x, y; a slide_id is a file's name"),
-        ("slide_id,label\na,1\na,1\n", r"line 3: slide a is there twice; keep one row"),
-        ("slide_id,label\na,\n", r"line 2: slide_id 'a' and label '': both must be there"),
+        ("slide_id,label\na,1\nx,0\ny,0\n", r"names 2 slides that have no file: x, y; a slide_id is a file name"),
+        ("slide_id,label\na,1\na,1\n", r"line 3: slide a occurs twice; keep one row"),
+        ("slide_id,label\na,\n", r"line 2: slide_id 'a' and label '': both are needed"),
         ("slide_id,label\na\n", r"line 2: slide_id 'a' and label ''"),
-        ("slide,label\na,1\n", r"has no column slide_id; its first line names the columns"),
+        ("slide,label\na,1\n", r"has no column slide_id; its first line must name the columns"),
         ("slide_id,label\n", r"has no rows"),
         ("", r"has no column label, slide_id"),
-        ('slide_id,label\n"a,1\n', r"are no table \(CSV, UTF-8\)"),
+        ('slide_id,label\n"a,1\n', r"is not a CSV table in UTF-8"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path, capsys, table, why):
@@ -176,7 +176,7 @@ def test_a_table_that_is_not_there_or_no_text(tmp_path):
     with pytest.raises(ValueError, match=r"labels .*gone\.csv cannot be read: No such file"):
         read_labels(tmp_path / "gone.csv")
     (tmp_path / "b.csv").write_bytes(b"slide_id,label\n\xff\xfe,1\n")
-    with pytest.raises(ValueError, match="are no table"):
+    with pytest.raises(ValueError, match="is not a CSV table"):
         read_labels(tmp_path / "b.csv")
     (tmp_path / "c.csv").write_bytes(b"\xef\xbb\xbfslide_id,label\r\na,1\r\n")
     assert read_labels(tmp_path / "c.csv") == {"a": "1"}

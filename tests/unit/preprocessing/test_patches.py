@@ -14,11 +14,12 @@ from cohorts.pairing import Case
 from preprocessing import tfrecord
 from preprocessing.command import main
 from preprocessing.extract_patches import FATES, Options, make
+from preprocessing.overview import write_cells
 from preprocessing.patch_grid import Grid
 from preprocessing.patch_writers import png
-from preprocessing.reading import Reading, write_cells
 from slides.reader import Slide
 from slides.synthetic.demo import position_coded, write_asap, write_levels
+from slides.truth.reading import Reading
 
 UM_PX = 2.0
 
@@ -132,7 +133,7 @@ def test_a_slide_without_tissue_or_only_glass_is_said(slide_path: Path, tmp_path
     slide = Slide(slide_path)
     write_cells(tmp_path / "tissue" / f"{slide.id}.tif", np.zeros((10, 15), np.bool_), 40.0)
     case, options = Case(slide.id, slide_path, None), Options(Reading(), 100, UM_PX, 100)
-    assert make(case, tmp_path, options).notes == ("no place of the grid shows tissue or tumor: no patch",)
+    assert make(case, tmp_path, options).notes == ("no place of the grid shows tissue or tumor: no patches",)
     glass_HW = np.zeros((10, 15), np.bool_)
     glass_HW[:5, 10:] = True
     write_cells(tmp_path / "tissue" / f"{slide.id}.tif", glass_HW, 40.0)
@@ -277,7 +278,7 @@ def test_the_picture_and_the_joined_table(slide_path: Path, tmp_path: Path, caps
     patches = ["--patch_size", "100", "--resolution", "2", "--save_neg", "--tissue_um_px", "40", "--keep_pen"]
     assert main(["tissue", "extract_patches"], [*words, *patches]) == 0
     said = capsys.readouterr().out
-    assert "extract_patches 0 tumor, 4 normal; left out: 0 little tumor, " in said
+    assert "extract_patches 0 tumor, 4 normal; skipped: 0 little tumor, " in said
     picture_HWC = cv2.imread(str(tmp_path / "out/patches/a slide.v1.png"))[..., ::-1]
     # The box of the first place, 2 px inside it, at one px of the picture per level-0 px.
     assert tuple(picture_HWC[50, 2].tolist()) == FATES["normal"]

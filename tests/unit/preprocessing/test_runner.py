@@ -211,7 +211,7 @@ def test_mpi_ranks_share_the_slides_and_the_lock(slides: Path, tmp_path: Path):
         [*map(str, command), str(slides), str(tmp_path / "out"), "0.1"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert "on 3 MPI ranks (2 work, one gives out slides)" in done.stdout, done.stderr
+    assert "on 3 MPI ranks (2 work, one assigns slides)" in done.stdout, done.stderr
     assert done.stdout.count("did a b é$(touch p)") == 1
     assert done.stdout.count("FAILED  tiny            c'\"d: ") == 1
     assert done.returncode == 1
@@ -225,4 +225,4 @@ def test_a_launcher_without_an_mpi_library_is_said(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PMI_RANK", "0")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ValueError, match=r"mpi4py cannot load an MPI library .*: load the module"):
-        on_all_ranks(lambda executor: len(executor.words), None)
+        on_all_ranks(lambda executor: len(executor.description), None)

@@ -9,12 +9,13 @@ import tifffile
 
 from cohorts.pairing import Case
 from preprocessing.command import main
-from preprocessing.reading import Reading, draw_outline, read_cells, write_cells
+from preprocessing.overview import draw_outline, read_cells, write_cells
 from preprocessing.tissue import Options, make
 from slides.artefacts import is_black, pen_px
 from slides.reader import Slide
 from slides.synthetic.demo import write_levels, write_pyramid
 from slides.tissue import in_cells, pen_marks, tissue_mask
+from slides.truth.reading import Reading
 from tests.support.paths import SHARED
 
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real slides are not at {SHARED}")

@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 from preprocessing.command import main
-from preprocessing.reading import write_cells
+from preprocessing.overview import write_cells
 from slides.geometry import Trim, l0_from_trimmed, trimmed_from_l0
 from slides.reader import Slide
 from slides.synthetic.demo import decode, position_coded, write_pyramid

@@ -1,10 +1,12 @@
-"""How the steps open a slide and its truth, and look at it from afar. Tensor legend: H rows, W columns, C = 3 (RGB)."""
+"""Slides as a whole: small pictures with outlines, and masks of cells such as tissue.
+
+Tensor legend: H rows, W columns, C = 3 (RGB).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -13,57 +15,29 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from cohorts.pairing import Case
 from preprocessing import store
 from preprocessing.patch_writers import png
 from slides.geometry import Window
 from slides.reader import Slide
 from slides.tiff.tags import read_pages
 from slides.tissue import fewer_cells
-from slides.truth.annotation import DEFAULT_LABEL_MAP
-from slides.truth.interface import Truth, open_truth
 
-OVERVIEW_PX = 1024  # longer side of the pictures to look at
+OVERVIEW_PX = 1024  # longer side of the pictures
 TILE = 256
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How slides and labels are to be read.
-
-    Attributes:
-        label_map: annotation group and class, in painting order.
-        ignore_groups: annotation groups to skip.
-        mask_values: mask value and class; None: non-zero is 1.
-        um_px: spacing of level 0, um per px, in place of what all slides say; None to believe them.
-    """
-
-    label_map: tuple[tuple[str, int], ...] = tuple(DEFAULT_LABEL_MAP.items())
-    ignore_groups: tuple[str, ...] = ("none",)
-    mask_values: tuple[tuple[int, int], ...] | None = None
-    um_px: float | None = None
-
-    def slide(self, case: Case) -> Slide:
-        """Open a slide; see `Slide` for errors."""
-        return Slide(case.slide_path, um_px=self.um_px)
-
-    def truth(self, case: Case, slide: Slide) -> Truth:
-        """Open its truth; see `open_truth` for errors."""
-        return open_truth(case.label_path, slide, dict(self.label_map), self.ignore_groups, self.class_of)
-
-    @property
-    def class_of(self) -> dict[int, int] | None:
-        """`mask_values` by value."""
-        return None if self.mask_values is None else dict(self.mask_values)
-
-
 def cell_side_l0(slide: Slide, um_px: float) -> int:
-    """Side of a cell in whole level-0 px, near to `um_px` micrometres; larger where there would be too many."""
+    """Side of a cell in whole level-0 px, close to `um_px` micrometers; larger if there would be too many cells."""
     return fewer_cells(slide, max(1, round(um_px / max(slide.um_px_xy_l0))))
 
 
 def overview(slide: Slide, longer: int = OVERVIEW_PX) -> tuple[NDArray[np.uint8], float]:
-    """Return a small rgb_HWC of the whole slide to draw on, and level-0 px per px of it."""
+    """Return a small rgb_HWC of the whole slide and its step, level-0 px per px.
+
+    Args:
+        slide: the slide.
+        longer: longer side of the picture, px.
+    """
     step = max(1.0, max(slide.size_xy_l0) / longer)
     rows, columns = (max(1, math.ceil(size / step)) for size in reversed(slide.size_xy_l0))
     return slide.read(Window((0.0, 0.0), (rows, columns), (step, step))), step
@@ -79,15 +53,15 @@ def draw_outline(
     """Draw the outlines of True cells into a picture.
 
     Args:
-        picture_HWC: drawn on.
+        picture_HWC: modified in place.
         cells_HW: cell [r, c] starts at px (c / cells_per_px, r / cells_per_px).
         cells_per_px: cells per px of the picture.
-        color: in the picture's order of channels.
-        width: of the line, px.
+        color: channels in the order of the picture.
+        width: width of the line, px.
     """
     seen_HW = cells_HW.astype(np.uint8)
     if cells_per_px > 1:
-        # Cells narrower than a px of the picture must not vanish between those that are picked.
+        # Cells narrower than a px of the picture must not fall between the sampled ones.
         seen_HW = cv2.dilate(seen_HW, np.ones((int(cells_per_px),) * 2, np.uint8)).astype(np.uint8)
     row, column = (
         np.minimum(((np.arange(px) + 0.5) * cells_per_px).astype(np.int64), cells - 1)
@@ -99,19 +73,19 @@ def draw_outline(
 
 
 def write_png(path: Path, rgb_HWC: NDArray[np.uint8]) -> None:
-    """Write a picture.
+    """Write a picture as PNG.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file could not be written.
     """
     store.write_bytes(path, png(rgb_HWC))
 
 
 def write_cells(path: Path, cells_HW: NDArray[np.bool_], um_px: float) -> None:
-    """Write cells as a tiled one-channel TIFF, 0 and 255, with their spacing in its tags.
+    """Write cells as a tiled one-channel TIFF of 0 and 255, with their spacing (um per px) in its tags.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file could not be written.
     """
     memory = BytesIO()
     per_cm = 10_000 / um_px
@@ -123,7 +97,7 @@ def write_cells(path: Path, cells_HW: NDArray[np.bool_], um_px: float) -> None:
 
 
 def read_cells(path: Path, slide: Slide) -> tuple[NDArray[np.bool_], int]:
-    """Cells of a slide as `write_cells` wrote them (anything but 0 is True), and their side in level-0 px.
+    """Read cells written by `write_cells` (every value but 0 is True), and their side in level-0 px.
 
     Raises:
         ValueError: the file is missing or damaged, or belongs to another slide or spacing.
@@ -140,6 +114,6 @@ def read_cells(path: Path, slide: Slide) -> tuple[NDArray[np.bool_], int]:
     if cell_l0 < 1 or cells_HW.shape != (-(-height // cell_l0), -(-width // cell_l0)):
         raise ValueError(
             f"tissue mask {path} of {cells_HW.shape} rows and columns does not cover slide {slide.path} of {width} x "
-            f"{height} px at its spacing; run the step tissue with the same --out and --mpp"
+            f"{height} px; run the step tissue with the same --out and --mpp"
         )
     return cells_HW, cell_l0
