@@ -207,7 +207,7 @@ def test_the_command_line(tmp_path, slide):
         (["--size", 40, 50], "give --slide, or --size with --um_px"),
         (["--um_px", 0.25], "give --slide, or --size with --um_px"),
         (["--size", 40, 50, "--um_px", 1, 2, 3], "--um_px: give one number"),
-        (["--slide", "s.tif", "--size", 40, 50], "--slide has a size of its own"),
+        (["--slide", "s.tif", "--size", 40, 50], "--slide already gives the size"),
         (["--slide", "s.tif"], "no such file"),
         (["--size", 40, 50, "--um_px", 0.25, "--label_map", "_0:256"], "is not NAME:CLASS"),
         (["--size", 40, 50, "--um_px", 0.25, "--label_map", "_0:1", "_0:2"], "name each group once"),
