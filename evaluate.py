@@ -12,7 +12,6 @@ import base64
 import csv
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from options.evaluate import evaluate_options
-from system.atomic_files import written_whole
+from system.atomic_files import write_bytes
 
 # Longer side and bytes of a picture in the report, and of how many slides there are any.
 PICTURE_PX = 480
@@ -169,10 +168,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     try:
-        with written_whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_bytes(path, text.encode())
     except OSError as error:
         raise OSError(
             f"{path} cannot be written: {error.strerror or error}; free space or give another --out"

@@ -9,13 +9,17 @@ Shapes: B images, H rows, W columns, C channels (3, or 6 with a context view), K
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from options.export import export_options
+from system.atomic_files import written_folder
 
 MAX_DIFFERENCE = 1e-4  # of probabilities
+
+
+class DisagreementError(Exception):
+    """A written file gives other probabilities than the model."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,14 +31,22 @@ def main(argv: list[str] | None = None) -> int:
     import tensorflow as tf
 
     try:
-        return export(opts)
+        export(opts)
+    except DisagreementError as error:
+        print(f"export.py: error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError, tf.errors.OpError) as error:
         print(f"export.py: error: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
-def export(opts) -> int:
-    """Open, write, compare, put in place; returns the exit code."""
+def export(opts) -> None:
+    """Open, write, compare, put in place.
+
+    Raises:
+        DisagreementError: A file differs from the model by more than `MAX_DIFFERENCE`; nothing is kept.
+    """
     require_new(opts.out)
 
     # ------------------------------------------------------------------------------------------------------ the model
@@ -54,9 +66,7 @@ def export(opts) -> int:
 
     # ------------------------------------------------------------------------------------------------- write, compare
     opts.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = opts.out.with_name(f".{opts.out.name}.{os.getpid()}.part")
-    try:
-        partial.mkdir()
+    with written_folder(opts.out, overwrite=False) as partial:
         written = [write(name, free, partial, opts.opset) for name in opts.formats]
         differences = []
         for name in written:
@@ -68,17 +78,10 @@ def export(opts) -> int:
             differences.append(difference)
         wrong = [difference for difference in differences if not difference <= MAX_DIFFERENCE]  # also no number
         if wrong:
-            print(
-                f"export.py: error: the files differ from the model by {wrong[0]:.1e}, allowed are {MAX_DIFFERENCE:g}; "
-                "nothing was kept",
-                file=sys.stderr,
+            raise DisagreementError(
+                f"the files differ from the model by {wrong[0]:.1e}, allowed are {MAX_DIFFERENCE:g}; nothing was kept"
             )
-            return 1
-        os.replace(partial, opts.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"written     {opts.out}")
-    return 0
 
 
 def require_new(out: Path) -> None:

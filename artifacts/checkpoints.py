@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from system.atomic_files import move_into_place, write_atomically, write_bytes
+
 # Options that change nothing of what is learnt; batch and ranks have a line of their own.
 FREE_TO_CHANGE = {
     "resume", "log_dir", "plan", "memory_check", "stall_timeout", "stage_dir", "stage_gb", "tile_cache", "horovod",
@@ -68,36 +70,6 @@ def named_variables(model, optimizer) -> dict[str, Any]:
     return named
 
 
-def write_atomically(path: Path, write) -> None:
-    """Call `write(file)` on a new file, flush it to disk, then put it in place of `path` in one move.
-
-    Until then the file has no name where the system can do that (Linux, not NFS): whoever is killed leaves nothing.
-    Elsewhere it is called `.NAME.PID.part`; `remove_partials` finds it.
-
-    Raises:
-        OSError: no space, no permission; the new file is removed and the old `path` stays.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.unlink(missing_ok=True)
-    try:
-        try:
-            file = os.fdopen(os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")
-            nameless = True
-        except OSError:
-            file = partial.open("wb")
-            nameless = False
-        with file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-            if nameless:
-                # With a folder given, Python calls linkat, which alone can follow this link; the path is absolute.
-                os.link(f"/proc/self/fd/{file.fileno()}", partial, src_dir_fd=file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def remove_partials(folder: Path) -> list[str]:
     """Remove what a killed run left half-written in its `--log_dir`; returns the names."""
     found = [*folder.glob("checkpoints/.*.part"), *folder.glob(".final*")]
@@ -121,14 +93,14 @@ def export(model, folder: Path, facts: Mapping[str, Any]) -> None:
     text = (json.dumps(facts, indent=1) + "\n").encode()
     partial = folder / f".final.{os.getpid()}.keras"
     model.save(partial)
-    os.replace(partial, folder / "final.keras")
+    move_into_place(partial, folder / "final.keras")
     partial = folder / f".final_savedmodel.{os.getpid()}"
     model.export(partial, verbose=False)
     (partial / "assets.extra").mkdir()
     (partial / "assets.extra" / "model.json").write_bytes(text)
     shutil.rmtree(folder / "final_savedmodel", ignore_errors=True)
     os.replace(partial, folder / "final_savedmodel")
-    write_atomically(folder / "final.json", lambda file: file.write(text))
+    write_bytes(folder / "final.json", text)
 
 
 class Checkpoints:

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from inference.maps import MapLevel, MapPyramid
 from slides.geometry import Pair, Points, l0_from_lv
-from system.atomic_files import written_whole
+from system.atomic_files import write_bytes
 
 # A tumor cell is 10 to 20 um wide: a level of about half of one, smoothed over about one.
 UM_PX = 8.0
@@ -113,8 +113,7 @@ def write_csv(path: Path, found: Sequence[Detection]) -> None:
         found: Best first.
     """
     lines = [f"{item.probability:.6f},{item.xy_l0[0]:.1f},{item.xy_l0[1]:.1f}" for item in found]
-    with written_whole(path) as part:
-        part.write_text("\n".join(["probability,x,y", *lines, ""]), encoding="ascii")
+    write_bytes(path, "\n".join(["probability,x,y", *lines, ""]).encode("ascii"))
 
 
 def _smoothed(value_HW: NDArray[np.uint8], level: MapLevel, smooth_um: float) -> NDArray[np.uint16]:

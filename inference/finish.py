@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from inference.summary import Predicted
 from slides.geometry import Pair
 from slides.reader import Slide, SlideError
 from slides.tiff.pyramid import Shrink, write_mask_pyramid
+from system.atomic_files import written_folder
 
 TILE = 512
 CLAIM = "claimed"
@@ -102,26 +102,19 @@ def finish_slide(slide: Slide, planned: PlannedSlide, firsts: Sequence[int], scr
     cells = Cells(scratch, list(firsts), Weights(planned.grid, planned.windows), len(job.classes) - 1)
     faults = [fault for fact in cells.facts for fault in fact["faults"]]
     started -= sum(fact["seconds"] for fact in cells.facts)
-    partial_folder = job.out / f".{planned.slide_id}.part"
     try:
         if len(faults) > MOST_FAULTS * len(planned.windows):
             raise SlideError(f"{len(faults)} of {len(planned.windows)} windows cannot be read, first: {faults[0]}")
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        partial_folder.mkdir()
-        write_maps(cells, planned, slide.um_px_xy_l0, len(job.classes), partial_folder)
-        maps = Maps(partial_folder, slide.size_xy_l0, slide.um_px_xy_l0, planned.grid.step_xy_l0, job.classes)
-        um_px = planned.grid.step_xy_l0[0] * slide.um_px_xy_l0[0]
-        counts = (len(planned.windows), len(faults))
-        record = Predicted(job.model, *counts, planned.tissue_mm2, um_px, job.options)
-        notes = write_outputs(partial_folder, slide, maps, record, started, options=job.outputs)
-        final = job.out / planned.slide_id
-        if final.exists():
-            # With --overwrite. Two moves: a folder cannot take the place of one that is not empty.
-            shutil.rmtree(final)
-        os.replace(partial_folder, final)
+        # Where it exists, --overwrite was given.
+        with written_folder(job.out / planned.slide_id) as partial:
+            write_maps(cells, planned, slide.um_px_xy_l0, len(job.classes), partial)
+            maps = Maps(partial, slide.size_xy_l0, slide.um_px_xy_l0, planned.grid.step_xy_l0, job.classes)
+            um_px = planned.grid.step_xy_l0[0] * slide.um_px_xy_l0[0]
+            counts = (len(planned.windows), len(faults))
+            record = Predicted(job.model, *counts, planned.tissue_mm2, um_px, job.options)
+            notes = write_outputs(partial, slide, maps, record, started, options=job.outputs)
     finally:
         cells.close()
-        shutil.rmtree(partial_folder, ignore_errors=True)
     if faults:
         notes.append(f"{len(faults)} windows could not be read whole, what is missing is white; first: {faults[0]}")
     return notes

@@ -20,7 +20,7 @@ from inference.maps import Maps
 from inference.polygons import Region
 from slides.geometry import Window, lv_from_l0, pixel_centres_l0
 from slides.reader import Slide, SlideError
-from system.atomic_files import written_whole
+from system.atomic_files import write_bytes
 
 Picture = NDArray[np.uint8]
 SIDE_PX = 2048
@@ -83,8 +83,7 @@ def write_overlay(path: Path, image_HWC: Picture) -> None:
     """Write a picture as PNG, whole or not at all."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "PNG")
-    with written_whole(path) as part:
-        part.write_bytes(buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def _sampled(maps: Maps, window: Window) -> NDArray[np.uint8]:

@@ -7,7 +7,6 @@ weighted sums. Zip keeps a CRC per member and its directory at the end: a file t
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.blending import Floats, Sums, Weights
+from system.atomic_files import move_into_place, part_of
 
 Bytes = NDArray[np.uint8]
 SUMS, FACTS = "sums", "facts.json"
@@ -66,7 +66,7 @@ class RunWriter:
     def __init__(self, folder: Path, first: int, weights: Weights) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = run_path(folder, first)
-        self._partial = self._path.with_name(f".{self._path.name}.part")
+        self._partial = part_of(self._path)
         self._weights = weights
         self._zip = zipfile.ZipFile(self._partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
 
@@ -85,7 +85,7 @@ class RunWriter:
         """Write what else is to be known of the run, and give the file its name."""
         self._zip.writestr(FACTS, json.dumps(dict(facts)))
         self._zip.close()
-        os.replace(self._partial, self._path)
+        move_into_place(self._partial, self._path)
 
     def discard(self) -> None:
         """Remove the unfinished file."""

@@ -12,7 +12,7 @@ from inference.detections import Detection
 from inference.lesions import areas_mm2, lesions
 from inference.maps import Maps
 from slides.reader import Slide
-from system.atomic_files import written_whole
+from system.atomic_files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -78,5 +78,4 @@ def write_summary(path: Path, record: Mapping[str, Any]) -> None:
         record: JSON types; names of files may hold bytes that are no text, which are escaped.
     """
     text = json.dumps(record, indent=1, allow_nan=False)
-    with written_whole(path) as part:
-        part.write_text(text + "\n", encoding="ascii")
+    write_bytes(path, f"{text}\n".encode("ascii"))

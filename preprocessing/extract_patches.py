@@ -20,7 +20,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ from slides.reader import Slide
 from slides.truth.interface import Truth
 from slides.truth.label import IGNORE
 from slides.truth.reading import Reading
-from system.atomic_files import part_of
+from system.atomic_files import written_folder
 from system.csv_tables import counted, csv_text
 
 NAME = "extract_patches"
@@ -146,25 +145,14 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
         tumor_HW |= truth.label_max(cell_l0, cls)
     grid = Grid(options.side_px, options.stride_px, options.um_px, options.min_tissue)
     places, in_grid = grid.places(slide, tissue_HW, tumor_HW, cell_l0)
-    folder = out / FOLDER / case.slide_id
-    part = part_of(folder)
-    store.remove(part)
-    part.mkdir(parents=True)
-    target = writer(part, case.slide_id, options.format, options.codec, options.quality, options.shard_patches)
-    try:
+    outputs = [f"{FOLDER}/{case.slide_id}"]
+    with written_folder(out / outputs[0]) as part:
+        target = writer(part, case.slide_id, options.format, options.codec, options.quality, options.shard_patches)
         fates, rows = _extract(places, slide, truth, options, target)
         store.write_text(part / f"{FOLDER}.csv", csv_text(COLUMNS, rows))
-    except BaseException:
-        # Half the patches of a slide are useless, and the disk may be full.
-        with suppress(OSError):
-            store.remove(part)
-        raise
-    outputs = [f"{FOLDER}/{case.slide_id}"]
-    if options.save_png:
-        outputs.append(f"{FOLDER}/{case.slide_id}.png")
-        write_png(out / outputs[-1], picture(slide, places, fates))
-    store.remove(folder)
-    part.rename(folder)
+        if options.save_png:
+            outputs.append(f"{FOLDER}/{case.slide_id}.png")
+            write_png(out / outputs[-1], picture(slide, places, fates))
     counts = Counter(fates)
     values = {"places": in_grid, "tried": len(places)} | {fate: counts[fate] for fate in FATES}
     return StepResult(values, tuple(_notes(slide, values, options)), tuple(outputs))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from system.atomic_files import part_of, written_whole
+from system import atomic_files
+from system.atomic_files import part_of, remove
 
 _DONE = ".done"
 
@@ -49,8 +49,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         OSError: the file could not be written; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        part.write_bytes(data)
+    atomic_files.write_bytes(path, data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,14 +62,6 @@ def remove_leftovers(target: Path) -> None:
     remove(part_of(target))
     for part in target.glob(".*.part"):
         remove(part)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, or a folder with its contents; does nothing if the path is missing."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def check_output(out: Path, suffixes: tuple[str, ...], inputs: Iterable[Path]) -> None:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cohorts.pairing import Case
-from preprocessing import store
 from preprocessing.executors import on_all_ranks
 from preprocessing.runner import DONE, Step, run_step
 from preprocessing.store import StepResult
-from system.atomic_files import part_of
+from system.atomic_files import written_folder
 from system.folder_lock import FolderLock
 
 
@@ -24,18 +23,14 @@ class Options:
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     text = case.slide_path.read_text(encoding="utf-8")
-    folder = out / "tiny" / case.slide_id
-    part = part_of(folder)
-    store.remove(part)
-    part.mkdir(parents=True)
-    (part / "first.txt").write_text("first", encoding="utf-8")
-    time.sleep(options.wait_s)
-    if text == "bad":
-        raise ValueError(f"{case.slide_path} is bad;\nmend it")
-    if text == "deadly":
-        os.kill(os.getpid(), signal.SIGKILL)
-    (part / "second.txt").write_text(text.upper() if options.shout else text, encoding="utf-8")
-    part.rename(folder)
+    with written_folder(out / "tiny" / case.slide_id) as part:
+        (part / "first.txt").write_text("first", encoding="utf-8")
+        time.sleep(options.wait_s)
+        if text == "bad":
+            raise ValueError(f"{case.slide_path} is bad;\nmend it")
+        if text == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        (part / "second.txt").write_text(text.upper() if options.shout else text, encoding="utf-8")
     return StepResult({"length": len(text)}, (), (f"tiny/{case.slide_id}",), "of no use" if text == "fault" else "")
 
 

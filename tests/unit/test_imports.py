@@ -20,7 +20,7 @@ PARTS = {
     "inference": {"system", "slides", "samplers"},
     "options": {"parallel", "slides", "metrics", "artifacts", "preprocessing"},
     "training": {"system", "parallel"},
-    "artifacts": {"models", "slides", "options"},
+    "artifacts": {"system", "models", "slides", "options"},
     "preprocessing": {"system", "parallel", "slides", "cohorts", "options"},
     "evaluation": {"metrics", "inference", "samplers", "slides", "cohorts", "artifacts"},
     "launch": set(),

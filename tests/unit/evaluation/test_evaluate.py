@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -303,7 +304,7 @@ def test_a_full_disk_leaves_what_was_there(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(evaluate.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     line = refused(capsys, data, "--seed", 3)
     assert "metrics.json cannot be written: No space left on device; free space" in line
     assert (data / "out" / "metrics.json").read_text() == before

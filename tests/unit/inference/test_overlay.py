@@ -1,7 +1,7 @@
 """The picture of a prediction: every px at its place, colors, outlines, legend, what cannot be read."""
 
 import errno
-from pathlib import Path
+import os
 
 import cv2
 import numpy as np
@@ -146,11 +146,10 @@ def test_the_file_is_png_and_whole_or_not_there(tmp_path, monkeypatch):
         assert image.format == "PNG"
         np.testing.assert_array_equal(np.asarray(image), picture)
 
-    def full(self, _):
-        self.touch()
+    def full(_descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_overlay(tmp_path / "b.png", picture)
     assert [path.name for path in tmp_path.iterdir()] == ["ä 'b'.png"]

@@ -158,12 +158,11 @@ def test_a_full_disk_ends_the_step_with_one_line(slides: Path, tmp_path: Path):
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fails(self, data):
-        self.touch()
+    def fails(_descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "a.bin").write_bytes(b"old")
-    monkeypatch.setattr(Path, "write_bytes", fails)
+    monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="No space left"):
         store.write_bytes(tmp_path / "a.bin", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]

@@ -17,7 +17,6 @@ from slides.synthetic.demo import position_coded
 from slides.tiff import pyramid
 from slides.tiff.pyramid import halved_sizes, tiles_of_bands, write_mask_pyramid
 from slides.truth.mask_truth import MaskTruth
-from system.atomic_files import written_whole
 from tests.support.paths import ROOT
 
 
@@ -341,14 +340,6 @@ def test_nothing_is_left_when_the_file_itself_does_not_fit(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "OSError: [Errno 27] File too large" in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_files_get_their_name_when_they_are_whole(tmp_path):
-    with written_whole(tmp_path / "a.txt") as part:
-        part.write_text("new")
-        assert part.name == ".a.txt.part"
-        assert not (tmp_path / "a.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize(
