@@ -15,7 +15,7 @@ from samplers import build
 from samplers.dataset import Reading, open_set
 from slides.synthetic.demo import write_levels, write_pyramid
 from slides.truth.annotation import DEFAULT_LABEL_MAP
-from tests.support.tiny import TUMOUR_XY, UM_PX, TinySet, run_train, tissue, train, write_label
+from tests.support.tiny import SMALL, TUMOUR_XY, UM_PX, TinySet, run_train, tissue, train, train_here, write_label
 
 
 @pytest.fixture
@@ -180,16 +180,21 @@ CASES = [
 ]
 
 
+# As a user starts it; the others call train.main, which is what a process does after its start.
+IN_A_PROCESS = (missing_folder, truncated_slide)
+
+
 @pytest.mark.parametrize("spoil", CASES, ids=lambda case: case.__name__)
 def test_bad_data(spoil: Callable[[TinySet], tuple[dict, list[str]]], tiny: TinySet) -> None:
     changed, expected = spoil(tiny)
-    said = message(train(tiny.arguments(**changed), timeout=120), tiny.log_dir)
+    start = train if spoil in IN_A_PROCESS else train_here
+    said = message(start(tiny.arguments(**changed)), tiny.log_dir)
     missing = [text for text in expected if text not in said]
     assert missing == [], said
 
 
 def test_img_size_no_multiple_of_128(tiny: TinySet) -> None:
-    said = message(train(tiny.arguments(img_size="300"), timeout=60), tiny.log_dir)
+    said = message(train_here(tiny.arguments(img_size="300")), tiny.log_dir)
     assert said == "--img_size 300: a multiple of 128 is needed, e.g. 256 or 384"
 
 
@@ -199,7 +204,7 @@ def test_img_size_no_multiple_of_128(tiny: TinySet) -> None:
 def test_unwritable_log_dir(tiny: TinySet) -> None:
     # A file in the folder's place stops even root, whom permissions do not.
     tiny.log_dir.write_text("a file", encoding="utf-8")
-    said = message(train(tiny.arguments(), timeout=180), None)
+    said = message(train(tiny.arguments(), script=SMALL), None)
     assert str(tiny.log_dir) in said
     assert tiny.log_dir.read_text(encoding="utf-8") == "a file"
 
@@ -230,7 +235,7 @@ def test_resume_where_every_checkpoint_is_damaged(tiny: TinySet) -> None:
     folder.mkdir(parents=True)
     damaged = folder / "images-000000004.npz"
     damaged.write_bytes(b"PK\x03\x04" + bytes(99))
-    said = message(train(tiny.arguments("--resume"), timeout=240), None)
+    said = message(train(tiny.arguments("--resume"), script=SMALL), None)
     assert f"--resume auto: no readable checkpoint. {damaged}: damaged checkpoint" in said
     # The run that was there is left as it was.
     assert [path for path in tiny.log_dir.rglob("*") if path.is_file()] == [damaged]
@@ -257,7 +262,7 @@ def test_slide_that_only_one_rank_reads_is_damaged(tiny: TinySet) -> None:
     fine = tissue((311, 263))
     write_levels(slide, [fine, fine[::2, ::2][:131, :155]], tile=64, um_px=UM_PX)
     damage_tile(slide, level=1, tile=5)
-    said = ranks_message(run_train(*tiny.arguments(), NP="2"), tiny.log_dir)
+    said = ranks_message(run_train(*tiny.arguments(), NP="2", SCRIPT=SMALL), tiny.log_dir)
     assert said.startswith(f"error: rank 1: slide {slide} cannot be read in Window(")
 
 
@@ -265,7 +270,7 @@ def test_only_rank_0_fails_with_more_ranks_than_slides(tmp_path: Path) -> None:
     # One slide for two ranks is legal: the only error is that of the log folder, which rank 0 alone makes.
     tiny = TinySet(tmp_path, train={"tumor_001": (311, 263)})
     tiny.log_dir.write_text("a file", encoding="utf-8")
-    done = run_train(*tiny.arguments(), NP="2")
+    done = run_train(*tiny.arguments(), NP="2", SCRIPT=SMALL)
     said = ranks_message(done, None)
     assert said.startswith("error: rank 0: ")
     assert str(tiny.log_dir) in said
@@ -282,7 +287,7 @@ def test_slide_that_goes_bad_in_mid_run_ends_every_rank(tmp_path: Path) -> None:
     seed = next(seed for seed in range(100) if drawn_first(tiny, seed) == [("normal_001", 0), ("tumor_002", 1)])
     for tile in range(25):
         damage_tile(slide, level=0, tile=tile)
-    said = ranks_message(run_train(*tiny.arguments("--seed", str(seed), keep=False), timeout=400, NP="2"), None)
+    said = ranks_message(run_train(*tiny.arguments("--seed", str(seed), keep=False), NP="2", SCRIPT=SMALL), None)
     assert said.startswith(f"rank 1 of 2: error: slide {slide} cannot be read in Window(")
 
 

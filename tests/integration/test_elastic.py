@@ -25,6 +25,7 @@ def until(true: Callable[[], bool], what: str, limit_s: float = 150) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.kind("elastic job")
 def test_ranks_come_and_go(tmp_path: Path) -> None:
     tiny = TinySet(tmp_path)
     hosts, script, log = tmp_path / "hosts", tmp_path / "discover.sh", tmp_path / "log.txt"

@@ -70,11 +70,14 @@ def one_rank(tiny: TinySet) -> Path:
     return run(tiny, 1, "one")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.kind("joint batch")
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_equal_one(ranks: int, tiny: TinySet, one_rank: Path) -> None:
     same_run(run(tiny, ranks, f"ranks{ranks}"), one_rank)
 
 
+@pytest.mark.slow
+@pytest.mark.kind("joint batch")
 def test_going_on_with_other_ranks_keeps_the_run(tiny: TinySet, one_rank: Path) -> None:
     """Stopped after 12 images of 3 ranks, gone on with by 2: still the run of one."""
     # The schedule follows --num_steps, so the first part is stopped by taking later checkpoints away.

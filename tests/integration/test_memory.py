@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import cv2
-import keras
 import numpy as np
 
-import models
 from slides.synthetic.demo import write_asap
-from tests.integration.test_train import rows_of, small
 from tests.support.paths import ROOT
+from tests.support.small_runs import rows_of, small
 from tests.support.tiny import TUMOUR_XY, TinySet, train
 
 
@@ -48,6 +46,10 @@ def test_what_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
 
 
 def test_recomputed_bfloat16_run_leaves_a_float32_model(tmp_path: Path) -> None:
+    import keras
+
+    import models
+
     tiny = TinySet(tmp_path)
     words = ["--recompute", "fine", "--mixed_precision", "bfloat16", "--model", "effdetd0", "--base_lr", "1e-5"]
     done = train(tiny.arguments(*words, batch_size="2"), timeout=600)

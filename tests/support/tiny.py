@@ -3,10 +3,14 @@
 A slide is 300 x 260 px or so at 2 um/px: pink tissue all over with a darker rectangle of tumour.
 """
 
+import io
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -18,6 +22,7 @@ UM_PX = 2.0
 TUMOUR_XY = np.array([(60, 70), (180, 70), (180, 200), (60, 200)], float)
 
 # What a launcher, or pytest under one, left in the environment must not decide.
+TRAIN = str(ROOT / "train.py")
 SMALL = str(ROOT / "tests" / "integration" / "small_train.py")
 CHOSEN = ("NP", "HOSTS", "HOSTFILE", "LAUNCHER", "LAUNCHER_ARGS", "DRY_RUN", "OMP_NUM_THREADS", "OPAL_PREFIX")
 
@@ -111,9 +116,11 @@ def environment(**given: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in CHOSEN} | given
 
 
-def train(words: list[str], timeout: float = 240, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run train.py with these words in one process without a launcher."""
-    command = [sys.executable, str(ROOT / "train.py"), *words]
+def train(
+    words: list[str], timeout: float = 240, cwd: Path = ROOT, script: str = TRAIN
+) -> subprocess.CompletedProcess[str]:
+    """Run train.py, or another script, with these arguments in one process without a launcher."""
+    command = [sys.executable, script, *words]
     return subprocess.run(
         command,
         cwd=cwd,
@@ -124,6 +131,23 @@ def train(words: list[str], timeout: float = 240, cwd: Path = ROOT) -> subproces
         timeout=timeout,
         check=False,
     )
+
+
+def train_here(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Call train.main with these arguments in this process: no start of Python, for runs that end early."""
+    import train as program
+
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    with patch.dict(os.environ), patch.object(sys, "argv", [TRAIN]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = program.main(words)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def run_train(

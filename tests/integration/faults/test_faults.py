@@ -14,6 +14,9 @@ from tests.integration.faults.job import AT, AT_SLIDE, IMAGES, INTERVAL, LIMIT_S
 from tests.support.paths import ROOT
 
 MPICH_VENV = Path(os.environ.get("WIDEFOV_TEST_MPICH_VENV", ROOT / ".venv-mpich"))
+SLOW, KIND = pytest.mark.slow, pytest.mark.kind
+KILLED = r"process rank {} with PID \d+ on node \S+ exited on signal 9 \(Killed\)"
+SILENT = r"{} \(\S+\) has not answered for 8 s \(--stall_timeout\)"
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 
 
@@ -45,13 +48,13 @@ def check(outcome: Outcome, uninterrupted: dict[int, float], message: str, image
 @pytest.mark.parametrize(
     ("kind", "rank", "message"),
     [
-        ("step", 1, r"process rank 1 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
-        ("allreduce", 0, r"process rank 0 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
-        ("validation", 1, r"process rank 1 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
-        ("checkpoint", 0, r"process rank 0 with PID \d+ on node \S+ exited on signal 9 \(Killed\)"),
-        ("stop", 1, r"rank 0 of 2: rank 1 of 2 \(\S+\) has not answered for 8 s \(--stall_timeout\)"),
-        ("stop", 0, r"rank 1 of 2: rank 0 \(\S+\) has not answered for 8 s \(--stall_timeout\)"),
-        ("slide", 1, r"rank 1 of 2: error: slide .*rank1/images/.* cannot be read"),
+        pytest.param("step", 1, KILLED.format(1), marks=KIND("rank killed")),
+        pytest.param("allreduce", 0, KILLED.format(0), marks=[KIND("rank killed"), SLOW]),
+        pytest.param("validation", 1, KILLED.format(1), marks=[KIND("rank killed"), SLOW]),
+        pytest.param("checkpoint", 0, KILLED.format(0), marks=[KIND("rank killed"), SLOW]),
+        pytest.param("stop", 1, SILENT.format("rank 0 of 2: rank 1 of 2"), marks=KIND("rank stopped")),
+        pytest.param("stop", 0, SILENT.format("rank 1 of 2: rank 0"), marks=[KIND("rank stopped"), SLOW]),
+        pytest.param("slide", 1, r"rank 1 of 2: error: slide .*rank1/images/.* cannot be read"),
     ],
 )
 def test_ends_and_goes_on(kind: str, rank: int, message: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
@@ -70,7 +73,11 @@ def test_launcher_killed(tmp_path: Path, uninterrupted: dict[int, float]) -> Non
 
 @ROOT_ONLY
 @pytest.mark.parametrize(
-    ("kind", "cause"), [("full", "No space left on device"), ("readonly", "Read-only file system")]
+    ("kind", "cause"),
+    [
+        pytest.param("full", "No space left on device", marks=KIND("disk")),
+        pytest.param("readonly", "Read-only file system", marks=[KIND("disk"), SLOW]),
+    ],
 )
 def test_disk(kind: str, cause: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
     job = Job(tmp_path)
@@ -80,7 +87,15 @@ def test_disk(kind: str, cause: str, tmp_path: Path, uninterrupted: dict[int, fl
         check(job.gone_on(outcome), uninterrupted, rf"train\.py: .*{cause}")
 
 
-@pytest.mark.parametrize(("kind", "launcher"), [("usr1", "mpirun"), ("term", "mpirun"), ("term", "hydra")])
+@KIND("asked to leave")
+@pytest.mark.parametrize(
+    ("kind", "launcher"),
+    [
+        ("usr1", "mpirun"),
+        pytest.param("term", "mpirun", marks=SLOW),
+        pytest.param("term", "hydra", marks=SLOW),
+    ],
+)
 def test_asked_to_leave(kind: str, launcher: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
     """Not a fault: one rank, or the script, is asked to leave. No image is lost, and the exit code says so."""
     env = {}
@@ -96,6 +111,8 @@ def test_asked_to_leave(kind: str, launcher: str, tmp_path: Path, uninterrupted:
     check(job.gone_on(outcome), uninterrupted, "left        SIGUSR1 at image", images_lost=0)
 
 
+@SLOW
+@KIND("rank killed")
 def test_cut_short_checkpoint(tmp_path: Path, uninterrupted: dict[int, float]) -> None:
     """The newest checkpoint is damaged, too: the one before is taken."""
     job = Job(tmp_path)

@@ -66,25 +66,34 @@ def check_same(log_dir: Path, other: Path, tolerance: float) -> None:
         assert array == pytest.approx(expected_arrays[name], rel=tolerance, abs=tolerance), name
 
 
+SLOW, KIND = pytest.mark.slow, pytest.mark.kind
+
 # Two summands have one sum: with two ranks no rounding depends on who adds.
 EXACT = 0.0
 
 
+@KIND("training over hosts")
 def test_mpirun(two_hosts: Hosts, two_ranks_here: Path, tmp_path: Path, open_mpi: dict[str, str]) -> None:
     _, log_dir = train(two_hosts, tmp_path, **open_mpi)
     check_same(log_dir, two_ranks_here, EXACT)
 
 
+@SLOW
+@KIND("training over hosts")
 def test_hydra(two_hosts: Hosts, two_ranks_here: Path, tmp_path: Path, mpich: dict[str, str]) -> None:
     _, log_dir = train(two_hosts, tmp_path, **mpich)
     check_same(log_dir, two_ranks_here, EXACT)
 
 
+@SLOW
+@KIND("training over hosts")
 def test_horovodrun_over_gloo(two_hosts: Hosts, two_ranks_here: Path, tmp_path: Path) -> None:
     _, log_dir = train(two_hosts, tmp_path, LAUNCHER="horovodrun", LAUNCHER_ARGS="--gloo")
     check_same(log_dir, two_ranks_here, EXACT)
 
 
+@SLOW
+@KIND("training over hosts")
 def test_three_hosts_behind_delay_and_loss(
     slow_hosts: Hosts, three_ranks_here: Path, tmp_path: Path, open_mpi: dict[str, str]
 ) -> None:
@@ -116,25 +125,34 @@ def everywhere(hosts: Hosts) -> str:
     return f"sum [{2.0 ** len(hosts.names) - 1}] places {[(name, 0, 1) for name in hosts.names]}"
 
 
+@SLOW
+@KIND("sums over hosts")
 def test_the_sums_cross_the_switch_mpirun(two_hosts: Hosts, tmp_path: Path, open_mpi: dict[str, str]) -> None:
     assert everywhere(two_hosts) in summed(two_hosts, tmp_path, **open_mpi)
 
 
+@SLOW
+@KIND("sums over hosts")
 def test_the_sums_cross_the_switch_hydra(two_hosts: Hosts, tmp_path: Path, mpich: dict[str, str]) -> None:
     assert everywhere(two_hosts) in summed(two_hosts, tmp_path, IFACE="eth0", **mpich)
 
 
+@KIND("sums over hosts")
 def test_the_sums_cross_the_switch_gloo(two_hosts: Hosts, tmp_path: Path) -> None:
     said = summed(two_hosts, tmp_path, LAUNCHER="horovodrun", LAUNCHER_ARGS="--gloo", IFACE="eth0")
     assert everywhere(two_hosts) in said
 
 
+@SLOW
+@KIND("sums over hosts")
 def test_the_sums_cross_the_switch_horovodrun_over_mpi(
     two_hosts: Hosts, tmp_path: Path, open_mpi: dict[str, str]
 ) -> None:
     assert everywhere(two_hosts) in summed(two_hosts, tmp_path, **open_mpi | {"LAUNCHER": "horovodrun"})
 
 
+@SLOW
+@KIND("sums over hosts")
 def test_a_hostfile_and_an_interface(two_hosts: Hosts, tmp_path: Path, open_mpi: dict[str, str]) -> None:
     hostfile = tmp_path / "machines"
     hostfile.write_text("".join(f"{name} slots=1\n" for name in two_hosts.names), encoding="utf-8")

@@ -12,7 +12,7 @@ from tests.integration.hosts.netns import Hosts
 from tests.support.paths import ROOT
 from tests.support.tiny import SMALL, TinySet
 
-pytestmark = pytest.mark.usefixtures("watched")
+pytestmark = [pytest.mark.usefixtures("watched"), pytest.mark.kind("host cut off")]
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,13 @@ def test_mpirun(fresh_hosts: Hosts, tmp_path: Path, open_mpi: dict[str, str]) ->
     assert f"no connection to {fresh_hosts.names[1]} any more" in said
 
 
+@pytest.mark.slow
 def test_hydra(fresh_hosts: Hosts, tmp_path: Path, mpich: dict[str, str]) -> None:
     said = cut_in_mid_run(fresh_hosts, tmp_path, **mpich)
     check(fresh_hosts, said)
     assert f"no connection to {fresh_hosts.names[1]} any more" in said
 
 
+@pytest.mark.slow
 def test_horovodrun_over_gloo(fresh_hosts: Hosts, tmp_path: Path) -> None:
     check(fresh_hosts, cut_in_mid_run(fresh_hosts, tmp_path, LAUNCHER="horovodrun", LAUNCHER_ARGS="--gloo"))

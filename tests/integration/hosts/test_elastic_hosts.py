@@ -4,6 +4,8 @@ import csv
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.integration.hosts import jobs
 from tests.integration.hosts.netns import Hosts
 from tests.support.tiny import SMALL, TinySet
@@ -27,6 +29,8 @@ def check_stream(log_dir: Path) -> None:
     assert sorted(indices) == list(range(len(indices)))
 
 
+@pytest.mark.slow
+@pytest.mark.kind("elastic job")
 def test_hosts_leave_join_and_are_cut_off(three_hosts: Hosts, tmp_path: Path) -> None:
     first, second, third = three_hosts.names
     present, script = tmp_path / "present", tmp_path / "discover.sh"

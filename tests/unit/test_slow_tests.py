@@ -1,0 +1,57 @@
+"""Which slow tests a run takes: a quarter after the other all of them, and never a kind of test without any."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.slow import QUARTERS, chosen, without_sibling
+
+RECORD = """
+import json, pytest
+
+class Recorder:
+    def pytest_collection_finish(self, session):
+        def of(item):
+            kind = item.get_closest_marker("kind")
+            return [item.nodeid, kind and kind.args[0], item.get_closest_marker("slow") is not None]
+        print("COLLECTED", json.dumps([of(item) for item in session.items]))
+
+pytest.main(["tests/integration", "--collect-only", "-qq", "-p", "no:cacheprovider"], plugins=[Recorder()])
+"""
+
+
+def collected(which: str) -> list[tuple[str, str | None, bool]]:
+    """Node id, kind and slowness of every integration test that would run."""
+    env = os.environ | {"WIDEFOV_SLOW": which}
+    done = subprocess.run([sys.executable, "-c", RECORD], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("COLLECTED ")]
+    return [(name, kind, slow) for name, kind, slow in json.loads(line.removeprefix("COLLECTED "))]
+
+
+def test_quarters_are_disjoint_and_all() -> None:
+    names = ["c", "a", "e", "b", "d"]
+    assert [chosen(names, str(quarter)) for quarter in range(QUARTERS)] == [{"a", "e"}, {"b"}, {"c"}, {"d"}]
+    assert chosen(names, "all") == set(names)
+    assert chosen(names, "none") == set()
+    with pytest.raises(ValueError, match="WIDEFOV_SLOW=4 is not 0, 1, 2, 3, none or all"):
+        chosen(names, "4")
+
+
+def test_a_slow_test_alone_of_its_kind_is_found() -> None:
+    tests = [("quick", "x", False), ("slow", "x", True), ("lonely", "y", True), ("other", "y", True)]
+    tests += [("plain", None, False), ("unnamed", None, True)]
+    assert without_sibling(tests) == ["lonely", "other", "unnamed"]
+
+
+def test_every_slow_test_has_a_quick_sibling_and_its_quarter() -> None:
+    every = collected("all")
+    slow = [name for name, _, is_slow in every if is_slow]
+    assert len(slow) > 15
+    assert without_sibling(every) == []
+    second = [name for name, _, _ in collected("2")]
+    assert set(second) == {name for name, _, is_slow in every if not is_slow} | chosen(slow, "2")
+    assert len(second) < len(every) - len(slow) / 2
