@@ -3,32 +3,32 @@
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Trains. The first use on a machine also sets it up (setup_env.sh).
+# Trains a network. The first call on a machine also sets it up (setup_env.sh).
 #
 #   ./run_train.sh                               the demo: makes small slides and trains on them with 2 ranks
 #   NP=4 ./run_train.sh --img_size 1024 ...      train.py with these arguments on 4 ranks
-#   sbatch --nodes=2 --gpus-per-node=4 run_train.sh --resume auto --log_dir ...        the same as a job of SLURM
+#   sbatch --nodes=2 --gpus-per-node=4 run_train.sh --resume auto --log_dir ...        the same as a SLURM job
 #   ./run_train.sh --help                        the arguments of train.py
-#   ./run_train.sh --doctor ...                  checks in seconds whether such a run would go well (--doctor --help)
+#   ./run_train.sh --doctor ...                  checks in seconds whether such a run would succeed (--doctor --help)
 #
-# SIGTERM or SIGUSR1, to this script or from the scheduler: a checkpoint is written and the exit code is 75. A job of
-# SLURM whose arguments have --resume is then put back into the queue.
+# On SIGTERM or SIGUSR1, sent to this script or by the scheduler, the run writes a checkpoint and exits with code 75. A
+# SLURM job whose arguments include --resume is then requeued.
 #
-# Choices, all optional:
-#   NP=N              ranks in all (default: SLURM's tasks; else one per GPU; else one per CPU socket)
-#   HOSTS=a:4,b:4     machines and their ranks;  HOSTFILE=FILE: the same from a file of the launcher's format
-#   IFACE=NAME        network interface between the machines, where a launcher picks a wrong one (ip -br address)
+# Settings, all optional:
+#   NP=N              total number of ranks (default: SLURM's tasks; else one per GPU; else one per CPU socket)
+#   HOSTS=a:4,b:4     hosts with their number of ranks;  HOSTFILE=FILE: the same from a file in the launcher's format
+#   IFACE=NAME        network interface between the hosts, if the launcher picks the wrong one (ip -br address)
 #   LAUNCHER=NAME     mpirun, hydra, srun, horovodrun or none (default: srun inside a SLURM job; none for one rank;
-#                     else what belongs to the MPI that Horovod was built with)
-#   LAUNCHER_ARGS=... more arguments for the launcher, split at blanks
+#                     else the launcher of the MPI that Horovod was built with)
+#   LAUNCHER_ARGS=... further arguments for the launcher, split at blanks
 #   WIDEFOV_SRUN_MPI=pmix   the value of srun --mpi=
-#   OMP_NUM_THREADS=N       threads per rank (default: cores / ranks on this machine)
-#   REQUEUE=0         leave a job of SLURM that was asked to leave where it is
-#   SCRIPT=FILE       a training script of your own in place of train.py
-#   DRY_RUN=1         print the command, run nothing, set nothing up
+#   OMP_NUM_THREADS=N       threads per rank (default: cores / ranks on this host)
+#   REQUEUE=0         do not requeue a preempted SLURM job
+#   SCRIPT=FILE       another program in place of train.py, for example predict.py
+#   DRY_RUN=1         print the command only; nothing is run or set up
 # and those of setup_env.sh (WIDEFOV_VENV, WIDEFOV_MPI, WIDEFOV_ENV=active ...: ./setup_env.sh --help).
 
-# Functions are called by names that are put together, and by traps.
+# Some functions are called by composed names, others by traps.
 # shellcheck disable=SC2329
 set -euo pipefail
 
@@ -37,7 +37,7 @@ fail() {
     exit 2
 }
 
-# The folder of this file. SLURM runs a copy of a batch script: there it is asked for what was submitted.
+# The folder of this file. SLURM runs a copy of a batch script, so there SLURM is asked for the path submitted.
 find_root() {
     local place
     for place in "$(dirname -- "${BASH_SOURCE[0]}")" "$(submitted_from)" "${SLURM_SUBMIT_DIR:-}"; do
@@ -59,7 +59,7 @@ root=$(find_root)
 # shellcheck source=launch/launchers.sh
 . "$root/launch/launchers.sh"
 
-# --- This machine -----------------------------------------------------------------------------------------------------
+# --- This host --------------------------------------------------------------------------------------------------------
 
 count_gpus() {
     local -a listed
@@ -68,7 +68,7 @@ count_gpus() {
         # -1 is the usual way to hide all of them.
         if [[ ${listed[0]:--1} == -1 ]]; then printf 0; else printf '%d' "${#listed[@]}"; fi
     else
-        # Nothing printed and no error where there is no driver.
+        # Without a driver: no output and no error.
         { nvidia-smi -L 2>/dev/null || true; } | awk '/^GPU/ { n++ } END { print n + 0 }'
     fi
 }
@@ -90,23 +90,23 @@ count_cpus() {
         END { for (key in seen) count++; print count ? count : 1 }'
 }
 
-# --- What the environment says, before it is used -----------------------------------------------------------------------
+# --- Environment variables are checked before use ------------------------------------------------------------------------
 
-# require_number NAME: bash would run what stands in a variable that it computes with.
+# require_number NAME: bash arithmetic would execute code in a variable's value.
 require_number() {
-    [[ -z ${!1:-} || ${!1} =~ ^[1-9][0-9]*$ ]] || fail "$1=${!1} is not a whole number, 1 or more."
+    [[ -z ${!1:-} || ${!1} =~ ^[1-9][0-9]*$ ]] || fail "$1=${!1} is not a whole number of 1 or more."
 }
 
 check_environment() {
     local name host='[A-Za-z0-9_][A-Za-z0-9_.-]*(:[1-9][0-9]*)?'
     for name in SLURM_NTASKS SLURM_JOB_NUM_NODES SLURM_CPUS_PER_TASK SLURM_CPUS_ON_NODE; do require_number "$name"; done
-    # A machine's name is handed to ssh, which would take -oProxyCommand=... for an option.
+    # Host names reach ssh, which would parse -oProxyCommand=... as an option.
     [[ -z ${HOSTS:-} || $HOSTS =~ ^$host(,$host)*$ ]] ||
-        fail "HOSTS=$HOSTS is no list of machines. Example: HOSTS=node1:4,node2:4"
+        fail "HOSTS=$HOSTS is not a list of hosts. Example: HOSTS=node1:4,node2:4"
     if [[ -n ${HOSTFILE:-} ]]; then
-        [[ -f $HOSTFILE && -r $HOSTFILE ]] || fail "HOSTFILE=$HOSTFILE is no file that can be read."
-        if grep -qE '^[[:space:]]*-' -- "$HOSTFILE"; then fail "HOSTFILE=$HOSTFILE: a machine's name cannot begin with -."; fi
-        # Launchers would take a leading - for an option, too.
+        [[ -f $HOSTFILE && -r $HOSTFILE ]] || fail "HOSTFILE=$HOSTFILE is not a readable file."
+        if grep -qE '^[[:space:]]*-' -- "$HOSTFILE"; then fail "HOSTFILE=$HOSTFILE: a host name cannot begin with -."; fi
+        # Launchers would parse a leading - as an option, too.
         [[ $HOSTFILE == /* ]] || HOSTFILE=$PWD/$HOSTFILE
     fi
     if [[ ${SCRIPT:-} == -* ]]; then SCRIPT=./$SCRIPT; fi
@@ -116,14 +116,14 @@ check_environment() {
 
 in_slurm() { [[ -n ${SLURM_JOB_ID:-} ]] && command -v srun >/dev/null; }
 
-# Sockets of a node of the job; what SLURM does not say is asked of this node.
+# Sockets per node of the job; those of this node if SLURM does not report them.
 slurm_sockets() {
     local sockets
     sockets=$(sinfo --noheader --nodes="${SLURM_JOB_NODELIST:-}" --format=%X 2>/dev/null | sort -n | head -n 1) || sockets=''
     if [[ $sockets =~ ^[1-9][0-9]*$ ]]; then printf '%d' "$sockets"; else count_cpus sockets; fi
 }
 
-# The machines of the job, for launchers that are not SLURM's own: a:4,b:4.
+# The hosts of the job, for launchers other than srun: a:4,b:4.
 slurm_hosts() {
     local host list=''
     while IFS= read -r host; do
@@ -132,7 +132,7 @@ slurm_hosts() {
     printf '%s' "$list"
 }
 
-# A process that mpirun, mpiexec or srun started is a rank already: it must not start others.
+# A process started by mpirun, mpiexec or srun is already a rank and must not start others.
 is_rank() { [[ -n ${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${PMIX_RANK:-}${HOROVOD_RANK:-} ]]; }
 
 count_hosts() {
@@ -165,10 +165,10 @@ choose_ranks() {
     elif ((gpus > 0)); then
         ranks=$((gpus * hosts))
     else
-        # One rank's threads fill a socket without crossing to the other's memory; more ranks would only need more memory.
+        # The threads of one rank fill a socket without using the other's memory; more ranks would only need more memory.
         ranks=$(($(count_cpus sockets) * hosts))
     fi
-    [[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "NP=$ranks is not a whole number of ranks, 1 or more. Example: NP=4 ./run_train.sh ..."
+    [[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "NP=$ranks is not a whole number of 1 or more. Example: NP=4 ./run_train.sh ..."
     if in_slurm; then hosts=${SLURM_JOB_NUM_NODES:-$hosts}; fi
     ranks_per_host=$(((ranks + hosts - 1) / hosts))
 }
@@ -178,7 +178,7 @@ choose_threads() {
     logical=$(OMP_NUM_THREADS='' OMP_THREAD_LIMIT='' nproc)
     cores=$(count_cpus cores)
     if [[ ${launcher:-} == srun ]]; then
-        # The batch step may be bound to fewer CPUs than its tasks will get.
+        # The batch step may be bound to fewer CPUs than its tasks.
         logical=${SLURM_CPUS_ON_NODE:-$logical}
         cores=$logical
         if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then logical=$((SLURM_CPUS_PER_TASK * ranks_per_host)); fi
@@ -187,7 +187,7 @@ choose_threads() {
     threads=$((logical / ranks_per_host))
     if ((threads < 1)); then threads=1; fi
     threads=${OMP_NUM_THREADS:-$threads}
-    [[ $threads =~ ^[1-9][0-9]*$ ]] || fail "OMP_NUM_THREADS=$threads is not a whole number of threads, 1 or more."
+    [[ $threads =~ ^[1-9][0-9]*$ ]] || fail "OMP_NUM_THREADS=$threads is not a whole number of 1 or more."
     settings=(OMP_NUM_THREADS="$threads" TF_NUM_INTRAOP_THREADS="${TF_NUM_INTRAOP_THREADS:-$threads}")
 }
 
@@ -207,8 +207,8 @@ choose_launcher() {
     fi
     case $launcher in
         mpirun | hydra | srun | horovodrun) ;;
-        none) ((ranks == 1)) || is_rank || fail "LAUNCHER=none starts one rank, but NP=$ranks: leave one of them away." ;;
-        *) fail "LAUNCHER=$launcher is none of mpirun, hydra, srun, horovodrun, none." ;;
+        none) ((ranks == 1)) || is_rank || fail "LAUNCHER=none starts one rank, but NP=$ranks; omit one of the two." ;;
+        *) fail "LAUNCHER=$launcher is unknown; use mpirun, hydra, srun, horovodrun or none." ;;
     esac
     if in_slurm && [[ $launcher != srun && $launcher != none && -z ${HOSTS:-}${HOSTFILE:-} ]]; then
         HOSTS=$(slurm_hosts)
@@ -217,63 +217,63 @@ choose_launcher() {
 
 # --- Running it -------------------------------------------------------------------------------------------------------
 
-# supervise COMMAND...: runs it, hands requests to leave on, and ends with its exit code. Should this script be killed,
-# the launcher is sent SIGTERM.
+# supervise COMMAND...: runs it, forwards signals, and exits with its code. If this script is killed, the launcher
+# receives SIGTERM.
 supervise() {
     local status child notice line=''
-    asked=0
+    signals=0
     "$wf_python" "$root/launch/die_with_parent.py" "$@" &
     child=$!
-    trap 'hand_on TERM' TERM
-    trap 'hand_on USR1' USR1
-    trap 'hand_on INT' INT
-    # A pipe: what bash says of a launcher that a signal ended. An exit code of 137 may as well be that of a rank.
+    trap 'forward TERM' TERM
+    trap 'forward USR1' USR1
+    trap 'forward INT' INT
+    # A pipe for bash's own report that a signal killed the launcher: the exit code 137 may also be a rank's.
     exec {notice}<> <(:)
     while :; do
         status=0
         wait "$child" 2>&"$notice" || status=$?
-        # More than 128 and still there: a signal interrupted the wait.
+        # More than 128 and still alive: a signal interrupted the wait.
         if ((status <= 128)) || ! kill -0 "$child" 2>/dev/null; then break; fi
     done
     if read -r -t 0.1 -u "$notice" line && [[ -n $line ]]; then
-        printf 'run_train.sh: %s was ended by SIG%s.\n' "${launcher/#none/the run}" "$(kill -l "$status")" >&2
+        printf 'run_train.sh: %s was killed by SIG%s.\n' "${launcher/#none/the run}" "$(kill -l "$status")" >&2
     fi
     if ((status == 75)); then requeue; fi
     exit "$status"
 }
 
-# hand_on SIGNAL: to the launcher, in the way in which the ranks get to know of it. mpirun and srun end the ranks when
-# they get SIGTERM themselves, but hand SIGUSR1 on, which ranks take as the same. A second request is meant as it is.
-hand_on() {
+# forward SIGNAL: to the launcher, in the form that reaches the ranks. On SIGTERM mpirun and srun kill the ranks, but
+# they forward SIGUSR1, which means the same to a rank. A second signal is forwarded unchanged.
+forward() {
     local signal=$1
-    asked=$((asked + 1))
-    if [[ $signal == TERM && $launcher != horovodrun ]] && ((asked == 1)); then signal=USR1; fi
-    # horovodrun hands nothing on; at SIGTERM it sends the ranks SIGTERM, and SIGKILL 5 s later.
+    signals=$((signals + 1))
+    if [[ $signal == TERM && $launcher != horovodrun ]] && ((signals == 1)); then signal=USR1; fi
+    # horovodrun forwards nothing; on SIGTERM it sends the ranks SIGTERM, and SIGKILL 5 s later.
     if [[ $signal == USR1 && $launcher == horovodrun ]]; then signal=TERM; fi
     kill "-$signal" "$child" 2>/dev/null || true
 }
 
-# requeue: the job was asked to leave and has left a checkpoint: later it can go on. Not if the user cancelled it.
+# requeue: the job was preempted after writing a checkpoint, from which it can resume. Not if the user canceled it.
 requeue() {
     local state
     [[ -n ${SLURM_JOB_ID:-} && ${REQUEUE:-1} != 0 ]] || return 0
     if [[ " ${launched[*]} " != *" --resume"[\ =]* ]]; then
-        printf 'run_train.sh: without --resume the job would start from nothing: it is not put back into the queue.\n' >&2
+        printf 'run_train.sh: not requeued: without --resume the job would start from the beginning.\n' >&2
         return 0
     fi
     state=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p') || state=''
     [[ $state == RUNNING ]] || return 0
     if scontrol requeue "$SLURM_JOB_ID"; then
-        printf 'run_train.sh: job %s is back in the queue.\n' "$SLURM_JOB_ID"
+        printf 'run_train.sh: requeued job %s.\n' "$SLURM_JOB_ID"
     else
-        printf 'run_train.sh: SLURM refuses to requeue job %s; submit it again.\n' "$SLURM_JOB_ID" >&2
+        printf 'run_train.sh: SLURM refused to requeue job %s; submit it again.\n' "$SLURM_JOB_ID" >&2
     fi
 }
 
-# launch ARGUMENT...: works out the command and runs it.
+# launch ARGUMENT...: builds the command and runs it.
 launch() {
     local -a extra=()
-    local word
+    local argument
     launched=("$@")
     choose_ranks
     choose_launcher
@@ -281,7 +281,7 @@ launch() {
     choose_threads
     command=()
     if [[ $launcher == none ]]; then
-        # A rank of someone else's launcher: the threads are that launcher's to choose.
+        # A rank of another launcher, which also chooses the threads.
         if is_rank; then settings=(); fi
     else
         "${launcher}_command"
@@ -289,17 +289,17 @@ launch() {
     read -r -d '' -a extra <<<"${LAUNCHER_ARGS:-}" || true
     command=(env ${settings[@]+"${settings[@]}"} ${command[@]+"${command[@]}"} ${extra[@]+"${extra[@]}"} "$wf_python" -u "$@")
     if [[ ${DRY_RUN:-} == 1 ]]; then
-        word=$(printf '%q ' "${command[@]}")
-        printf '%s\n' "${word% }"
+        argument=$(printf '%q ' "${command[@]}")
+        printf '%s\n' "${argument% }"
         exit 0
     fi
     if ((doctor)); then examine; fi
-    # A rank of someone else's launcher gets its signals from there.
+    # A rank of another launcher gets its signals from there.
     if is_rank; then exec "${command[@]}"; fi
     supervise "${command[@]}"
 }
 
-# examine: the doctor, told how ranks would be started; its trial launch is `command`.
+# examine: runs the doctor with a description of the launch; its trial launch is `command`.
 examine() {
     local program='' started_by='' machines=''
     case $launcher in
@@ -324,8 +324,8 @@ demo() {
     local out=runs/demo
     NP=${NP:-2}
     if [[ ${DRY_RUN:-} != 1 ]]; then
-        printf '%s\n' "Demo: makes small synthetic slides in $root/$out/slides (under a minute), trains effdetd0 on them with" \
-            "$NP MPI ranks and validates (up to 10 minutes on 2 cores). Your own slides: ./run_train.sh --help"
+        printf '%s\n' "Demo: writes small synthetic slides to $root/$out/slides (under a minute), trains effdetd0 on them with" \
+            "$NP MPI ranks and validates (up to 10 minutes on 2 cores). For your own slides see ./run_train.sh --help"
         (cd -- "$root" && "$wf_python" -m slides.synthetic --out "$out/slides")
     fi
     # The paths in demo.args are relative to the repository.
@@ -333,14 +333,14 @@ demo() {
     launch train.py @experiments/demo.args
 }
 
-# --doctor may stand anywhere: it is added to a command that is there, and taken out again.
+# --doctor may stand anywhere among the arguments, so that it is easily added to an existing command.
 doctor=0
 arguments=()
-for word in "$@"; do
-    if [[ $word == --doctor ]]; then doctor=1; else arguments+=("$word"); fi
+for argument in "$@"; do
+    if [[ $argument == --doctor ]]; then doctor=1; else arguments+=("$argument"); fi
 done
 check_environment
-if ((doctor)) && is_rank; then fail "--doctor starts ranks of its own: call it without a launcher."; fi
+if ((doctor)) && is_rank; then fail "--doctor starts its own ranks; call it without a launcher."; fi
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate
 set -- ${arguments[@]+"${arguments[@]}"}

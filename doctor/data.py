@@ -1,4 +1,4 @@
-"""Slides and labels: whether they pair, open, tell their spacing, and can be read with their truth."""
+"""Check slides and labels: whether they pair, open, have a spacing, and can be read with their truth."""
 
 from __future__ import annotations
 
@@ -20,69 +20,69 @@ from slides.truth.interface import MaskTruth, open_truth
 MOST_SLIDES = 200
 SECONDS = 60.0
 WINDOW_PX = 512
-# Masks up to this size are searched for tumour; of larger ones a window is read, and tumour is taken for granted.
+# Masks up to this many px are searched for tumor; larger ones are assumed to contain some.
 SEARCHED_PX = 64 * 2**20
 _WORKERS = 4
 _NAMED = 3
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What one slide gave.
+class Examined:
+    """Result of opening one slide with its truth.
 
     Attributes:
-        case: its files.
-        error: why it cannot be used; empty when it can.
-        um_px: um per level-0 px.
-        side_um: its longer side, um.
-        tumour: whether its truth has a class other than 0.
-        notes: what its truth noted.
+        case: files of the slide.
+        error: why the slide cannot be used; empty if it can.
+        um_px: um per level-0 px, the coarser of both axes.
+        side_um: longer side of the slide, um.
+        tumor: whether the truth has a class other than 0.
+        notes: notes of the truth, such as repaired outlines.
     """
 
     case: Case
     error: str = ""
     um_px: float = 0.0
     side_um: float = 0.0
-    tumour: bool = False
+    tumor: bool = False
     notes: tuple[str, ...] = ()
 
 
 def pairing(find: Callable[[], Chosen]) -> tuple[list[Finding], list[Case], list[Case]]:
-    """Slides with their labels; no cases where they do not pair."""
+    """Pair slides with labels; returns findings, training and validation cases, which are empty on an error."""
     try:
         train, val, notes = find()
     except (ValueError, OSError) as error:
         message, _, fix = str(error).rpartition("; ")
         return [failed("pairing", message or str(error), fix or "see the message")], [], []
     found = [passed("pairing", f"training {_pairs(train)}; validation {_pairs(val)}")]
-    found += [warned("pairing", note, "take it out if that is not wanted") for note in notes]
+    found += [warned("pairing", note, "remove the slide if this is not intended") for note in notes]
     return found, train, val
 
 
 def _pairs(cases: Sequence[Case]) -> str:
-    count, labelled = len(cases), sum(case.labeled for case in cases)
-    return f"{count} slide{'s' * (count != 1)} ({labelled} with a label, {count - labelled} without, taken as normal)"
+    count, labeled = len(cases), sum(case.labeled for case in cases)
+    return f"{count} slide{'s' * (count != 1)} ({labeled} with a label, {count - labeled} without, treated as normal)"
 
 
-def look_at(cases: Sequence[Case], how: Reading, task: Task) -> tuple[list[Looked], int]:
-    """Open slides and truths and read a window of each; a fixed choice of them where they are many.
+def examine_all(cases: Sequence[Case], how: Reading, task: Task) -> tuple[list[Examined], int]:
+    """Open slides and truths and read a window of each; of more than `MOST_SLIDES` a fixed random choice.
 
     Returns:
-        What was found, and how many were chosen. Fewer are found than chosen when time ran out.
+        Results, and how many slides were chosen; there are fewer results if time ran out.
     """
     chosen = list(cases)
     if len(chosen) > MOST_SLIDES:
         chosen = random.Random(0).sample(chosen, MOST_SLIDES)  # noqa: S311  # no secret
     deadline = time.monotonic() + SECONDS
 
-    def one(case: Case) -> Looked | None:
-        return look(case, how, task) if time.monotonic() < deadline else None
+    def one(case: Case) -> Examined | None:
+        return examine(case, how, task) if time.monotonic() < deadline else None
 
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
-        return [looked for looked in pool.map(one, chosen) if looked is not None], len(chosen)
+        return [examined for examined in pool.map(one, chosen) if examined is not None], len(chosen)
 
 
-def look(case: Case, how: Reading, task: Task) -> Looked:
+def examine(case: Case, how: Reading, task: Task) -> Examined:
     """Open one slide with its truth, and read its middle."""
     try:
         slide = Slide(case.slide_path, um_px=how.um_px_l0)
@@ -93,38 +93,39 @@ def look(case: Case, how: Reading, task: Task) -> Looked:
         slide.read(window)
         truth.label(window)
         searched = not isinstance(truth, MaskTruth) or width * height <= SEARCHED_PX
-        tumour = bool(set(truth.classes) - {0}) if searched else True
+        tumor = bool(set(truth.classes) - {0}) if searched else True
     except Exception as error:
-        return Looked(case, str(error) if isinstance(error, (ValueError, OSError)) else f"{case.slide_path}: {error!r}")
+        message = str(error) if isinstance(error, (ValueError, OSError)) else f"{case.slide_path}: {error!r}"
+        return Examined(case, message)
     um_x, um_y = slide.um_px_xy_l0
-    return Looked(case, "", max(um_x, um_y), max(width * um_x, height * um_y), tumour, truth.notes)
+    return Examined(case, "", max(um_x, um_y), max(width * um_x, height * um_y), tumor, truth.notes)
 
 
-def opened(looked: Sequence[Looked], chosen: int, total: int) -> Iterator[Finding]:
+def opened(examined: Sequence[Examined], chosen: int, total: int) -> Iterator[Finding]:
     """Whether slides and labels can be used."""
-    bad = [one for one in looked if one.error]
-    of = f" of {total}" if len(looked) < total else ""
-    why = f", time ran out after {SECONDS:.0f} s" if len(looked) < chosen else ""
-    scope = f"{len(looked)}{of} slides looked at{why}"
+    bad = [one for one in examined if one.error]
+    of = f" of {total}" if len(examined) < total else ""
+    why = f", time ran out after {SECONDS:.0f} s" if len(examined) < chosen else ""
+    scope = f"{len(examined)}{of} slides checked{why}"
     if bad:
         shown = "; ".join(one.error for one in bad[:_NAMED])
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         yield failed(
-            "slides", f"{len(bad)} cannot be used ({scope}): {shown}{more}", "mend or remove what each message names"
+            "slides", f"{len(bad)} cannot be used ({scope}): {shown}{more}", "repair or remove the files named"
         )
     else:
-        yield passed("slides", f"open, read and have their truth: {scope}")
-    notes = Counter(note.split(": ", 1)[-1].split(":")[0] for one in looked for note in one.notes)
+        yield passed("slides", f"can be read with their truth: {scope}")
+    notes = Counter(note.split(": ", 1)[-1].split(":")[0] for one in examined for note in one.notes)
     if notes:
-        first = next(note for one in looked for note in one.notes)
+        first = next(note for one in examined for note in one.notes)
         yield warned(
-            "labels", f"{sum(notes.values())} notes, first: {first}", "look at these annotations in ASAP or QuPath"
+            "labels", f"{sum(notes.values())} notes, first: {first}", "inspect these annotations in ASAP or QuPath"
         )
 
 
-def spacing(looked: Sequence[Looked], task: Task) -> Iterator[Finding]:
+def spacing(examined: Sequence[Examined], task: Task) -> Iterator[Finding]:
     """Whether slides are at least as fine as the patches, and large enough for one."""
-    good = [one for one in looked if not one.error]
+    good = [one for one in examined if not one.error]
     if not good:
         return
     coarse = [one for one in good if one.um_px > task.um_px * 1.01]
@@ -134,7 +135,7 @@ def spacing(looked: Sequence[Looked], task: Task) -> Iterator[Finding]:
         yield warned(
             "spacing",
             f"{len(coarse)} of {len(good)} slides are coarser ({max(o.um_px for o in coarse):.4g} um/px) than "
-            f"--resolution {task.um_px:g}, first {coarse[0].case.slide_path}: their pixels would be enlarged",
+            f"--resolution {task.um_px:g}, first {coarse[0].case.slide_path}: they would be upsampled",
             f"--resolution {high:.4g}, or --mpp if their spacing is wrong",
         )
     else:
@@ -144,44 +145,45 @@ def spacing(looked: Sequence[Looked], task: Task) -> Iterator[Finding]:
     small = [one for one in good if one.side_um < side_um]
     if len(small) == len(good):
         yield failed(
-            "field", f"{side_um:.0f} um is more than any slide has ({largest:.0f} um)", "a smaller --img_size or "
+            "field", f"{side_um:.0f} um is larger than every slide ({largest:.0f} um)", "a smaller --img_size or "
             "a finer --resolution"
         )  # fmt: skip
     elif small:
         yield warned(
             "field",
-            f"{side_um:.0f} um is more than {len(small)} of {len(good)} slides have, first {small[0].case.slide_path}",
-            "patches of these are padded with white; a smaller --img_size",
+            f"{side_um:.0f} um is larger than {len(small)} of {len(good)} slides, first {small[0].case.slide_path}: "
+            "their patches are padded with white",
+            "a smaller --img_size",
         )
 
 
-def classes(train: Sequence[Looked], val: Sequence[Looked]) -> Iterator[Finding]:
-    """Whether there is something to find, and something to tell it from."""
+def classes(train: Sequence[Examined], val: Sequence[Examined]) -> Iterator[Finding]:
+    """Whether both tumor and normal slides occur, in training and in validation."""
     counts = {}
-    for name, looked in (("training", train), ("validation", val)):
-        good = [one for one in looked if not one.error]
+    for name, examined in (("training", train), ("validation", val)):
+        good = [one for one in examined if not one.error]
         if not good:
             continue
-        with_tumour = [one for one in good if one.tumour]
-        counts[name] = f"{name} {len(with_tumour)} with tumour, {len(good) - len(with_tumour)} without"
-        empty = [one.case.label_path for one in good if one.case.label_path is not None and not one.tumour]
+        with_tumor = [one for one in good if one.tumor]
+        counts[name] = f"{name} {len(with_tumor)} with tumor, {len(good) - len(with_tumor)} without"
+        empty = [one.case.label_path for one in good if one.case.label_path is not None and not one.tumor]
         if empty:
             yield warned(
                 "classes",
-                f"{len(empty)} labels of {name} hold no tumour: {named(empty[:_NAMED])}",
-                "check --label_map (or --mask_values), and whether these labels are meant to be empty",
+                f"{len(empty)} {name} labels contain no tumor: {named(empty[:_NAMED])}",
+                "check --label_map (or --mask_values), and whether these labels should be empty",
             )
-        if not with_tumour and name == "training":
-            yield failed("classes", "no training slide has tumour", "add some, or check labels and --label_map")
-        elif not with_tumour:
+        if not with_tumor and name == "training":
+            yield failed("classes", "no training slide has tumor", "add some, or check labels and --label_map")
+        elif not with_tumor:
             yield warned(
-                "classes", "no validation slide has tumour: scores say nothing", "hold out a slide with tumour"
+                "classes", "no validation slide has tumor: scores are meaningless", "hold out a slide with tumor"
             )
-        elif len(with_tumour) == len(good) and name == "training":
+        elif len(with_tumor) == len(good) and name == "training":
             yield warned(
                 "classes",
-                "no training slide is without tumour: normal tissue comes from beside tumour only",
-                "add normal slides, if there are any",
+                "all training slides have tumor: normal tissue is sampled only beside tumor",
+                "add normal slides if you have any",
             )
     if counts:
         yield passed("classes", "; ".join(counts.values()))

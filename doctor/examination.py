@@ -1,8 +1,8 @@
-"""Checks in seconds what otherwise costs a queue slot: `./run_train.sh --doctor` with the arguments of a training.
+"""Check in seconds whether a run would succeed: `./run_train.sh --doctor` with the arguments of a training run.
 
-The story: software of this machine, a trial launch by the launcher of the real run (which loads libraries while slides
-are looked at here), what its ranks report, disk, memory and time, options. One line for each, PASS, WARN or FAIL, with
-what to do. Without data it looks at the machine only.
+In order: the software on this host; a trial launch with the launcher of the real run, which loads libraries while
+slides are examined here; the reports of its ranks; disk, memory and time; options. Each finding is one line, PASS, WARN
+or FAIL, with a fix. Without data only the machine is checked.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ LIMIT_S = 60.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 when nothing failed, 1 when something did, 2 for a wrong option of the doctor's own."""
+    """Entry point; exit code 0 if no check failed, 1 if one did, 2 for an invalid option of the doctor itself."""
     parser = argparse.ArgumentParser(
         prog="run_train.sh --doctor", description=__doc__.split("\n\n")[0], allow_abbrev=False,
-        epilog="All other arguments are those of the training to be checked: train.py --help",
+        epilog="All other arguments are those of the training run to check: train.py --help",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write everything there, for machines")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write all findings to this JSON file")
     parser.add_argument(
-        "--launch_limit", type=float, default=LIMIT_S, metavar="S", help="seconds that the trial launch may take"
+        "--launch_limit", type=float, default=LIMIT_S, metavar="S", help="time limit of the trial launch, seconds"
     )
     parser.add_argument("--launch", type=Path, help=argparse.SUPPRESS)  # from run_train.sh
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)  # a rank of the trial launch
-    own, words = parser.parse_known_args(argv)
-    return probe(words) if own.probe else Doctor(own, words).examine()
+    own, arguments = parser.parse_known_args(argv)
+    return probe(arguments) if own.probe else Doctor(own, arguments).examine()
 
 
 class Doctor:
-    """One examination; the methods stand in the order in which they are used.
+    """One examination; methods are in the order of their use.
 
     Args:
         own: the doctor's own options.
-        words: arguments of the training.
+        arguments: command line of the training run.
     """
 
-    def __init__(self, own: argparse.Namespace, words: list[str]) -> None:
+    def __init__(self, own: argparse.Namespace, arguments: list[str]) -> None:
         self.own = own
-        self.words = words
+        self.arguments = arguments
         self.report = Report(lambda line: print(line, flush=True))
 
     def examine(self) -> int:
-        """The whole story."""
+        """All checks; returns the exit code."""
         begin = time.monotonic()
         report, limit = self.report, self.own.launch_limit
-        alone = (sys.executable, str(ROOT / "doctor"), "--probe", *self.words)
+        alone = (sys.executable, str(ROOT / "doctor"), "--probe", *self.arguments)
         start = read_launch(self.own.launch) if self.own.launch else Launch("none", "", 1, (), "", "", "", alone)
         report.run("python", software.python_version)
         report.run("packages", software.packages, ROOT / "requirements.txt")
         report.run("horovod", software.horovod, start)
         report.run("launcher", software.launcher, start)
-        opts, message = parsed(self.words)
+        opts, message = parsed(self.arguments)
         reports: list[dict] = []
         if opts is None:
             report.add([failed("options", message, "correct the command line: train.py --help")])
@@ -75,7 +75,7 @@ class Doctor:
             reports = self.examine_run(opts, start, limit)
         counts = report.counts()
         print(
-            f"\n{counts['PASS']} passed, {counts['WARN']} to look at, {counts['FAIL']} failed, in "
+            f"\n{counts['PASS']} passed, {counts['WARN']} warnings, {counts['FAIL']} failed, in "
             f"{time.monotonic() - begin:.1f} s"
         )
         if self.own.json is not None:
@@ -83,11 +83,11 @@ class Doctor:
         return report.exit_code
 
     def examine_run(self, opts: argparse.Namespace, start: Launch, limit: float) -> list[dict]:
-        """Everything that a parsed command line allows; returns what the ranks reported."""
+        """All checks that need a valid command line; returns the reports of the ranks."""
         report, task = self.report, task_of(opts)
         trials: list[launch.Trial] = []
         if not start.program or shutil.which(start.program):
-            # A finding where it cannot be started; it goes on while slides are looked at.
+            # Reported if it cannot start; it runs while slides are examined.
             report.run("ranks", lambda: trials.append(launch.Trial(start, limit)) or ())
         cases = self.examine_data(opts, task) if has_data(opts) else []
         got: list[dict] = []
@@ -109,7 +109,7 @@ class Doctor:
             report.run("memory", resources.memory, got, task)
             report.run("time", resources.duration, got, task)
         if has_data(opts):
-            report.run("options", option_lints.choices, task, start.ranks)
+            report.run("options", option_lints.lint, task, start.ranks)
         return got
 
     def examine_data(self, opts: argparse.Namespace, task: Task) -> list:
@@ -124,21 +124,21 @@ class Doctor:
         except ValueError as error:
             report.add([failed("classes", str(error), "see the message")])
             return [*train, *val]
-        looked_train, chosen_train = data.look_at(train, how, task)
-        looked_val, chosen_val = data.look_at(val, how, task)
-        both = [*looked_train, *looked_val]
+        examined_train, chosen_train = data.examine_all(train, how, task)
+        examined_val, chosen_val = data.examine_all(val, how, task)
+        both = [*examined_train, *examined_val]
         report.run("slides", data.opened, both, chosen_train + chosen_val, len(train) + len(val))
         report.run("spacing", data.spacing, both, task)
-        report.run("classes", data.classes, looked_train, looked_val)
+        report.run("classes", data.classes, examined_train, examined_val)
         return [*train, *val]
 
 
-def probe(words: list[str]) -> int:
+def probe(arguments: list[str]) -> int:
     """One rank of the trial launch."""
     rank.hello()
-    opts, message = parsed(words)
+    opts, message = parsed(arguments)
     if opts is None:
-        rank.tell("error", message)
+        rank.send("error", message)
         return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if opts.no_cuda:
@@ -146,34 +146,34 @@ def probe(words: list[str]) -> int:
     try:
         comm = connect(opts.horovod)
     except ValueError as error:
-        rank.tell("error", str(error))
+        rank.send("error", str(error))
         return 2
-    rank.look(comm, task_of(opts), ROOT)
+    rank.examine(comm, task_of(opts), ROOT)
     return 0
 
 
-def parsed(words: list[str]) -> tuple[argparse.Namespace | None, str]:
-    """Validated options of a training, data or not; or None and the message."""
-    told = io.StringIO()
+def parsed(arguments: list[str]) -> tuple[argparse.Namespace | None, str]:
+    """Validated options of a training run, with or without data; or None and the error message."""
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
-            opts = train_options([*words, "--plan"])  # which needs no data
+        with contextlib.redirect_stderr(printed):
+            opts = train_options([*arguments, "--plan"])  # which needs no data
             if has_data(opts):
-                opts = train_options(words)
+                opts = train_options(arguments)
     except SystemExit as end:
         if end.code in (0, None):  # --help
             raise
-        return None, told.getvalue().split("\n", 1)[0].removeprefix("train.py: error: ")
+        return None, printed.getvalue().split("\n", 1)[0].removeprefix("train.py: error: ")
     return opts, ""
 
 
 def has_data(opts: argparse.Namespace) -> bool:
-    """Whether the command line names slides or labels, rightly or not."""
+    """Whether the command line names slides or labels."""
     return any(getattr(opts, name) for name in DATA)
 
 
 def task_of(opts: argparse.Namespace) -> Task:
-    """Options as what checks take."""
+    """The options that the checks use."""
     named = {name: getattr(opts, name) for name in DATA if name != "dataset"}
     named |= {"data_root": opts.data_root if opts.dataset else None, "weights_path": opts.weights_path}
     named |= {"resume": Path(opts.resume) if opts.resume not in (None, "auto") else None}

@@ -1,4 +1,4 @@
-"""How a run would be started, as `run_train.sh` tells it, and what it would do, as far as checks want to know."""
+"""How a run would be started, as described by `run_train.sh`, and the options of the run that the checks use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Launch:
 
     Attributes:
         launcher: `mpirun`, `hydra`, `srun`, `horovodrun` or `none`.
-        program: what must be on PATH for that; empty for none.
+        program: program that must be on PATH; empty for `none`.
         ranks: number of ranks.
-        hosts: machines asked for by HOSTS or HOSTFILE, as they were named; empty for this one.
+        hosts: hosts given by HOSTS or HOSTFILE, as written there; empty for this host.
         built_for: MPI that Horovod was built with: openmpi, mpich, intel or unknown.
-        started_by: MPI that the launcher belongs to; empty where it belongs to none.
+        started_by: MPI that the launcher belongs to; empty if none.
         horovod: version of Horovod that the set-up builds.
-        command: words that start the ranks' part of the doctor.
+        command: arguments that start the ranks' part of the doctor.
     """
 
     launcher: str
@@ -32,10 +32,10 @@ class Launch:
 
 
 def read_launch(path: Path) -> Launch:
-    """Read what `run_train.sh` passes on: NAME=VALUE words, an empty one, the command; each ended by a zero byte."""
-    words = path.read_bytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
-    at = words.index("")
-    given = dict(word.split("=", 1) for word in words[:at])
+    """Read what `run_train.sh` passes: NAME=VALUE items, an empty one, the command, each with a final zero byte."""
+    items = path.read_bytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
+    at = items.index("")
+    given = dict(item.split("=", 1) for item in items[:at])
     return Launch(
         launcher=given["launcher"],
         program=given["program"],
@@ -44,24 +44,24 @@ def read_launch(path: Path) -> Launch:
         built_for=given["built_for"],
         started_by=given["started_by"],
         horovod=given["horovod"],
-        command=tuple(words[at + 1 :]),
+        command=tuple(items[at + 1 :]),
     )
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the run would do.
+    """Options of the run to check.
 
     Attributes:
-        network: name of the network; the first choice where weights decide.
+        network: name of the network; the first candidate if the weights decide.
         img_size: side of the field of view, px.
         um_px: spacing of the patch, um per px.
-        channels: of the image.
-        precision: of the network.
-        recompute: what the backward pass computes again.
-        batch: patches of a rank in one pass.
-        passes: passes before an update.
-        images: length of the run, over all ranks.
+        channels: number of image channels.
+        precision: precision of the network.
+        recompute: what the backward pass recomputes.
+        batch: patches per rank and pass.
+        passes: passes per update.
+        images: length of the run, images over all ranks.
         log_every: images between log lines.
         validate_every: images between validations.
         checkpoint_every: images between checkpoints.
@@ -72,11 +72,11 @@ class Task:
         sample_processes: readers per rank.
         tile_cache_mb: decoded tiles kept per rank.
         memory_check: whether a run that cannot fit is refused.
-        log_dir: where the run writes, or None.
-        stage_dir: disk of the node for copies of slides, or None.
-        stage_bytes: most bytes to copy there.
+        log_dir: output folder of the run, or None.
+        stage_dir: folder on a local disk of the node for copies of slides, or None.
+        stage_bytes: maximum number of bytes to copy there.
         inputs: option -> path that every rank reads.
-        resumes: whether an earlier run is gone on with.
+        resumes: whether the run resumes from a checkpoint.
     """
 
     network: str

@@ -1,4 +1,4 @@
-"""What one rank sees and can do on its node: the program of the trial launch."""
+"""The program of the trial launch: what one rank sees and can do on its node."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ _ENTRIES = 20_000
 _SHARED_WAIT_S = 3.0
 
 
-def tell(kind: str, value: Any) -> None:
-    """One line for the doctor, written at once so that other ranks' lines stay whole."""
+def send(kind: str, value: Any) -> None:
+    """Write one line for the doctor, in one call so that lines of different ranks do not mix."""
     sys.stdout.flush()
     os.write(1, f"{MARK}{json.dumps([kind, value])}\n".encode())
 
 
 def hello() -> None:
-    """Say that this process runs, before anything is loaded that could hang."""
-    tell("hello", {"rank": launched_rank(), "host": socket.gethostname()})
+    """Report that this process runs, before loading anything that could hang."""
+    send("hello", {"rank": launched_rank(), "host": socket.gethostname()})
 
 
-def look(comm: Comm, task: Task, root: Path) -> None:
-    """Report on this rank; every rank must call it. Rank 0 tells all reports."""
+def examine(comm: Comm, task: Task, root: Path) -> None:
+    """Report on this rank. Collective; rank 0 sends all reports."""
     mine: dict[str, Any] = {"rank": comm.rank, "host": socket.gethostname(), "local_size": comm.local_size}
     errors: list[str] = []
 
     def note(name: str, action: Callable[[], Any]) -> None:
-        # Ranks: whatever happens here, the collective calls below must be made.
+        # Ranks: the collective calls below must be made even after an error.
         try:
             mine[name] = action()
         except Exception as error:
@@ -73,13 +73,13 @@ def look(comm: Comm, task: Task, root: Path) -> None:
     everybody = comm.gather(mine)
     if comm.rank == 0:
         for report in everybody:
-            tell("rank", report)
-    # Ranks: nobody ends before all is told; a launcher may end the rest with the first.
+            send("rank", report)
+    # Ranks: none exits before all reports are sent; a launcher may end the others with the first.
     comm.gather(None)
 
 
 def versions(root: Path) -> dict[str, str]:
-    """What must be the same on all nodes: Python, packages, our own code."""
+    """Versions that must agree on all nodes: Python, packages, our own code."""
     found = {"python": platform.python_version()}
     installed = {name: list(metadata.distributions(name=name)) for name in PACKAGES}
     found |= {name: copies[0].version if copies else "absent" for name, copies in installed.items()}
@@ -91,7 +91,7 @@ def versions(root: Path) -> dict[str, str]:
 
 
 def seen(path: Path) -> str:
-    """What is at a path, in a word that is equal on all nodes that see the same."""
+    """Describe what is at a path; equal on all nodes that see the same."""
     if path.is_dir():
         entries = sorted(os.listdir(path))
         digest = hashlib.sha256("\0".join(entries[:_ENTRIES]).encode("utf-8", "surrogateescape"))
@@ -100,18 +100,18 @@ def seen(path: Path) -> str:
         with path.open("rb") as file:
             file.read(1)
         return f"{path.stat().st_size} bytes"
-    # a TensorFlow checkpoint goes by the common beginning of its files' names
+    # a TensorFlow checkpoint is named by the common prefix of its files
     return "a checkpoint" if path.with_name(f"{path.name}.index").is_file() else "missing"
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """The path, or its nearest parent that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def folder(path: Path | None) -> dict[str, Any] | None:
-    """Whether a folder can be written, or made, and the space there; leaves nothing behind."""
+    """Whether a folder can be written or created, and the free bytes there; removes its test file."""
     if path is None:
         return None
     there = existing(path)
@@ -127,7 +127,7 @@ def folder(path: Path | None) -> dict[str, Any] | None:
 
 
 def _shared(comm: Comm, log_dir: Path | None) -> bool | None:
-    """Whether this rank sees a file that rank 0 makes in `log_dir`, or where that would be made; None without one."""
+    """Whether this rank sees a file that rank 0 creates in `log_dir` or its nearest parent; None without `log_dir`."""
     if log_dir is None:
         return None
     mine = None
@@ -139,7 +139,7 @@ def _shared(comm: Comm, log_dir: Path | None) -> bool | None:
         except OSError:
             mine = None
     name = comm.gather(mine)[0]
-    deadline = time.monotonic() + _SHARED_WAIT_S  # network file systems keep lists of folders for a while
+    deadline = time.monotonic() + _SHARED_WAIT_S  # network file systems cache listings of folders for a while
     found = name is not None and Path(name).exists()
     while name is not None and not found and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -185,12 +185,12 @@ def _rate() -> float:
 def _parameters(task: Task) -> int:
     import models
 
-    # Two classes: more of them change the last layer only.
+    # Two classes: more of them only change the last layer.
     return int(models.build(task.network, task.img_size, 2, task.channels, task.precision).count_params())
 
 
 def _allreduce(comm: Comm) -> dict[str, Any]:
-    """Whether a sum over ranks is right, and how long one of a number and one of 1 MB takes, s."""
+    """Whether a sum over ranks is correct, and the time of a sum of one number and of 1 MB, s."""
     if comm.size == 1:
         return {}
     small, large = np.array([comm.rank + 1], np.float32), np.full(MESSAGE_BYTES // 4, comm.rank + 1, np.float32)

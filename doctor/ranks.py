@@ -1,4 +1,4 @@
-"""What the ranks of the trial launch reported, judged."""
+"""Judge the reports of the trial launch's ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from system.placement import Placement, describe, faults
 Reports = Sequence[dict[str, Any]]
 # Slower than this, an allreduce of EfficientDet-D0's 16 MB alone takes longer than half a second.
 SLOW_BYTES_S = 30e6
-_SAME_ENVIRONMENT = "use one environment and one copy of this folder on a file system that all nodes see"
+_SAME_ENVIRONMENT = "use one environment and one copy of this folder on a file system shared by all nodes"
 
 
 def own_errors(ranks: Reports) -> Iterator[Finding]:
-    """What a rank could not find out."""
+    """Errors of checks on the ranks."""
     for report in ranks:
         for error in report["errors"]:
             yield failed("rank", f"rank {report['rank']} on {report['host']}: {error}", "see the error")
@@ -33,7 +33,7 @@ def versions(ranks: Reports) -> Iterator[Finding]:
 
 
 def devices(ranks: Reports, gpus: bool) -> Iterator[Finding]:
-    """What is computed on; GPUs that TensorFlow cannot use, or that ranks share."""
+    """Devices of the ranks; GPUs that TensorFlow cannot use, or that ranks share."""
     found = [report["devices"] for report in ranks]
     words = found[0]["words"] if len({d["words"] for d in found}) == 1 else "; ".join(d["words"] for d in found[:4])
     blind = [r for r in ranks if gpus and r["devices"]["driver"] > 0 and r["devices"]["tensorflow"] == 0]
@@ -42,15 +42,15 @@ def devices(ranks: Reports, gpus: bool) -> Iterator[Finding]:
         first = blind[0]
         yield failed(
             "devices",
-            f"{first['host']} has {first['devices']['driver']} GPUs by its driver, TensorFlow can use none: it would "
-            "train on the CPU",
+            f"{first['host']} has {first['devices']['driver']} GPUs, but TensorFlow can use none and would train on "
+            "the CPU",
             "set up for GPUs: WIDEFOV_GPU=1 ./setup_env.sh (the driver must know CUDA 12); or --no_cuda",
         )
     elif crowded:
         first = crowded[0]
         yield warned(
             "devices",
-            f"{first['local_size']} ranks of {first['host']} share {first['devices']['tensorflow']} GPUs",
+            f"{first['local_size']} ranks on {first['host']} share {first['devices']['tensorflow']} GPUs",
             "one rank per GPU: set NP, or the tasks per node",
         )
     else:
@@ -69,7 +69,7 @@ def placed(ranks: Reports) -> Iterator[Finding]:
 
 
 def paths(ranks: Reports) -> Iterator[Finding]:
-    """Whether every rank sees what the options name, and the same there."""
+    """Whether all ranks see the same at the paths of the options."""
     options = list(ranks[0]["inputs"])
     good = []
     for option in options:
@@ -77,10 +77,10 @@ def paths(ranks: Reports) -> Iterator[Finding]:
         if len(set(found)) > 1:
             who = _who(ranks, lambda r, o=option: r["inputs"][o])
             yield failed(
-                f"--{option}", f"nodes see different things: {who}", "use a path on a file system that all nodes see"
+                f"--{option}", f"nodes see different things: {who}", "use a path on a file system shared by all nodes"
             )
         elif found[0] == "missing":
-            yield failed(f"--{option}", "there is no such file or folder", f"correct --{option}")
+            yield failed(f"--{option}", "no such file or folder", f"correct --{option}")
         else:
             good.append(f"--{option} {found[0].split(',')[0]}")
     if good:
@@ -88,51 +88,50 @@ def paths(ranks: Reports) -> Iterator[Finding]:
 
 
 def log_folder(ranks: Reports, task: Task) -> Iterator[Finding]:
-    """Whether every rank can write there, and whether it is one folder."""
+    """Whether every rank can write to `--log_dir`, and whether it is the same folder for all."""
     if task.log_dir is None:
         return
     cannot = [f"rank {r['rank']} on {r['host']}: {r['log_dir']['error']}" for r in ranks if r["log_dir"]["error"]]
     apart = sorted({r["host"] for r in ranks if r["shared"] is False})
     if cannot:
         yield failed(
-            "--log_dir", f"cannot be written by {cannot[0]}", "choose another --log_dir, or mend its permissions"
+            "--log_dir", f"cannot be written by {cannot[0]}", "choose another --log_dir, or correct its permissions"
         )
     elif apart:
         yield warned(
             "--log_dir",
-            f"{', '.join(apart[:4])} {'have' if len(apart) > 1 else 'has'} a folder of its own there: a file of rank 0 "
-            "is not seen",
-            "put --log_dir on a file system that all nodes see: maps would lack the samples of other nodes",
+            f"{', '.join(apart[:4])} {'do' if len(apart) > 1 else 'does'} not see a file that rank 0 wrote there",
+            "choose a --log_dir on a file system shared by all nodes; otherwise maps lack the samples of other nodes",
         )
     else:
         yield passed("--log_dir", f"{task.log_dir} can be written by all ranks")
 
 
 def allreduce(ranks: Reports) -> Iterator[Finding]:
-    """Whether sums are right, and how fast."""
+    """Whether sums are correct, and how fast they are."""
     if len(ranks) == 1:
         return
     if not all(report["sum_right"] for report in ranks):
         wrong = [report["rank"] for report in ranks if not report["sum_right"]]
         yield failed(
-            "allreduce", f"a wrong sum on ranks {wrong}", "Horovod or its MPI is broken: build it anew (./setup_env.sh)"
+            "allreduce", f"wrong sum on ranks {wrong}", "Horovod or its MPI is broken: rebuild it (./setup_env.sh)"
         )
         return
     small, large = (max(report[name] for report in ranks) for name in ("small_s", "large_s"))
-    found = f"right; {small * 1e6:.0f} us for a number, {MESSAGE_BYTES / large / 1e6:.0f} MB/s for 1 MB"
+    found = f"correct; {small * 1e6:.0f} us for one number, {MESSAGE_BYTES / large / 1e6:.0f} MB/s for 1 MB"
     if MESSAGE_BYTES / large < SLOW_BYTES_S:
         yield warned(
             "allreduce",
             found,
-            "is the fast network used? UCX, or LAUNCHER_ARGS='--mca btl_tcp_if_include ib0'; --fp16_allreduce halves "
-            "the bytes, --accumulate_batch makes updates rarer",
+            "check that the fast network is used (IFACE=ib0, or UCX); --fp16_allreduce halves the bytes, "
+            "--accumulate_batch makes updates less frequent",
         )
     else:
         yield passed("allreduce", found)
 
 
 def _placement(stored: dict[str, Any]) -> Placement:
-    """Inverse of JSON's lists in place of tuples."""
+    """Restore a placement from JSON, which stores tuples as lists."""
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     return Placement(**plain)
 
@@ -142,7 +141,7 @@ def _differing(ranks: Reports) -> list[str]:
 
 
 def _who(ranks: Reports, value: Any) -> str:
-    """The different values, each with the first rank that has it."""
+    """The distinct values, each with the first rank that has it."""
     first: dict[Any, str] = {}
     for report in ranks:
         first.setdefault(value(report), f"rank {report['rank']} ({report['host']})")

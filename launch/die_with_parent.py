@@ -1,6 +1,6 @@
-"""Runs a command that is sent SIGTERM when the process that started it ends, even by SIGKILL (Linux only).
+"""Run a command that receives SIGTERM when its parent process ends, even by SIGKILL (Linux only).
 
-python launch/die_with_parent.py COMMAND ...: so run_train.sh leaves no launcher behind, whatever happens to it.
+`python launch/die_with_parent.py COMMAND ...`: run_train.sh starts launchers with it, so that none outlives the script.
 """
 
 import ctypes
@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1  # of prctl(2); kept by exec
+PR_SET_PDEATHSIG = 1  # of prctl(2); survives exec
 
 
 def main() -> None:
@@ -16,12 +16,12 @@ def main() -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        # It ended before we asked.
+        # The parent ended before the call.
         sys.exit(128 + signal.SIGTERM)
-    # A shell without job control lets its background commands ignore these.
+    # Background commands of a shell without job control ignore these signals.
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  # no shell is what is wanted
+    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  # deliberately without a shell
 
 
 if __name__ == "__main__":

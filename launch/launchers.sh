@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The launchers' commands: what is said to mpirun, mpiexec.hydra, srun and horovodrun; run_train.sh sources it.
+# The command lines of mpirun, mpiexec.hydra, srun and horovodrun; run_train.sh sources this file.
 
-# Variables of run_train.sh; functions that it calls by names that are put together.
+# Variables belong to run_train.sh, which calls the functions by composed names.
 # shellcheck disable=SC2034,SC2154,SC2329
 
-# --- Several machines (HOSTS, HOSTFILE, IFACE) ------------------------------------------------------------------------
+# --- Several hosts (HOSTS, HOSTFILE, IFACE) ---------------------------------------------------------------------------
 
-# watched_ssh OPTION VARIABLE...: whether the launcher is to reach other machines by launch/remote.sh; not where an OPTION in
-# LAUNCHER_ARGS or one of the VARIABLEs says how, and not where launchers would split its path.
+# watched_ssh OPTION VARIABLE...: whether the launcher reaches other hosts through launch/remote.sh; not if OPTION in
+# LAUNCHER_ARGS or one of the VARIABLEs chooses another way, or if launchers would split its path.
 watched_ssh() {
     local option=$1 name
     shift
@@ -15,27 +15,27 @@ watched_ssh() {
     for name in "$@"; do [[ -z ${!name:-} ]] || return 1; done
 }
 
-# Sets daemons: what Open MPI needs to start and watch its daemons on other machines.
+# Sets daemons: the arguments with which Open MPI starts and watches its daemons on other hosts.
 open_mpi_daemons() {
     local prefix
     daemons=()
     [[ -n ${HOSTS:-}${HOSTFILE:-} ]] || return 0
     prefix=$(dirname -- "$(dirname -- "$(command -v mpirun || true)")")
-    # A shell that ssh starts elsewhere knows neither our PATH nor a module's.
+    # A shell started by ssh has neither our PATH nor a module's.
     if [[ -x $prefix/bin/orted ]]; then daemons+=(--prefix "$prefix"); fi
-    # A machine that falls silent is given up after 30 s, on both sides; left alone it takes 8 minutes.
+    # A silent host is given up after 30 s on both sides instead of 8 minutes.
     daemons+=(--mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 4)
     if watched_ssh plm_rsh OMPI_MCA_plm_rsh_agent; then daemons+=(--mca plm_rsh_agent "$root/launch/remote.sh"); fi
 }
 
-# Which network the ranks use. Left alone, Open MPI also takes the bridges of containers and virtual machines, whose
-# address is the same on every machine: a rank then connects to its own machine and the job hangs.
+# The network of the ranks. By default Open MPI also uses the bridges of containers and virtual machines, whose address
+# is the same on every host: a rank then connects to its own host and the job hangs.
 open_mpi_network() {
     local chosen
     if [[ -n ${IFACE:-} ]]; then
         command+=(--mca btl_tcp_if_include "$IFACE" --mca oob_tcp_if_include "$IFACE")
     elif [[ -n ${HOSTS:-}${HOSTFILE:-} && ${LAUNCHER_ARGS:-} != *btl_tcp_if_* ]]; then
-        # A cluster's own file or variable may have chosen; Open MPI refuses to be given both kinds of list.
+        # A cluster's configuration may have chosen already; Open MPI refuses both kinds of list together.
         chosen=$(ompi_info --param btl tcp --level 9 --parsable 2>/dev/null | grep 'tcp_if_[a-z]*:source:' |
             grep -v ':default$' || true)
         if [[ -z $chosen ]]; then
@@ -56,12 +56,12 @@ mpirun_command() {
     command+=(${daemons[@]+"${daemons[@]}"})
     open_mpi_network
     if ((cores_per_rank >= 1)); then
-        # PE: this many cores for each rank, next to each other; its threads stay on them.
+        # PE: this many adjacent cores for each rank, to which its threads are bound.
         command+=(-map-by "ppr:$ranks_per_host:node:PE=$cores_per_rank" --bind-to core)
     else
         command+=(-map-by "ppr:$ranks_per_host:node" --bind-to none --oversubscribe)
     fi
-    # Open MPI hands its own variables to other machines, not ours.
+    # Open MPI forwards only its own variables to other hosts.
     for name in PATH LD_LIBRARY_PATH PYTHONPATH CAMELYON_ROOT CUDA_VISIBLE_DEVICES OMP_NUM_THREADS \
         TF_NUM_INTRAOP_THREADS TF_CPP_MIN_LOG_LEVEL $(compgen -e | grep -E '^(HOROVOD|NCCL)_' || true); do
         if [[ -n ${!name:-} || " ${settings[*]}" == *" $name="* ]]; then command+=(-x "$name"); fi
@@ -69,7 +69,7 @@ mpirun_command() {
     if ((EUID == 0)); then settings+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1); fi
 }
 
-# hydra_domain: the part of the machine that is one rank's, where there are as many of such parts as ranks.
+# hydra_domain: the part of the host for one rank, if the host has as many such parts as ranks.
 hydra_domain() {
     if ((ranks_per_host == 1)); then
         printf none
@@ -89,14 +89,14 @@ hydra_command() {
     if [[ $wf_flavour == intel ]]; then
         if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$(printf %s "$HOSTS" | sed "s/:[0-9]*//g")"); fi
         if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
-        # Intel MPI pins by itself: one share of the cores for each rank.
+        # Intel MPI pins by default: an equal share of the cores for each rank.
         if [[ $domain == none ]]; then domain=auto; fi
         settings+=(I_MPI_PIN_DOMAIN="${I_MPI_PIN_DOMAIN:-$domain}")
     else
         if [[ -n ${HOSTS:-} ]]; then command+=(-hosts "$HOSTS"); fi
         if ((hosts > 1)); then command+=(-ppn "$ranks_per_host"); fi
         if [[ $domain != none ]]; then
-            # All hardware threads and the memory of a part; without -map-by all ranks could end up on the first.
+            # All hardware threads of a part; without -map-by all ranks could land on the first.
             command+=(-bind-to "$domain" -map-by "$domain")
         elif ((cores_per_rank >= 1)); then
             command+=(-bind-to "core:$cores_per_rank")
@@ -115,22 +115,22 @@ hydra_command() {
 }
 
 srun_command() {
-    # ALL: sbatch --export=NONE would also keep HOROVOD_*, NCCL_* and PATH from the ranks.
+    # ALL: after sbatch --export=NONE the ranks would otherwise lack HOROVOD_*, NCCL_* and PATH.
     command=(srun "--mpi=${WIDEFOV_SRUN_MPI:-pmix}" --export=ALL --kill-on-bad-exit=1 "--ntasks=$ranks"
         "--cpus-per-task=${SLURM_CPUS_PER_TASK:-$threads}" --cpu-bind=cores)
     if [[ -z ${SLURM_NTASKS:-} ]]; then command+=("--ntasks-per-node=$ranks_per_host"); fi
-    [[ -z ${HOSTS:-}${HOSTFILE:-} ]] || fail "inside a SLURM job the machines are SLURM's: leave HOSTS and HOSTFILE away."
+    [[ -z ${HOSTS:-}${HOSTFILE:-} ]] || fail "inside a SLURM job SLURM chooses the hosts; omit HOSTS and HOSTFILE."
 }
 
 horovodrun_command() {
-    local name words
+    local name arguments
     local -a daemons=()
-    # The module, not the script horovodrun: its first line names the interpreter by a path that may hold blanks.
+    # The module, because the first line of the script horovodrun names an interpreter whose path may have blanks.
     command=("$wf_python" -c 'from horovod.runner.launch import run_commandline; run_commandline()' -np "$ranks")
     if [[ -n ${HOSTS:-} ]]; then command+=(-H "$HOSTS"); fi
     if [[ -n ${HOSTFILE:-} ]]; then command+=(--hostfile "$HOSTFILE"); fi
-    # Over Gloo it writes all variables and their values on the ranks' command lines, which every user of a machine may
-    # read (ps). Training needs no secrets: they are kept from it.
+    # Over Gloo it puts all variables with their values on the ranks' command lines, which every user of a host can read
+    # (ps). Training needs no secrets, so they are removed.
     for name in $(compgen -e | grep -iE 'token|secret|passw|credential|private|(^|_|api|access)key(_|$)' || true); do
         settings=(-u "$name" ${settings[@]+"${settings[@]}"})
     done
@@ -141,9 +141,9 @@ horovodrun_command() {
     elif [[ $wf_flavour == openmpi ]]; then
         daemons+=(--oversubscribe)
     fi
-    # One word, which horovodrun gives to a shell.
+    # One argument, which horovodrun passes to a shell.
     if ((${#daemons[@]})); then
-        words=$(printf '%q ' "${daemons[@]}")
-        command+=("--mpi-args=${words% }")
+        arguments=$(printf '%q ' "${daemons[@]}")
+        command+=("--mpi-args=${arguments% }")
     fi
 }

@@ -1,1 +1,1 @@
-"""What the operating system gives: files that are whole or absent, cgroups, CPU placement, memory, stderr."""
+"""Services of the operating system: atomic files, cgroups, CPU placement, memory, stderr."""

@@ -1,21 +1,21 @@
-"""The allocator of tensors on CPUs: quick, or giving back at once what is free."""
+"""The allocator of tensors on CPUs: fast, or returning free memory at once."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
-# mallopt's names of parameters, from glibc's malloc.h, and what they are set to, bytes or count.
+# Parameters of mallopt (glibc's malloc.h); values are bytes or counts.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGE = 2**20
 
 
 def give_back_memory() -> None:
-    """Let every large tensor have pages of its own, which go back to the system with it.
+    """Give every large tensor its own pages, which return to the system when it is freed.
 
-    Call before TensorFlow is imported. TensorFlow with oneDNN otherwise keeps all it ever had in a
-    pool that fragments: twice what is in use at 4096 px with recomputation, for quicker steps (docs/performance.md).
-    Other C libraries than glibc only get the first of the two settings.
+    Call before TensorFlow is imported. By default TensorFlow with oneDNN keeps freed memory in a pool that fragments:
+    steps are faster, but at 4096 px with recomputation the pool is twice the memory in use (docs/performance.md).
+    C libraries other than glibc only get the first of the two settings.
     """
     os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
     library = ctypes.CDLL(None)

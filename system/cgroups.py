@@ -1,4 +1,4 @@
-"""What the control groups (cgroups) of this process allow: containers and batch systems limit jobs by them."""
+"""Limits by control groups (cgroups), with which containers and batch systems confine a job."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ GROUPS = Path("/proc/self/cgroup")
 
 
 def settings(controller: str, names: Sequence[str]) -> list[list[str]]:
-    """Contents of files of the groups this process is in, innermost group first.
+    """Read settings of the control groups of this process, innermost first.
 
     Args:
-        controller: `cpu`, `cpuset` or `memory`: version 1 has a tree of folders for each.
+        controller: `cpu`, `cpuset` or `memory`; version 1 has a tree of folders for each.
         names: files that belong together, e.g. those of a quota and its period.
 
     Returns:
-        For every group (of version 1 or 2) that has all the files, their words, joined by blanks.
+        For every group (of version 1 or 2) that has all the files, their contents with single blanks.
     """
     try:
         lines = GROUPS.read_text(encoding="utf-8").splitlines()
@@ -29,7 +29,7 @@ def settings(controller: str, names: Sequence[str]) -> list[list[str]]:
         if controller not in controllers.split(",") and number != "0":
             continue
         group = Path(place.lstrip("/"))
-        # a container sees its own group as the root, but is told the path that its host sees
+        # a container sees its own group as the root, but the path in this file is the host's
         for folder in dict.fromkeys([group, *group.parents]):
             for root in (ROOT, ROOT / controller):
                 files = [root / folder / name for name in names]
@@ -39,6 +39,6 @@ def settings(controller: str, names: Sequence[str]) -> list[list[str]]:
 
 
 def least(controller: str, names: Sequence[str]) -> float:
-    """The least whole number in files of these names; infinite where no group has one."""
+    """The smallest whole number in files of these names; infinite if no group has one."""
     values = [words[0] for name in names for words in settings(controller, [name])]
     return min((float(value) for value in values if value.isdigit()), default=float("inf"))

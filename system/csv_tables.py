@@ -1,4 +1,4 @@
-"""Tables as CSV, and counts in words."""
+"""Tables as CSV, and counts with their noun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV with a header; None is empty. Other keys of a row are left out."""
+    """Format rows as CSV with a header; None becomes empty, keys without a column are ignored."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""Findings of checks, in the words of the doctor."""
+"""Findings of checks, shared by the doctor and the check of a data set."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a check.
+    """One result of a check.
 
     Attributes:
-        level: `PASS`; `WARN`, work can go on but hardly as wanted; `FAIL`, it would end with an error.
-        what: what was looked at, a word or two.
-        found: what was found.
+        level: `PASS`; `WARN`, the run would work, but probably not as intended; `FAIL`, it would end with an error.
+        what: subject of the check, one or two words.
+        found: the result.
         fix: what to do; empty for `PASS`.
     """
 
@@ -25,20 +25,20 @@ class Finding:
 
 
 def passed(what: str, found: str) -> Finding:
-    """All is well."""
+    """A finding of level `PASS`."""
     return Finding(PASS, what, found)
 
 
 def warned(what: str, found: str, fix: str) -> Finding:
-    """Work can go on."""
+    """A finding of level `WARN`."""
     return Finding(WARN, what, found, fix)
 
 
 def failed(what: str, found: str, fix: str) -> Finding:
-    """It would end with an error."""
+    """A finding of level `FAIL`."""
     return Finding(FAIL, what, found, fix)
 
 
 def worst(findings: list[Finding]) -> str:
-    """The worst level of all; `PASS` of none."""
+    """The worst level among findings; `PASS` for none."""
     return max((finding.level for finding in findings), key=(PASS, WARN, FAIL).index, default=PASS)

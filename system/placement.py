@@ -1,6 +1,6 @@
-"""Where a rank runs: which CPUs it may use, how many threads that makes, and whether its neighbours use the same ones.
+"""Placement of a rank: the CPUs it may use, its number of threads, and conflicts with other ranks of the node.
 
-No TensorFlow here: the threads are chosen before it starts any.
+Without TensorFlow, because the number of threads is chosen before it starts any.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from system import cgroups
 
 CPUS = Path("/sys/devices/system/cpu")
-# Lines about many ranks of a node name this many and the last.
+# Lines about many ranks list this many and the last.
 _SHOWN = 4
 
 
@@ -26,10 +26,10 @@ class Placement:
     Attributes:
         rank: over all nodes.
         host: name of the node.
-        cpus: CPUs (hardware threads) that the process may run on, as the launcher pinned it.
-        there: CPUs of the node that the job may use, pinned or not.
-        threads: that compute.
-        sockets: that the CPUs belong to; empty where the node does not tell.
+        cpus: CPUs (hardware threads) to which the launcher pinned the process.
+        there: number of CPUs of the node that the job may use.
+        threads: number of compute threads.
+        sockets: sockets of the CPUs; empty if unknown.
     """
 
     rank: int
@@ -41,7 +41,7 @@ class Placement:
 
     @property
     def pinned(self) -> bool:
-        """Whether the rank may use only a part of what the job may."""
+        """Whether the rank may use only some of the job's CPUs."""
         return len(self.cpus) < self.there
 
 
@@ -56,9 +56,9 @@ def placement(rank: int, local_size: int) -> Placement:
 def threads_per_rank(local_size: int) -> int:
     """Threads for one of `local_size` ranks on this node.
 
-    `OMP_NUM_THREADS` where somebody set it. Else the CPUs of the process: all of them where the launcher pinned it,
-    which is where they are fewer than the job has; a share of them where it did not. Never more than the share of a
-    container's CPU quota: threads beyond it are stopped in the middle of a kernel, and the others wait for them.
+    `OMP_NUM_THREADS` if set. Otherwise the CPUs of the process: all of them if the launcher pinned it (they are then
+    fewer than the job's), else an equal share. Never more than the share of a container's CPU quota: threads beyond it
+    are paused in the middle of a kernel while the others wait.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit():
@@ -71,7 +71,7 @@ def threads_per_rank(local_size: int) -> int:
 
 
 def job_cpus() -> int:
-    """CPUs of this node that the job may use: those of its control group, else all."""
+    """Number of CPUs of this node that the job may use: those of its control group, else all."""
     for names in (["cpuset.cpus.effective"], ["cpuset.effective_cpus"], ["cpuset.cpus"]):
         for (text,) in cgroups.settings("cpuset", names):
             if text:
@@ -80,7 +80,7 @@ def job_cpus() -> int:
 
 
 def cpu_quota() -> float:
-    """CPUs' worth of time that the control groups of this process may use; infinite without a quota."""
+    """CPU quota of this process's control groups, in CPUs; infinite without a quota."""
     quotas = [float("inf")]
     for (text,) in cgroups.settings("cpu", ["cpu.max"]):
         quota, period = text.split()
@@ -91,7 +91,7 @@ def cpu_quota() -> float:
 
 
 def sockets_of(cpus: Iterable[int]) -> tuple[int, ...]:
-    """Sockets of these CPUs, ascending; empty where the machine does not tell."""
+    """Sockets of these CPUs, ascending; empty if unknown."""
     try:
         files = [CPUS / f"cpu{cpu}" / "topology" / "physical_package_id" for cpu in cpus]
         return tuple(sorted({int(file.read_text(encoding="ascii")) for file in files}))
@@ -100,7 +100,7 @@ def sockets_of(cpus: Iterable[int]) -> tuple[int, ...]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """The kernel's list of CPUs as numbers: `0-2,5` is (0, 1, 2, 5)."""
+    """Parse the kernel's list of CPUs: `0-2,5` is (0, 1, 2, 5)."""
     ends = [part.split("-") for part in text.split(",")]
     return tuple(cpu for end in ends for cpu in range(int(end[0]), int(end[-1]) + 1))
 
@@ -117,7 +117,7 @@ def ranges(cpus: Sequence[int]) -> str:
 
 
 def describe(placements: Sequence[Placement]) -> str:
-    """Pinning and threads of all ranks in one line; nodes that are alike are said once."""
+    """Describe pinning and threads of all ranks in one line; identical nodes are listed once."""
     nodes = _by_host(placements)
     if not any(p.pinned for p in placements):
         counts = sorted({p.there for p in placements})
@@ -136,7 +136,7 @@ def describe(placements: Sequence[Placement]) -> str:
 
 
 def faults(placements: Sequence[Placement]) -> list[str]:
-    """What is wrong with how the ranks lie, and what to do, one sentence for each kind of fault and node pattern."""
+    """Faults of the placement, each as `HOST: FAULT; FIX`; a fault that several nodes share is listed once."""
     found: list[str] = []
     for host, node in _by_host(placements).items():
         for fault in _node_faults(node):
@@ -157,7 +157,7 @@ def _node_faults(node: Sequence[Placement]) -> list[str]:
     elif all(p.pinned for p in node) and 2 * len(used) <= there:
         found.append(
             f"{ranks} rank{'s are' if ranks > 1 else ' is'} pinned to {len(used)} of {there} CPUs, the rest is idle: "
-            f"mpirun alone binds a rank to one core; {cure}, or --bind-to none"
+            f"by default mpirun binds a rank to one core; {cure}, or --bind-to none"
         )
     elif (total := sum(p.threads for p in node)) > there:
         found.append(f"{total} threads of {ranks} ranks for {there} CPUs; set OMP_NUM_THREADS={each}")
@@ -186,5 +186,5 @@ def _cpus(p: Placement) -> str:
 def _threads(placements: Sequence[Placement]) -> str:
     counts = sorted({p.threads for p in placements})
     if len(counts) > 1:
-        return f"{counts[0]} to {counts[-1]} threads a rank"
-    return f"{counts[0]} thread{'s' if counts[0] > 1 else ''} a rank"
+        return f"{counts[0]} to {counts[-1]} threads per rank"
+    return f"{counts[0]} thread{'s' if counts[0] > 1 else ''} per rank"

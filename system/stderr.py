@@ -1,4 +1,4 @@
-"""Silence for libraries that talk while they are loaded."""
+"""Silence for libraries that print while they load."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Drop what C++ code writes to stderr inside the block; Python's exceptions pass.
+    """Discard what C++ code writes to stderr inside the block; Python's exceptions still propagate.
 
-    TensorFlow's GPU build reports on every CPU machine, before any log level is read, that its CUDA parts are there
-    twice: five lines per rank that frighten and say nothing.
+    On CPU hosts TensorFlow's GPU build prints five meaningless warnings per rank (CUDA factories registered twice)
+    before it reads any log level.
     """
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:

@@ -55,7 +55,7 @@ def refused(node: Bench, told: str, **env: str) -> None:
     ],
 )
 def test_machines_that_ssh_would_take_for_options(node: Bench, hosts: str) -> None:
-    refused(node, "is no list of machines", HOSTS=hosts)
+    refused(node, "is not a list of hosts", HOSTS=hosts)
 
 
 @pytest.mark.parametrize("name", ["NP", "OMP_NUM_THREADS"])
@@ -71,7 +71,7 @@ def test_numbers_of_the_batch_system_that_bash_would_run(node: Bench, name: str)
 
 
 def test_host_files(node: Bench) -> None:
-    refused(node, "is no file that can be read", HOSTFILE="absent", NP="2")
+    refused(node, "is not a readable file", HOSTFILE="absent", NP="2")
     names = ["-x", "n=1", HOSTILE.replace("/", "")]
     for name in names:
         file = node.folder / name
@@ -80,7 +80,7 @@ def test_host_files(node: Bench) -> None:
         assert words[words.index("--hostfile") + 1] == str(file)
         assert "ppr:2:node:PE=1" in words
     file.write_text("a\n -oProxyCommand=x slots=2\n", encoding="utf-8")
-    refused(node, "a machine's name cannot begin with -", HOSTFILE=str(file), NP="2")
+    refused(node, "a host name cannot begin with -", HOSTFILE=str(file), NP="2")
 
 
 def test_launcher_arguments_are_split_and_nothing_else(node: Bench) -> None:

@@ -292,10 +292,10 @@ def test_horovodrun(node: Bench) -> None:
 @pytest.mark.parametrize(
     ("env", "told"),
     [
-        ({"NP": "two"}, "NP=two is not a whole number of ranks"),
-        ({"NP": "0"}, "NP=0 is not a whole number of ranks"),
-        ({"NP": "2", "OMP_NUM_THREADS": "x"}, "OMP_NUM_THREADS=x is not a whole number of threads"),
-        ({"LAUNCHER": "ssh"}, "LAUNCHER=ssh is none of mpirun, hydra, srun, horovodrun, none"),
+        ({"NP": "two"}, "NP=two is not a whole number of 1 or more"),
+        ({"NP": "0"}, "NP=0 is not a whole number of 1 or more"),
+        ({"NP": "2", "OMP_NUM_THREADS": "x"}, "OMP_NUM_THREADS=x is not a whole number of 1 or more"),
+        ({"LAUNCHER": "ssh"}, "LAUNCHER=ssh is unknown; use mpirun, hydra, srun, horovodrun or none"),
         ({"LAUNCHER": "none", "NP": "2"}, "LAUNCHER=none starts one rank, but NP=2"),
     ],
     ids=["word", "zero", "threads", "launcher", "none"],

@@ -132,7 +132,7 @@ def test_killed_in_the_middle_starts_over(clone: Clone) -> None:
     (clone.venv / "half").touch()
     done = clone.set_up()
     assert done.returncode == 0, done.stderr
-    assert "An earlier set-up was ended in the middle" in done.stdout
+    assert "An earlier set-up was interrupted" in done.stdout
     assert not (clone.venv / "half").exists()
     assert kinds(clone.pip()) == [*FIRST, HOROVOD_INSTALL]
 
@@ -292,10 +292,10 @@ def test_gpu_without_cuda_toolkit_is_named(clone: Clone) -> None:
 @pytest.mark.parametrize(
     ("env", "told"),
     [
-        ({"WIDEFOV_MPI": "lam"}, "WIDEFOV_MPI=lam is none of system, openmpi, mpich"),
+        ({"WIDEFOV_MPI": "lam"}, "WIDEFOV_MPI=lam is unknown"),
         ({"WIDEFOV_MPI": "system"}, "no mpicxx on PATH"),
         ({"WIDEFOV_GPU": "yes"}, "WIDEFOV_GPU=yes is neither 0 nor 1"),
-        ({"WIDEFOV_ENV": "conda"}, "WIDEFOV_ENV=conda is not known"),
+        ({"WIDEFOV_ENV": "conda"}, "WIDEFOV_ENV=conda is unknown"),
         ({"WIDEFOV_PYTHON": "/no/python"}, "WIDEFOV_PYTHON=/no/python is not a working Python"),
     ],
     ids=["mpi", "system", "gpu", "env", "python"],

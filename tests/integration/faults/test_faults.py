@@ -68,7 +68,7 @@ def test_ends_and_goes_on(kind: str, rank: int, message: str, tmp_path: Path, un
 def test_launcher_killed(tmp_path: Path, uninterrupted: dict[int, float]) -> None:
     """The launcher has no last word then: the script says it, and its ranks do not outlive it."""
     job = Job(tmp_path)
-    check(job.with_fault(f"launcher:1:{AT}"), uninterrupted, r"run_train.sh: mpirun was ended by SIGKILL")
+    check(job.with_fault(f"launcher:1:{AT}"), uninterrupted, r"run_train.sh: mpirun was killed by SIGKILL")
 
 
 @ROOT_ONLY

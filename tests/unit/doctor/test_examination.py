@@ -61,7 +61,7 @@ def test_good_data(tiny: TinySet) -> None:
     assert {finding.level for finding in found} == {PASS}
     assert [finding.what for finding in found] == ["pairing", "slides", "spacing", "classes"]
     assert found[0].found.startswith("training 3 slides (2 with a label, 1 without")
-    assert found[1].found == "open, read and have their truth: 4 slides looked at"
+    assert found[1].found == "can be read with their truth: 4 slides checked"
 
 
 def test_a_label_without_a_slide(tiny: TinySet) -> None:
@@ -76,7 +76,7 @@ def test_slides_that_cannot_be_used(tiny: TinySet) -> None:
     write_pyramid(tiny.slide("normal_001"), np.full((256, 300, 3), 200, np.uint8), 352.78)  # 72 dpi
     finding = only(of(looked_at(tiny), "slides"))
     assert finding.level == FAIL
-    assert finding.found.startswith("2 cannot be used (4 slides looked at): slide ")
+    assert finding.found.startswith("2 cannot be used (4 slides checked): slide ")
     assert "its spacing is unknown" in finding.found
     assert "tumor_001.tif" in finding.found
 
@@ -104,23 +104,23 @@ def test_a_field_of_view_larger_than_slides(tiny: TinySet) -> None:
     write_slide(tiny.slide("normal_001"), (500, 400), tumour=False)
     finding = only(of(looked_at(tiny, "--img_size", "384"), "field"))
     assert finding.level == WARN
-    assert finding.found.startswith("768 um is more than 3 of 4 slides have")
+    assert finding.found.startswith("768 um is larger than 3 of 4 slides")
 
 
-def test_labels_of_which_none_is_tumour(tiny: TinySet) -> None:
+def test_labels_of_which_none_is_tumor(tiny: TinySet) -> None:
     for name, part in (("tumor_001", "train"), ("tumor_002", "train"), ("tumor_101", "val")):
         write_label(tiny.label(name, part), group="_2")
     found = of(looked_at(tiny), "classes")
     assert levels(found) == [WARN, FAIL, WARN, WARN, PASS]
-    assert found[1].found == "no training slide has tumour"
+    assert found[1].found == "no training slide has tumor"
 
 
 def test_many_slides_are_sampled(tiny: TinySet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "MOST_SLIDES", 2)
     finding = only(of(looked_at(tiny), "slides"))
-    assert finding.found == "open, read and have their truth: 3 of 4 slides looked at"  # 2 of 3, and 1 of 1
+    assert finding.found == "can be read with their truth: 3 of 4 slides checked"  # 2 of 3, and 1 of 1
     monkeypatch.setattr(data, "SECONDS", 0.0)
-    assert "0 of 4 slides looked at, time ran out" in only(of(looked_at(tiny), "slides")).found
+    assert "0 of 4 slides checked, time ran out" in only(of(looked_at(tiny), "slides")).found
 
 
 def test_a_slide_that_crashes_its_reader_is_a_finding(tiny: TinySet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,31 +137,31 @@ def test_a_slide_that_crashes_its_reader_is_a_finding(tiny: TinySet, monkeypatch
 
 
 def test_sensible_options() -> None:
-    assert levels(option_lints.choices(TASK, 2)) == [PASS]
+    assert levels(option_lints.lint(TASK, 2)) == [PASS]
 
 
 @pytest.mark.parametrize(
     ("changed", "count", "found"),
     [
-        ({"images": 3}, 2, "--num_steps 3 is less than one step's 4 images"),
-        ({"images": 396}, 2, "--num_steps 396 are only 99 steps of 4 images"),
+        ({"images": 3}, 2, "--num_steps 3 is less than the 4 images of one"),
+        ({"images": 396}, 2, "--num_steps 396 is only 99 steps of 4 images"),
         ({"validate_every": 4001}, 2, "--validate_every 4001 is more than --num_steps 4000"),
-        ({"warmup": 4000}, 2, "--warmup 4000 is not over before --num_steps 4000"),
+        ({"warmup": 4000}, 2, "--warmup 4000 does not end before --num_steps 4000"),
         ({"log_every": 4001}, 2, "--log_every 4001 is more than --num_steps 4000"),
         ({"batch": 1}, 2, "--batch_size 1: batch norm sees one patch at a time"),
         ({"batch": 1}, 1, "--batch_size 1: batch norm sees one patch at a time"),
-        ({"log_dir": None}, 2, "no --log_dir: nothing of the run will be kept"),
+        ({"log_dir": None}, 2, "no --log_dir: the run will not be saved"),
         ({"checkpoint_every": 4001}, 2, "--checkpoint_every 4001 is more than --num_steps 4000"),
     ],
 )
 def test_options_hardly_meant(changed: dict[str, Any], count: int, found: str) -> None:
-    got = list(option_lints.choices(replace(TASK, **changed), count))
+    got = list(option_lints.lint(replace(TASK, **changed), count))
     assert found in [finding.found[: len(found)] for finding in got]
     assert {finding.level for finding in got} == {WARN}
 
 
 def test_batch_1_is_fine_with_sync_bn() -> None:
-    assert levels(option_lints.choices(replace(TASK, batch=1, sync_bn=True), 2)) == [PASS]
+    assert levels(option_lints.lint(replace(TASK, batch=1, sync_bn=True), 2)) == [PASS]
 
 
 def test_command_lines(tiny: TinySet) -> None:

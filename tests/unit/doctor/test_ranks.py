@@ -107,7 +107,9 @@ def test_output_of_a_launch_is_sorted() -> None:
 def test_a_launch_that_goes_well() -> None:
     hellos = [{"rank": 0, "host": "a"}, {"rank": 1, "host": "b"}]
     got = launch.Outcome(0, 2.0, hellos, [a_rank(0), a_rank(1, "b")], [], [])
-    assert only(launch.judge(START, got, 60)) == passed("ranks", "2 ranks started and met in 2.0 s (a: 1, b: 1)")
+    assert only(launch.judge(START, got, 60)) == passed(
+        "ranks", "2 ranks started and found each other in 2.0 s (a: 1, b: 1)"
+    )
 
 
 def test_a_rank_with_an_error_and_ranks_that_never_meet() -> None:
@@ -125,7 +127,7 @@ def test_a_machine_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPat
     got = launch.Outcome(255, 2.0, [{"rank": 0, "host": "node1.cluster"}], [], [], ["no route"])
     finding = only(launch.judge(start, got, 60))
     expected = "only 1 of 3 ranks started (exit code 255) (node1.cluster: 1); not reached: node2 (ssh does not answer)"
-    assert finding.found == f"{expected}; it said: no route"
+    assert finding.found == f"{expected}; output: no route"
     # nothing is found out about any: those that the launcher speaks of
     monkeypatch.setattr(launch, "_reason", lambda _: "")
     assert "not reached: node3;" in only(launch.judge(start, replace(got, tail=["lost node3"]), 60)).found
@@ -134,7 +136,7 @@ def test_a_machine_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPat
 
 
 def test_reasons() -> None:
-    assert launch._reason("no-such-host.invalid").startswith("its name is unknown here")
+    assert launch._reason("no-such-host.invalid").startswith("unknown host name")
     assert launch._reason("localhost") == ""
 
 
@@ -157,7 +159,7 @@ def test_ranks_without_fault() -> None:
     assert levels(ranks.placed(two)) == [PASS]
     assert only(ranks.paths(two)).found == "seen by all ranks: --slide_path 270 entries"
     assert levels(ranks.log_folder(two, TASK)) == [PASS]
-    assert only(ranks.allreduce(two)).found == "right; 20 us for a number, 1049 MB/s for 1 MB"
+    assert only(ranks.allreduce(two)).found == "correct; 20 us for one number, 1049 MB/s for 1 MB"
 
 
 def test_ranks_with_faults() -> None:
@@ -187,7 +189,8 @@ def test_ranks_on_one_core_each() -> None:
     finding = only(ranks.placed([one]))
     assert finding.level == WARN
     assert (
-        finding.found == "a: 1 rank is pinned to 1 of 4 CPUs, the rest is idle: mpirun alone binds a rank to one core"
+        finding.found
+        == "a: 1 rank is pinned to 1 of 4 CPUs, the rest is idle: by default mpirun binds a rank to one core"
     )
     assert "PE=CORES" in finding.fix
 
@@ -200,7 +203,7 @@ def test_what_one_rank_reports(
     (tmp_path / "slides").mkdir()
     (tmp_path / "code.py").write_text("x", encoding="utf-8")
     task = replace(TASK, inputs={"slide_path": tmp_path / "slides"}, log_dir=tmp_path / "runs" / "new")
-    rank.look(SoloComm(), task, tmp_path)
+    rank.examine(SoloComm(), task, tmp_path)
     lines = capfd.readouterr().out.splitlines()
     (report,) = outcome(0, 0.0, lines, 1).ranks
     assert report["errors"] == []
@@ -268,8 +271,8 @@ def test_time_against_the_end_of_the_job(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
     finding = only(resources.duration([a_rank(), a_rank(1, gflop_s=50.0)], TASK))
     assert finding.level == PASS
-    assert "a step of 4 images" in finding.found
+    assert "per step of 4 images" in finding.found
     assert "for 1000 steps" in finding.found
-    assert "50 GFLOP/s a rank" in finding.found
+    assert "50 GFLOP/s per rank" in finding.found
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1000")
     assert levels(resources.duration([a_rank()], TASK)) == [WARN]

@@ -97,16 +97,16 @@ def node(host: str, first: int, *cpus: range, there: int = 48, threads: int | No
 
 def test_pinning_in_words() -> None:
     halves = range(24), range(24, 48)
-    said = "rank 0: cpus 0-23 (socket 0), rank 1: cpus 24-47 (socket 1); 24 threads a rank"
+    said = "rank 0: cpus 0-23 (socket 0), rank 1: cpus 24-47 (socket 1); 24 threads per rank"
     assert describe(node("a", 0, *halves)) == said
     two = [*node("a", 0, *halves), *node("b", 2, *halves)]
-    each = "rank 0 of each node: cpus 0-23 (socket 0), rank 1 of each node: cpus 24-47 (socket 1); 24 threads a rank"
+    each = "rank 0 of each node: cpus 0-23 (socket 0), rank 1 of each node: cpus 24-47 (socket 1); 24 threads per rank"
     assert describe(two) == each
     unlike = [*node("a", 0, range(24)), *node("b", 1, range(12, 36))]
-    said = "rank 0 on a: cpus 0-23 (socket 0), rank 1 on b: cpus 12-35 (sockets 0-1); 24 threads a rank"
+    said = "rank 0 on a: cpus 0-23 (socket 0), rank 1 on b: cpus 12-35 (sockets 0-1); 24 threads per rank"
     assert describe(unlike) == said
     free = node("a", 0, range(48), range(48), threads=24)
-    assert describe(free) == "none: a rank may use all 48 CPUs of its node; 24 threads a rank"
+    assert describe(free) == "none: a rank may use all 48 CPUs of its node; 24 threads per rank"
     eight = node("a", 0, *(range(6 * n, 6 * n + 6) for n in range(8)))
     assert "rank 3: cpus 18-23 (socket 0), ..., rank 7: cpus 42-47 (socket 1)" in describe(eight)
 
@@ -153,6 +153,6 @@ def test_lines_at_the_start_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "job_cpus", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert pinning(SoloComm()) == ["pinning     none: a rank may use all 2 CPUs of its node; 2 threads a rank"]
+    assert pinning(SoloComm()) == ["pinning     none: a rank may use all 2 CPUs of its node; 2 threads per rank"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert pinning(SoloComm())[1].startswith("WARNING     ")
