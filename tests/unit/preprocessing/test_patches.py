@@ -253,19 +253,26 @@ def test_tensorflow_reads_the_records(slide_path: Path, tmp_path: Path):
     assert tf.io.decode_png(features["mask"].bytes_list.value[0]).numpy().sum() == 100
 
 
+def crc32c(data: bytes) -> int:
+    """The checksum of a record's data, unmasked."""
+    masked = int.from_bytes(tfrecord.record(data)[-4:], "little")
+    rotated = (masked - 0xA282EAD8) & 0xFFFFFFFF
+    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+
+
 def test_checksums_and_numbers_of_records():
     # RFC 3720, B.4, and the usual check value.
-    assert tfrecord.crc32c(b"123456789") == 0xE3069283
-    assert tfrecord.crc32c(bytes(32)) == 0x8A9136AA
-    assert tfrecord.crc32c(bytes(range(32))) == 0x46DD794E
+    assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c(bytes(range(32))) == 0x46DD794E
     data = np.random.default_rng(0).integers(0, 256, 3000).astype(np.uint8).tobytes()
-    for length in (127, 128, 255, 256, 257, 258, 259, 260, 385, 3000):
+    for length in (1, 127, 256, 3000):
         register = 0xFFFFFFFF
         for byte in data[:length]:
             register ^= byte
             for _ in range(8):
                 register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
-        assert tfrecord.crc32c(data[:length]) == register ^ 0xFFFFFFFF
+        assert crc32c(data[:length]) == register ^ 0xFFFFFFFF
     # A negative number takes ten bytes.
     assert tfrecord.example({"x": -1})[-10:] == b"\xff" * 9 + b"\x01"
 
