@@ -53,16 +53,17 @@ def export(opts) -> None:
     from artifacts.exporting import compare, write
     from artifacts.loading import any_size, open_model
 
-    trained = open_model(opts.model, opts.given)
-    free = any_size(trained)
-    context = "" if trained.context_um_px is None else f", second view at {trained.context_um_px:g} um/px"
-    size = f"{trained.img_size} px only" if free.size_multiple is None else f"any multiple of {free.size_multiple} px"
-    for note in trained.notes:
+    loaded = open_model(opts.model, opts.given)
+    free = any_size(loaded)
+    info, size_multiple = loaded.info, free.info.size_multiple
+    context = "" if info.context_um_px is None else f", second view at {info.context_um_px:g} um/px"
+    size = f"{info.img_size} px only" if size_multiple is None else f"any multiple of {size_multiple} px"
+    for note in loaded.notes:
         print(f"note        {note}")
-    print(f"model       {trained.network or 'of others'} from {trained.path}")
-    print(f"view        {trained.img_size} px at {trained.um_px:g} um/px{context}")
-    print(f"classes     {', '.join(f'{i} {name}' for i, name in enumerate(trained.class_names))}")
-    print(f"input       uint8 (B, H, W, {trained.channels}), B any, H and W {size}", flush=True)
+    print(f"model       {info.network or 'of others'} from {loaded.path}")
+    print(f"view        {info.img_size} px at {info.um_px:g} um/px{context}")
+    print(f"classes     {', '.join(f'{i} {name}' for i, name in enumerate(info.class_names))}")
+    print(f"input       uint8 (B, H, W, {info.channels}), B any, H and W {size}", flush=True)
 
     # ------------------------------------------------------------------------------------------------- write, compare
     opts.out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def export(opts) -> None:
         written = [write(name, free, partial, opts.opset) for name in opts.formats]
         differences = []
         for name in written:
-            difference, seen = compare(partial / name, trained, free)
+            difference, seen = compare(partial / name, loaded, free)
             size_mb = sum(f.stat().st_size for f in [partial / name, *(partial / name).rglob("*")] if f.is_file()) / 1e6
             print(
                 f"{name:<11} {size_mb:.1f} MB, differs from the model by at most {difference:.1e} ({seen})", flush=True

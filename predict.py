@@ -87,10 +87,10 @@ class Prediction:
         from inference.slide_list import checksum
 
         opts, comm = self.opts, self.comm
-        trained = together(comm, lambda: open_model(opts.model, replace(opts.given, resample=True)))
-        self.model = model = replace(trained, um_px=opts.resolution or trained.um_px)
+        self.network = network = together(comm, lambda: open_model(opts.model, replace(opts.given, resample=True)))
+        self.model = model = replace(network.info, um_px=opts.resolution or network.info.um_px)
         self.said = {
-            "model": checksum(model.path), "img_size": model.img_size, "um_px": model.um_px, "overlap": opts.overlap,
+            "model": checksum(network.path), "img_size": model.img_size, "um_px": model.um_px, "overlap": opts.overlap,
             "tissue_only": opts.tissue_only, "eightfold": opts.eightfold, "mpp": opts.mpp,
             "bb_downsample": opts.bb_downsample, "min_probability": opts.min_probability, "nms_um": opts.nms_um,
             "simplify_um": opts.simplify_um, "min_area_um2": opts.min_area_um2,
@@ -98,15 +98,15 @@ class Prediction:
         detections = DetectionOptions(min_probability=opts.min_probability, radius_um=opts.nms_um)
         outputs = OutputOptions(opts.simplify_um, opts.min_area_um2, detections)
         names = dict(enumerate(model.class_names))
-        self.job = Job(opts.out, names, str(model.path.resolve()), self.said, outputs)
+        self.job = Job(opts.out, names, str(network.path.resolve()), self.said, outputs)
         self.say(
-            f"model       {model.path}, {model.classes} classes",
+            f"model       {network.path}, {model.classes} classes",
             f"ranks       {comm.size}, {self.devices}",
             f"view        {model.img_size} px at {model.um_px:g} um/px = {model.img_size * model.um_px:.0f} um",
         )
-        self.say(*(f"note        {note}" for note in model.notes))
-        if model.um_px != trained.um_px:
-            self.say(f"WARNING     the model was trained at {trained.um_px:g} um/px, not at {model.um_px:g}")
+        self.say(*(f"note        {note}" for note in network.notes))
+        if model.um_px != network.info.um_px:
+            self.say(f"WARNING     the model was trained at {network.info.um_px:g} um/px, not at {model.um_px:g}")
 
     def find_slides(self) -> None:
         """Slides to predict: not those that are done already."""
@@ -204,7 +204,7 @@ class Prediction:
                 bar.set_postfix_str(f"slide {number} of {len(mine)}, {planned.slide_id}", refresh=False)
                 slide = Slide(planned.path, um_px=opts.mpp)
                 weights = Weights(planned.grid, planned.windows)
-                words = (slide, weights, planned.windows, run, model.probabilities, how)
+                words = (slide, weights, planned.windows, run, self.network.probabilities, how)
                 predict_run(*words, self.scratch / planned.slide_id, progress)
                 # What went wrong with a slide before is known now, not at the end.
                 finishing = [future for future in finishing if not (future.done() and future.result() is None)]

@@ -1,6 +1,6 @@
-"""What export.py writes, and how that is opened again and compared with the model.
+"""The files that export.py writes, and their comparison with the model after they are opened again.
 
-Every file takes uint8 images and gives probabilities: scaling and softmax are inside.
+Every file takes uint8 images and gives probabilities: scaling and softmax are included.
 
 Shapes: B images, H rows, W columns, C channels (3, or 6 with a context view), K classes.
 """
@@ -10,144 +10,147 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from artifacts import metadata, saved_model
-from artifacts.loading import Trained
-from artifacts.metadata import UINT8_RANGE, Facts
+from artifacts.loading import LoadedModel
+from artifacts.metadata import UINT8_RANGE, ModelInfo
+
+Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 INPUT, OUTPUT = "image", "probabilities"
 FILES = {"savedmodel": "savedmodel", "onnx": "model.onnx", "keras": "model.keras"}
-FACTS_FILE = "model.json"
+INFO_FILE = "model.json"
 
 
-def write(name: str, free: Trained, folder: Path, opset: int) -> str:
-    """Write one format into a folder, and the facts beside it.
+def write(name: str, free: LoadedModel, folder: Path, opset: int) -> str:
+    """Write one format into a folder, and what must be known about the model beside it.
 
     Args:
         name: "savedmodel", "onnx" or "keras".
-        free: the model, for images of any size where it can be (`trained.any_size`).
-        folder: where; exists.
+        free: the model, for images of any size if it can take them (`loading.any_size`).
+        folder: existing folder to write to.
         opset: version of ONNX' operator set.
 
     Returns:
-        Name of the file or folder written.
+        Name of the file or folder that was written.
 
     Raises:
         ValueError: the model cannot be written in this format.
         OSError: no space, no permission.
     """
-    facts = exported_facts(free)
-    metadata.write(facts, folder / FACTS_FILE)
+    info = exported_info(free)
+    metadata.write(info, folder / INFO_FILE)
     path = folder / FILES[name]
     if name == "savedmodel":
         _write_saved_model(free, path)
-        metadata.write(facts, path / metadata.IN_SAVED_MODEL)
+        metadata.write(info, path / metadata.IN_SAVED_MODEL)
     elif name == "onnx":
-        path.write_bytes(_as_onnx(free, facts, opset))
+        path.write_bytes(_as_onnx(free, info, opset))
     else:
         _as_keras(free).save(path)
     return path.name
 
 
-def exported_facts(free: Trained) -> Facts:
-    """What must be known of an exported model."""
-    own = {name: getattr(free, name) for name in Facts.__dataclass_fields__}
-    return Facts(**own | {"input_range": UINT8_RANGE, "output": "probabilities"})
+def exported_info(free: LoadedModel) -> ModelInfo:
+    """Return what must be known about an exported model, which scales its input and gives probabilities."""
+    return replace(free.info, input_range=UINT8_RANGE, output="probabilities")
 
 
-def _spec(free: Trained) -> tf.TensorSpec:
-    side = None if free.size_multiple else free.img_size
-    return tf.TensorSpec((None, side, side, free.channels), tf.uint8, name=INPUT)
+def _spec(free: LoadedModel) -> tf.TensorSpec:
+    side = None if free.info.size_multiple else free.info.img_size
+    return tf.TensorSpec((None, side, side, free.info.channels), tf.uint8, name=INPUT)
 
 
-def _write_saved_model(free: Trained, path: Path) -> None:
-    """By TensorFlow itself: Keras' `export` stores every weight twice."""
+def _write_saved_model(free: LoadedModel, path: Path) -> None:
+    """Write by TensorFlow itself: Keras' `export` stores every weight twice."""
     module = tf.Module()
-    # What a SavedModel stores are the variables that it finds in its root.
+    # A SavedModel stores the variables that it finds in its root.
     own = isinstance(free.source, keras.Model)
     module.source = [v.value for v in free.source.variables] if own else free.source
     module.serve = tf.function(lambda x: {OUTPUT: free.graph(x)}, input_signature=[_spec(free)], autograph=False)
     tf.saved_model.save(module, str(path), signatures=dict.fromkeys(saved_model.ENTRIES, module.serve))
 
 
-def _as_onnx(free: Trained, facts: Facts, opset: int) -> bytes:
-    """The model as ONNX; the facts are in its metadata, too."""
+def _as_onnx(free: LoadedModel, info: ModelInfo, opset: int) -> bytes:
+    """Convert the model to ONNX, with what must be known about it in the metadata."""
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     import tf2onnx
 
     spec = _spec(free)
     function = tf.function(lambda x: {OUTPUT: free.graph(x)}, input_signature=[spec], autograph=False)
     stored, _ = tf2onnx.convert.from_function(function, input_signature=[spec], opset=opset)
-    open_sides = ("height", "width") if free.size_multiple else ()
+    open_sides = ("height", "width") if free.info.size_multiple else ()
     for value in (*stored.graph.input, *stored.graph.output):
         for axis, name in enumerate(("batch", *open_sides)):
             value.type.tensor_type.shape.dim[axis].dim_param = name
-    for key, fact in facts.as_json().items():
-        text = fact if isinstance(fact, str) else json.dumps(fact)
+    for key, value in info.as_json().items():
+        text = value if isinstance(value, str) else json.dumps(value)
         stored.metadata_props.add(key=key, value=text)
     data: bytes = stored.SerializeToString()
     return data
 
 
-def _as_keras(free: Trained) -> keras.Model:
-    """The model between a scaling and a softmax layer; custom layers of ours need `import models`.
+def _as_keras(free: LoadedModel) -> keras.Model:
+    """Put the model between a scaling and a softmax layer; our custom layers need `import models`.
 
     Raises:
-        ValueError: the model came as a SavedModel, whose layers are not known.
+        ValueError: the model is a SavedModel, whose layers are unknown.
     """
     if not isinstance(free.source, keras.Model):
-        raise ValueError(f"--format keras: {free.path} is a SavedModel, whose layers are not known; give the run")
+        raise ValueError(f"--format keras: {free.path} is a SavedModel, whose layers are unknown; give the run")
     spec = _spec(free)
     image = keras.Input(spec.shape[1:], dtype="uint8", name=INPUT)
-    low, high = free.input_range
+    low, high = free.info.input_range
     x = keras.layers.Rescaling((high - low) / 255.0, low, name="scaled")(image)
     x = free.source(x, training=False)
-    out = x if free.output == "probabilities" else keras.layers.Softmax(name=OUTPUT)(x)
+    out = x if free.info.output == "probabilities" else keras.layers.Softmax(name=OUTPUT)(x)
     return keras.Model(image, out, name="exported")
 
 
 # ---------------------------------------------------------------------------------------------------------- compare
 
 
-def compare(path: Path, trained: Trained, free: Trained) -> tuple[float, str]:
+def compare(path: Path, loaded: LoadedModel, free: LoadedModel) -> tuple[float, str]:
     """Open what was written and compare its probabilities with the model's.
 
     Args:
         path: file or folder that `write` wrote.
-        trained: the model.
-        free: the model that was written, for images of any size where it can be.
+        loaded: the model.
+        free: the model that was written, for images of any size if it can take them.
 
     Returns:
-        The largest absolute difference of a probability, and the images compared, in words.
+        The largest absolute difference of a probability, and a description of the images compared.
     """
     run = _opened(path)
-    side, channels = trained.img_size, trained.channels
-    pairs = [
-        (random_batch(2, side, side, channels), trained.probabilities),
-        (structured_batch(side, side, channels), trained.probabilities),
+    side, channels = loaded.info.img_size, loaded.info.channels
+    pairs: list[tuple[NDArray[np.uint8], Network]] = [
+        (random_batch(2, side, side, channels), loaded.probabilities),
+        (structured_batch(side, side, channels), loaded.probabilities),
     ]
     seen = f"2 of noise and 1 of shapes, {side} px"
-    if free.size_multiple:
-        wide = side + free.size_multiple
+    if free.info.size_multiple:
+        wide = side + free.info.size_multiple
         pairs.append((random_batch(1, side, wide, channels), lambda x: np.asarray(free.graph(tf.constant(x)))))
         seen += f"; 1 of noise, {side} x {wide} px"
-    # NumPy's maximum of what is no number is no number; Python's may be a number.
+    # NumPy's maximum keeps NaN; Python's may drop it.
     return float(np.max([_difference(run(image), ours(image)) for image, ours in pairs])), seen
 
 
-def _difference(theirs_BHWK: np.ndarray, ours_BHWK: np.ndarray) -> float:
+def _difference(theirs_BHWK: NDArray[np.float32], ours_BHWK: NDArray[np.float32]) -> float:
     if theirs_BHWK.shape != ours_BHWK.shape or theirs_BHWK.dtype != np.float32:
         raise ValueError(f"gives {theirs_BHWK.dtype} {theirs_BHWK.shape}, the model float32 {ours_BHWK.shape}")
     return float(np.abs(theirs_BHWK - ours_BHWK).max())
 
 
-def _opened(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """What was written, as whoever uses it would call it."""
+def _opened(path: Path) -> Network:
+    """Open what was written as its users would."""
     if path.suffix == ".onnx":
         import onnxruntime
 
@@ -156,17 +159,17 @@ def _opened(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     if path.suffix == ".keras":
         model = keras.models.load_model(path, compile=False)
         return lambda x: np.asarray(model(x, training=False))
-    _, call, _, _ = saved_model.load(path)
-    return lambda x: np.asarray(call(tf.constant(x)))
+    opened = saved_model.load(path)
+    return lambda x: np.asarray(opened.call(tf.constant(x)))
 
 
-def random_batch(count: int, rows: int, columns: int, channels: int) -> np.ndarray:
-    """Noise, uint8 (count, rows, columns, channels)."""
+def random_batch(count: int, rows: int, columns: int, channels: int) -> NDArray[np.uint8]:
+    """Return noise, uint8 (count, rows, columns, channels)."""
     return np.random.default_rng(0).integers(0, 256, (count, rows, columns, channels), np.uint8)
 
 
-def structured_batch(rows: int, columns: int, channels: int) -> np.ndarray:
-    """One image of white, a ramp of pink and darker discs, uint8 (1, rows, columns, channels)."""
+def structured_batch(rows: int, columns: int, channels: int) -> NDArray[np.uint8]:
+    """Return one image of white, a ramp of pink and darker discs, uint8 (1, rows, columns, channels)."""
     y_HW, x_HW = np.mgrid[:rows, :columns]
     image_HWC = np.full((rows, columns, channels), 255, np.uint8)
     pink_C = np.resize((215, 150, 190), channels)

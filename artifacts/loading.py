@@ -6,7 +6,7 @@ Shapes: B images, H rows, W columns, C channels (3, or 6 with a context view), K
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,58 +15,61 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 import models
 from artifacts import metadata, saved_model
 from artifacts.checkpoints import CheckpointError, head, read_arrays
-from artifacts.metadata import UINT8_RANGE, Facts, Given
+from artifacts.metadata import UINT8_RANGE, ModelInfo, ModelOverrides
+from artifacts.saved_model import Call, OpenedModel
 from models.weights import MAX_UNPACKED
 
 KINDS = "a run folder (--log_dir of train.py), a checkpoint .npz, a .keras file, or a SavedModel folder"
 SUM_TOLERANCE = 1e-3  # of probabilities to 1: half precision has three digits
-Call = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained(Facts):
-    """A model ready for prediction, and what must be known of it.
+class LoadedModel:
+    """A model ready for prediction.
 
     Attributes:
-        path: file or folder that it came from.
+        info: what must be known about it.
+        path: file or folder that it was read from.
         call: float32 or uint8 images (B, H, W, C) as the model takes them -> its output (B, H, W, K).
         source: the Keras model or loaded SavedModel that owns the variables.
-        notes: files passed over.
+        notes: notes on files that were skipped.
     """
 
+    info: ModelInfo
     path: Path
     call: Call
     source: Any
     notes: tuple[str, ...] = ()
 
     def graph(self, image_BHWC: Any) -> Any:
-        """Probabilities as TensorFlow operations, for use in a `tf.function`.
+        """Compute probabilities by TensorFlow operations, for use in a `tf.function`.
 
         Args:
-            image_BHWC: uint8.
+            image_BHWC: uint8 images.
 
         Returns:
-            probabilities (B, H, W, K), float32.
+            Probabilities (B, H, W, K), float32.
         """
-        out_BHWK = tf.cast(self.call(_as_taken(image_BHWC, self.input_range)), tf.float32)
-        return out_BHWK if self.output == "probabilities" else tf.nn.softmax(out_BHWK)
+        out_BHWK = tf.cast(self.call(_as_taken(image_BHWC, self.info.input_range)), tf.float32)
+        return out_BHWK if self.info.output == "probabilities" else tf.nn.softmax(out_BHWK)
 
     @cached_property
     def _compiled(self) -> Any:
-        # The number of images alone is open: the last batch is smaller, and must not be compiled anew.
-        shape = (None, self.img_size, self.img_size, self.channels)
+        # Only the number of images is open: a smaller last batch must not be compiled again.
+        shape = (None, self.info.img_size, self.info.img_size, self.info.channels)
         return tf.function(self.graph, input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
 
-    def probabilities(self, image_BHWC: np.ndarray) -> np.ndarray:
-        """Class probabilities of every pixel.
+    def probabilities(self, image_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Predict class probabilities of every pixel.
 
         Args:
-            image_BHWC: uint8, RGB 0 .. 255 (B, img_size, img_size, 3) at `um_px`; with a context view 6 channels, the
-                last 3 of the view at `context_um_px`. B may be another in every call.
+            image_BHWC: uint8, RGB 0 .. 255 (B, img_size, img_size, 3) at `um_px`; with a context view 6 channels, of
+                which the last 3 are the view at `context_um_px`. B may differ between calls.
 
         Returns:
             p_BHWK, float32; the sum over K is 1.
@@ -74,32 +77,33 @@ class Trained(Facts):
         Raises:
             ValueError: images of another shape or type.
         """
-        wanted = (self.img_size, self.img_size, self.channels)
+        wanted = (self.info.img_size, self.info.img_size, self.info.channels)
         if image_BHWC.dtype != np.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[1:] != wanted:
             raise ValueError(f"{image_BHWC.dtype} {image_BHWC.shape} given, {self.path} takes uint8 (B, *{wanted})")
-        p_BHWK: np.ndarray = self._compiled(tf.convert_to_tensor(image_BHWC)).numpy()
+        p_BHWK: NDArray[np.float32] = self._compiled(tf.convert_to_tensor(image_BHWC)).numpy()
         return p_BHWK
 
 
 def _as_taken(image_BHWC: Any, input_range: tuple[float, float]) -> Any:
-    """uint8 images as a model takes them; those of a model that scales by itself stay."""
+    """Scale uint8 images to the model's input range; a model that scales by itself gets them unchanged."""
     low, high = input_range
     if input_range == UINT8_RANGE:
         return image_BHWC
     return tf.cast(image_BHWC, tf.float32) * ((high - low) / 255.0) + low
 
 
-def open_model(path: Path, given: Given = Given()) -> Trained:  # noqa: B008 - it is frozen
+def open_model(path: Path, given: ModelOverrides = ModelOverrides()) -> LoadedModel:  # noqa: B008  # it is frozen
     """Open a trained model for prediction.
 
     Args:
-        path: A run folder of train.py (its `checkpoints/best.npz`, else the newest readable `images-*.npz`) or a
-            checkpoint of one, whose network is built anew for `given.img_size`; a `.keras` file, also of others; a
-            SavedModel folder. The latter two are for one size where they were made for one.
-        given: What the caller says; must give what does not travel with the model, may give another img_size.
+        path: a run folder of train.py (its `checkpoints/best.npz`, else the newest readable `images-*.npz`) or one of
+            its checkpoints, whose network is built for `given.img_size`; a `.keras` file, also from elsewhere; a
+            SavedModel folder. The latter two keep their size if they were made for one.
+        given: what the caller states: everything that does not come with the model, and the img_size if it differs.
 
     Raises:
-        ValueError: Nothing there, no model, damaged, of code that would be run, facts missing or contradicted.
+        ValueError: the path does not exist, is not a model, is damaged or holds code that would be run; or information
+            about the model is missing or contradictory.
     """
     if not path.exists():
         raise ValueError(f"--model {path}: no such file or folder; {KINDS} is needed")
@@ -114,21 +118,22 @@ def open_model(path: Path, given: Given = Given()) -> Trained:  # noqa: B008 - i
     raise ValueError(f"--model {path}: {KINDS} is needed")
 
 
-def any_size(trained: Trained) -> Trained:
-    """The same model for images of any sides that are multiples of `size_multiple`; itself where it has one size."""
-    model = trained.source
-    if trained.network not in models.ANY_SIZE or getattr(model, "name", None) != trained.network:
-        return trained
-    free = models.build(trained.network, None, trained.classes, trained.channels)
+def any_size(loaded: LoadedModel) -> LoadedModel:
+    """Return the model for images whose sides are any multiples of `size_multiple`, or itself if it has one size."""
+    info, model = loaded.info, loaded.source
+    if info.network not in models.ANY_SIZE or getattr(model, "name", None) != info.network:
+        return loaded
+    free = models.build(info.network, None, info.classes, info.channels)
     free.set_weights(model.get_weights())
-    return replace(trained, size_multiple=models.SIZE_MULTIPLE, call=_calling(free), source=free)
+    sized = replace(info, size_multiple=models.SIZE_MULTIPLE)
+    return replace(loaded, info=sized, call=_calling(free), source=free)
 
 
 # ------------------------------------------------------------------------------------------- runs and checkpoints
 
 
-def _from_run(folder: Path, given: Given) -> Trained:
-    """The best checkpoint of a run, else its newest readable one."""
+def _from_run(folder: Path, given: ModelOverrides) -> LoadedModel:
+    """Open the best checkpoint of a run, else its newest readable one."""
     inner = folder / "checkpoints"
     inner = inner if inner.is_dir() else folder
     if (inner / "best.npz").exists():
@@ -136,18 +141,18 @@ def _from_run(folder: Path, given: Given) -> Trained:
             return _from_checkpoint(inner / "best.npz", given)
         except CheckpointError as error:
             # Another checkpoint is another model: that is for the user to choose.
-            raise ValueError(f"{error} Name another checkpoint of {inner} with --model") from error
+            raise ValueError(f"{error} Choose another checkpoint of {inner} with --model") from error
     notes: list[str] = []
     for path in sorted(inner.glob("images-*.npz"), reverse=True):
         found = _readable(path, given, notes)
         if found is not None:
             return replace(found, notes=tuple(notes))
-    held = " ".join(notes) or "it holds neither best.npz nor images-*.npz nor saved_model.pb."
+    held = " ".join(notes) or "contains neither best.npz nor images-*.npz nor saved_model.pb."
     raise ValueError(f"--model {folder}: {held} {KINDS} is needed")
 
 
-def _readable(path: Path, given: Given, notes: list[str]) -> Trained | None:
-    """The model of a checkpoint; None, and a note, where that is damaged."""
+def _readable(path: Path, given: ModelOverrides, notes: list[str]) -> LoadedModel | None:
+    """Open the model of a checkpoint; a damaged one gives None and a note."""
     try:
         return _from_checkpoint(path, given)
     except CheckpointError as error:
@@ -155,8 +160,8 @@ def _readable(path: Path, given: Given, notes: list[str]) -> Trained | None:
         return None
 
 
-def _from_checkpoint(path: Path, given: Given) -> Trained:
-    """The network of a checkpoint, with the size asked for, in float32."""
+def _from_checkpoint(path: Path, given: ModelOverrides) -> LoadedModel:
+    """Build the network of a checkpoint, for the requested size, in float32."""
     arrays = read_arrays(path)
     try:
         state = head(arrays)
@@ -164,24 +169,24 @@ def _from_checkpoint(path: Path, given: Given) -> Trained:
         found = metadata.of_run(options, networks[0], images)
     except (KeyError, TypeError, IndexError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of train.py ({error}).") from error
-    facts = metadata.completed(found, given, path, {})
-    # With pre-trained weights and no --model, the first network that they fitted was trained.
+    info = metadata.completed(found, given, path, {})
+    # With pre-trained weights and no --model, train.py trained the first network that they fitted.
     reasons = []
     for name in networks:
-        model = models.build(name, facts.img_size, facts.classes, facts.channels)
+        model = models.build(name, info.img_size, info.classes, info.channels)
         misfit = _fill(model, arrays)
         if misfit is not None:
             reasons.append(misfit)
             continue
         network = name if model.name == name else None
-        return _trained(replace(facts, network=network), path, _calling(model), model)
-    raise CheckpointError(f"{path}: its arrays do not fit {', '.join(networks)} with its options: {reasons[-1]}.")
+        return LoadedModel(info=replace(info, network=network), path=path, call=_calling(model), source=model)
+    raise CheckpointError(f"{path}: its arrays do not fit its options and {', '.join(networks)}: {reasons[-1]}.")
 
 
-def _fill(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Give a network the weights of a checkpoint; what does not fit, in which case nothing is changed."""
+def _fill(model: keras.Model, arrays: Mapping[str, NDArray[Any]]) -> str | None:
+    """Fill a network with the weights of a checkpoint; what does not fit is returned, and then nothing is changed."""
     wanted = {f"model/{v.path}": v.value for v in model.weights}
-    # The state of dropout's random generators is of no use here, and its name is another in every process.
+    # The state of dropout's random generators is useless here, and its name differs between processes.
     stored = {
         key: a for key, a in arrays.items() if key.startswith("model/") and not key.endswith("/seed_generator_state")
     }
@@ -194,7 +199,7 @@ def _fill(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-def _fits(array: np.ndarray, variable: Any) -> bool:
+def _fits(array: NDArray[Any], variable: Any) -> bool:
     return array.shape == tuple(variable.shape) and array.dtype == variable.dtype.as_numpy_dtype
 
 
@@ -202,16 +207,11 @@ def _calling(model: keras.Model) -> Call:
     return lambda x: model(x, training=False)
 
 
-def _trained(facts: Facts, path: Path, call: Call, source: Any) -> Trained:
-    own = {name: value for name, value in vars(facts).items() if name in Facts.__dataclass_fields__}
-    return Trained(**own, path=path, call=call, source=source)
-
-
 # ------------------------------------------------------------------------------------------- .keras and SavedModel
 
 
-def _from_keras(path: Path, given: Given) -> Trained:
-    """A Keras file, ours or another's, with what `NAME.json` or `model.json` beside it says."""
+def _from_keras(path: Path, given: ModelOverrides) -> LoadedModel:
+    """Open a Keras file, ours or from elsewhere, with the information of the `.json` file beside it."""
     beside = path.with_suffix(".json")
     found = metadata.read(beside) if beside.exists() else None
     model = _load_keras(path)
@@ -222,11 +222,12 @@ def _from_keras(path: Path, given: Given) -> Trained:
     shape, dtype = tuple(model.inputs[0].shape), model.inputs[0].dtype
     wanted = given.img_size
     if found is not None and model.name == found.network and wanted not in (None, shape[1]):
-        # A network of ours: no weight depends on the size.
+        # One of our networks: no weight depends on the size.
         another = models.build(model.name, wanted, found.classes, found.channels)
         another.set_weights(model.get_weights())
-        return _trained(metadata.completed(found, given, path, {}), path, _calling(another), another)
-    return _checked(path, given, found, (_calling(model), model, shape, dtype))
+        info = metadata.completed(found, given, path, {})
+        return LoadedModel(info=info, path=path, call=_calling(another), source=another)
+    return _checked(path, given, found, OpenedModel(_calling(model), model, shape, dtype))
 
 
 def _load_keras(path: Path) -> keras.Model:
@@ -239,44 +240,45 @@ def _load_keras(path: Path) -> keras.Model:
     except Exception as error:  # Keras raises what its layers raise
         first = (str(error).strip() or repr(error)).splitlines()[0][:300]
         if "Lambda" in str(error):
-            first = "it holds a Lambda layer, which is code and is never run; rebuild it with layers of Keras alone"
-        raise ValueError(f"{path}: not opened: {first}") from error
+            first = "it contains a Lambda layer, which is code and is never run; rebuild it with Keras' own layers"
+        raise ValueError(f"{path}: cannot be opened: {first}") from error
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
-        raise ValueError(f"{path}: holds a {type(model).__name__}; a functional or sequential model is needed")
+        raise ValueError(f"{path}: contains a {type(model).__name__}; a functional or sequential model is needed")
     return model
 
 
-def _from_saved_model(folder: Path, given: Given) -> Trained:
-    """A SavedModel with what `assets.extra/model.json` in it says."""
+def _from_saved_model(folder: Path, given: ModelOverrides) -> LoadedModel:
+    """Open a SavedModel with the information of its `assets.extra/model.json`."""
     beside = folder / metadata.IN_SAVED_MODEL
     found = metadata.read(beside) if beside.exists() else None
-    loaded, call, shape, dtype = saved_model.load(folder)
-    return _checked(folder, given, found, (call, loaded, shape, dtype))
+    return _checked(folder, given, found, saved_model.load(folder))
 
 
-def _checked(path: Path, given: Given, found: Facts | None, opened: tuple[Call, Any, tuple[Any, ...], str]) -> Trained:
-    """A model of anybody's, after one image went through it.
+def _checked(path: Path, given: ModelOverrides, found: ModelInfo | None, opened: OpenedModel) -> LoadedModel:
+    """Check a model of unknown origin by predicting one image.
 
     Args:
-        path: of the model.
-        given: by the caller.
-        found: facts that came with it.
-        opened: how it is called, what owns its variables, shape and type of the images that it takes.
+        path: path of the model.
+        given: what the caller states.
+        found: information that came with the model.
+        opened: the model.
     """
-    call, source, shape, dtype = opened
+    shape, dtype = opened.shape, opened.dtype
     if found is None and dtype == "uint8" and given.input_range is None:
         given = replace(given, input_range=UINT8_RANGE)
     channels = 3 if found is None and given.context_um_px is None else found.channels if found else 6
     if len(shape) != 4 or shape[3] not in (channels, None) or shape[1] != shape[2]:
         raise ValueError(
-            f"{path}: takes images {shape}; (B, H, W, {channels}) with H = W or both open is needed"
-            + ("; of a second view --context_spacing tells the um per px" if len(shape) == 4 and shape[3] == 6 else "")
+            f"{path}: takes images {shape}; must take (B, H, W, {channels}) with H = W or both open"
+            + (
+                "; for a second view give its um per px by --context_spacing"
+                if len(shape) == 4 and shape[3] == 6
+                else ""
+            )
         )
     side = given.img_size or (found.img_size if found else None) or shape[1]
     if shape[1] not in (side, None):
-        raise ValueError(
-            f"{path}: takes images of {shape[1]} px, {side} asked for; leave --img_size out, or give the run"
-        )
+        raise ValueError(f"{path}: takes images of {shape[1]} px, not of {side} px; omit --img_size, or give the run")
     if side is None:
         metadata.completed(found, given, path, {"img_size": None, "classes": 2, "output": "logits"})
     multiple = found.size_multiple if found else None
@@ -284,28 +286,28 @@ def _checked(path: Path, given: Given, found: Facts | None, opened: tuple[Call, 
         raise ValueError(f"--img_size {side}: {path} takes multiples of {multiple} px")
     input_range = (found.input_range if found else None) or given.input_range or UINT8_RANGE
     if dtype == "uint8" and input_range != UINT8_RANGE:
-        raise ValueError(f"{path}: takes uint8 images, so 0 and 255 stay as they are: --input_range 0 255")
-    taking = _taking(call, dtype)
-    out_BHWK = _probe(path, taking, (1, side, side, channels), input_range)
+        raise ValueError(f"{path}: takes uint8 images, which are not scaled: use --input_range 0 255")
+    call = _casting(opened.call, dtype)
+    out_BHWK = _probe(path, call, (1, side, side, channels), input_range)
     classes = out_BHWK.shape[-1]
     if found is not None and classes != found.classes:
-        raise ValueError(f"{path}: gives {classes} classes, {found.classes} by the facts that came with it")
+        raise ValueError(f"{path}: gives {classes} classes, but the file beside it states {found.classes}")
     output = "probabilities" if _sums_to_one(out_BHWK) else "logits"
-    facts = metadata.completed(found, given, path, {"img_size": side, "classes": classes, "output": output})
-    if facts.output == "probabilities" != output:
-        raise ValueError(f"{path}: its output is no probabilities, which by the facts that came with it it gives")
-    return _trained(facts, path, taking, source)
+    info = metadata.completed(found, given, path, {"img_size": side, "classes": classes, "output": output})
+    if info.output == "probabilities" != output:
+        raise ValueError(f"{path}: the file beside it states that it gives probabilities, but it does not")
+    return LoadedModel(info=info, path=path, call=call, source=opened.source)
 
 
-def _taking(call: Call, dtype: str) -> Call:
+def _casting(call: Call, dtype: str) -> Call:
     return lambda x: call(tf.cast(x, dtype))
 
 
-def _probe(path: Path, call: Call, shape: tuple[int, ...], input_range: tuple[float, float]) -> np.ndarray:
-    """The output for one image of noise, as float32.
+def _probe(path: Path, call: Call, shape: tuple[int, ...], input_range: tuple[float, float]) -> NDArray[np.float32]:
+    """Return the output for one image of noise, as float32.
 
     Raises:
-        ValueError: the model fails, or gives no map of classes for every pixel.
+        ValueError: the model fails, or does not give K values for every pixel.
     """
     image_BHWC = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     try:
@@ -313,11 +315,11 @@ def _probe(path: Path, call: Call, shape: tuple[int, ...], input_range: tuple[fl
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise ValueError(f"{path}: fails for an image of {shape[1]} px: {str(error).splitlines()[0][:300]}") from error
     if out.ndim != 4 or out.shape[:3] != shape[:3] or not 2 <= out.shape[-1] <= 255:
-        raise ValueError(f"{path}: gives {out.shape} for images {shape}; {shape[:3]} with 2 to 255 classes is needed")
+        raise ValueError(f"{path}: gives {out.shape} for images {shape}; must give {shape[:3]} with 2 to 255 classes")
     if not np.isfinite(out).all():
         raise ValueError(f"{path}: its output for an image of noise is not finite; the weights are damaged")
     return out
 
 
-def _sums_to_one(out_BHWK: np.ndarray) -> bool:
+def _sums_to_one(out_BHWK: NDArray[np.float32]) -> bool:
     return bool(out_BHWK.min() >= 0 and np.abs(out_BHWK.sum(-1) - 1).max() < SUM_TOLERANCE)

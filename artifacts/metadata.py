@@ -1,8 +1,8 @@
-"""What must be known of a trained model to use it, and the JSON in which that travels with it.
+"""What a user of a trained model must know about it, and the JSON that carries it.
 
-A network alone does not tell at which um/px it was trained, what its classes are and how its images are scaled.
-`train.py` writes these facts as `final.json` beside `final.keras`, and into `final_savedmodel/assets.extra`;
-`export.py` writes them as `model.json`. docs/model_files.md lists the keys.
+A network alone does not show at which um/px it was trained, what its classes are and how its images are scaled.
+`train.py` writes this as `final.json` beside `final.keras`, and into `final_savedmodel/assets.extra`; `export.py`
+writes it as `model.json`. docs/model_files.md lists the keys.
 
 Shapes: B images, H rows, W columns, C channels, K classes.
 """
@@ -31,15 +31,15 @@ MAX_JSON_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the caller says of a model; None: not said.
+class ModelOverrides:
+    """What the caller states about a model; None: not stated.
 
     Attributes:
         img_size: side of the square images, px.
         um_px: um per px of the image.
         context_um_px: um per px of the coarser second view.
         input_range: what 0 and 255 become before the model takes them.
-        resample: the caller knows that `um_px` may be another than that of the training, which stays a fact.
+        resample: the caller may use another `um_px` than that of the training, so a difference is not an error.
     """
 
     img_size: int | None = None
@@ -50,23 +50,22 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What must be known of a model.
+class ModelInfo:
+    """What a user of a model must know about it.
 
     Attributes:
-        img_size: side of the square images that it was trained with, or that it takes, px.
-        size_multiple: where the model takes images of any sides that are a multiple of this, px; None: of `img_size`
-            only.
+        img_size: side of the square images that the model was trained with, or that it takes, px.
+        size_multiple: the model takes images whose sides are any multiples of this, px; None: of `img_size` only.
         um_px: um per px of the image.
         context_um_px: um per px of a coarser second view around the same center, channels 4 to 6; None: no such view.
         classes: number of classes K.
-        class_names: their names, K.
-        input_range: what the uint8 values 0 and 255 become before the model takes them; (0, 255): as they are.
+        class_names: names of the K classes.
+        input_range: what the uint8 values 0 and 255 become before the model takes them; (0, 255): unchanged.
         output: one of `OUTPUTS`.
-        precision: one of `PRECISIONS`, in which it was trained. All models are left in float32.
+        precision: one of `PRECISIONS`, used in training. Every model is stored in float32.
         network: one of `MODELS`; None: another.
-        label_map: annotation group to class, of the training; None: not known.
-        images: images that it was trained with; None: not known.
+        label_map: annotation group to class, as used in training; None: unknown.
+        images: number of images that the model was trained with; None: unknown.
     """
 
     img_size: int
@@ -88,28 +87,28 @@ class Facts:
         return 3 if self.context_um_px is None else 6
 
     def as_json(self) -> dict[str, Any]:
-        """The facts alone as JSON types."""
-        own = {f.name: getattr(self, f.name) for f in fields(Facts)}
+        """Return the information as JSON types."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         lists = {"class_names": list(self.class_names), "input_range": list(self.input_range)}
-        return {"format": FORMAT} | own | lists | {"channels": self.channels}
+        return {"format": FORMAT} | values | lists | {"channels": self.channels}
 
 
-def of_run(options: Mapping[str, Any], network: str, images: int) -> Facts:
-    """The facts of a run of train.py, whose network gives logits.
+def of_run(options: Mapping[str, Any], network: str, images: int) -> ModelInfo:
+    """Describe the network of a run of train.py, which gives logits.
 
     Args:
-        options: of the run, as JSON types (`State.options`, `options.json`).
+        options: options of the run, as JSON types (`State.options`, `options.json`).
         network: name of the network.
-        images: images trained so far.
+        images: number of images trained so far.
 
     Raises:
-        ValueError: an option is missing or not what train.py writes.
+        ValueError: an option is missing or has a value that train.py does not write.
     """
     try:
         label_map = options["label_map"] or DEFAULT_LABEL_MAP
         classes = options["classes"] or class_count(label_map, options["mask_values"])
         if not _KEYS["classes"][1](classes):
-            raise ValueError(f"classes is {str(classes)[:80]!r}, {_KEYS['classes'][0]} needed")
+            raise ValueError(f"classes is {str(classes)[:80]!r}; must be {_KEYS['classes'][0]}")
         raw = {
             "format": FORMAT, "img_size": options["img_size"], "um_px": options["resolution"],
             "context_um_px": options["context_spacing"], "classes": classes,
@@ -118,18 +117,18 @@ def of_run(options: Mapping[str, Any], network: str, images: int) -> Facts:
             "network": network if network in MODELS else None, "label_map": dict(label_map), "images": images,
         }  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the options of the run are not those of train.py: {error!r}") from error
+        raise ValueError(f"not the options of a run of train.py: {error!r}") from error
     return from_json(raw)
 
 
 def class_count(label_map: Mapping[str, int], mask_values: Mapping[Any, int] | None) -> int:
-    """Number of classes that labels have: at least 2, and one more than the largest."""
+    """Return the number of classes in labels: one more than the largest class, and at least 2."""
     values = [cls for cls in (*label_map.values(), *(mask_values or {}).values()) if cls != IGNORE]
     return max(2, *(value + 1 for value in values)) if values else 2
 
 
 def class_names(label_map: Mapping[str, int], classes: int) -> list[str]:
-    """A name for every class: of its annotation groups, or what CAMELYON's groups stand for."""
+    """Name every class: after its annotation groups, or by what CAMELYON's groups stand for."""
 
     def name(cls: int) -> str:
         groups = [group for group, its_class in label_map.items() if its_class == cls]
@@ -142,36 +141,34 @@ def class_names(label_map: Mapping[str, int], classes: int) -> list[str]:
     return [name(cls) for cls in range(classes)]
 
 
-def names_of_today(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as they are written now: before version 0.1.0 class 1 was called tumour where it is now tumor."""
+def current_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names in the spelling of today: before version 0.1.0, class 1 was called tumour by default."""
     return tuple(DEFAULT_NAMES[1] if (cls, name) == (1, "tumour") else name for cls, name in enumerate(names))
 
 
-def completed(found: Facts | None, given: Given, path: Path, taken: Mapping[str, Any]) -> Facts:
-    """The facts of a model from those that came with it, from what its file takes, and from the caller.
+def completed(found: ModelInfo | None, given: ModelOverrides, path: Path, taken: Mapping[str, Any]) -> ModelInfo:
+    """Combine what is known about a model: what came with it, what its file shows, and what the caller states.
 
     Args:
-        found: what came with it, or None.
-        given: by the caller; the facts that came with it must not be contradicted, but for another size.
-        path: of the model, for messages.
-        taken: `img_size` (None: any), `classes` and `output` of the file itself, for a model without facts.
+        found: what came with the model, or None.
+        given: what the caller states; it must not contradict `found`, except for the size.
+        path: path of the model, for messages.
+        taken: `img_size` (None: any), `classes` and `output` of the file itself, for a model without information.
 
     Raises:
-        ValueError: a fact is missing or contradicts another; says which option gives it.
+        ValueError: something is missing or contradictory; the message names the option that provides it.
     """
     if found is not None:
-        said = {
+        stated = {
             "--resolution": (None if given.resample else given.um_px, found.um_px),
             "--context_spacing": (given.context_um_px, found.context_um_px),
         }
-        for option, (mine, its) in said.items():
+        for option, (mine, its) in stated.items():
             if mine is not None and (its is None or not math.isclose(mine, its, rel_tol=1e-6)):
                 was = "without a context view" if its is None else f"at {its:g} um/px"
-                raise ValueError(f"{option} {mine:g}: {path} was trained {was}; leave the option out")
+                raise ValueError(f"{option} {mine:g}: {path} was trained {was}; omit the option")
         if given.input_range not in (None, tuple(found.input_range)):
-            raise ValueError(
-                f"--input_range {given.input_range}: {path} takes {found.input_range}; leave the option out"
-            )
+            raise ValueError(f"--input_range {given.input_range}: {path} takes {found.input_range}; omit the option")
         return replace(found, img_size=given.img_size or found.img_size)
     img_size = given.img_size or taken["img_size"]
     missing = [
@@ -184,7 +181,7 @@ def completed(found: Facts | None, given: Given, path: Path, taken: Mapping[str,
         if value is None
     ]
     if missing:
-        raise ValueError(f"{path}: nothing beside it says how it was trained; give {', '.join(missing)}")
+        raise ValueError(f"{path}: no file beside it describes how it was trained; give {', '.join(missing)}")
     classes = taken["classes"]
     return from_json(
         {
@@ -198,27 +195,27 @@ def completed(found: Facts | None, given: Given, path: Path, taken: Mapping[str,
 # ------------------------------------------------------------------------------------------------------------- JSON
 
 
-def read(path: Path) -> Facts:
-    """The facts in a file.
+def read(path: Path) -> ModelInfo:
+    """Read what `write` wrote.
 
     Raises:
-        ValueError: cannot be read, or does not hold them.
+        ValueError: the file cannot be read, or does not describe a model.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
         raw = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
         return from_json(raw)
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not the facts of a model: {error}") from error
+        raise ValueError(f"{path} does not describe a model: {error}") from error
 
 
-def write(facts: Facts, path: Path) -> None:
-    """Write the facts as JSON."""
+def write(info: ModelInfo, path: Path) -> None:
+    """Write what must be known about a model as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts.as_json(), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(info.as_json(), indent=1) + "\n", encoding="utf-8")
 
 
 def _whole(least: int, most: float) -> Callable[[Any], bool]:
@@ -245,7 +242,7 @@ def _in(allowed: Iterable[str]) -> Callable[[Any], bool]:
     return lambda x: isinstance(x, str) and x in tuple(allowed)
 
 
-# What each key must be, in words and as a check; those with a default may be missing.
+# What each key must be: a description and a check. Keys with a default may be missing.
 _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "img_size": ("a whole number of px", _whole(1, MAX_SIDE)),
     "um_px": ("a number above 0", _length),
@@ -266,28 +263,28 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 _NEEDED = ("img_size", "um_px", "classes", "class_names", "output", "input_range")
 
 
-def from_json(raw: Mapping[str, Any]) -> Facts:
-    """The facts from what `Facts.as_json` gave; keys that it does not know are passed over.
+def from_json(raw: Mapping[str, Any]) -> ModelInfo:
+    """Return the inverse of `ModelInfo.as_json`; unknown keys are ignored.
 
     Raises:
         ValueError: a key is missing or has a value that is not allowed.
     """
     if raw.get("format") != FORMAT:
-        raise ValueError(f"format is {raw.get('format')!r}, {FORMAT!r} is needed")
+        raise ValueError(f"format is {raw.get('format')!r}; must be {FORMAT!r}")
     missing = [name for name in _NEEDED if name not in raw]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing")
     known = {name: raw[name] for name in _KEYS if name in raw}
     for name, value in known.items():
-        words, allowed = _KEYS[name]
+        expected, allowed = _KEYS[name]
         if not allowed(value):
-            raise ValueError(f"{name} is {str(value)[:80]!r}, {words} needed")
+            raise ValueError(f"{name} is {str(value)[:80]!r}; must be {expected}")
     known |= {name: tuple(known[name]) for name in ("class_names", "input_range")}
     if "tumour" not in (known.get("label_map") or {}):
-        known["class_names"] = names_of_today(known["class_names"])
-    facts = Facts(**known)
-    if len(facts.class_names) != facts.classes:
-        raise ValueError(f"{len(facts.class_names)} class_names for {facts.classes} classes")
-    if facts.context_um_px is not None and facts.context_um_px <= facts.um_px:
-        raise ValueError(f"context_um_px {facts.context_um_px:g} must be coarser than um_px {facts.um_px:g}")
-    return facts
+        known["class_names"] = current_names(known["class_names"])
+    info = ModelInfo(**known)
+    if len(info.class_names) != info.classes:
+        raise ValueError(f"{len(info.class_names)} class_names for {info.classes} classes")
+    if info.context_um_px is not None and info.context_um_px <= info.um_px:
+        raise ValueError(f"context_um_px {info.context_um_px:g} must be coarser than um_px {info.um_px:g}")
+    return info

@@ -1,7 +1,7 @@
-"""SavedModel folders, of ours and of others, opened as a function of images.
+"""SavedModel folders, ours or from elsewhere, opened as a function of images.
 
-A SavedModel is a program of TensorFlow operations. Some reach files, the network or Python: a model that has one is
-refused before it is loaded.
+A SavedModel is a program of TensorFlow operations, some of which reach files, the network or Python. A model with such
+an operation is refused before it is loaded.
 
 Shapes: B images, H rows, W columns, C channels, K classes.
 """
@@ -9,6 +9,7 @@ Shapes: B images, H rows, W columns, C channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,48 @@ from tensorflow.python.framework import op_def_registry
 ENTRIES = ("serve", "serving_default")
 MAX_GRAPH_BYTES = 2**31 - 1  # of a protobuf message
 
-# Operations with effects or state that a segmentation network has a use for.
+# Operations with effects or state that a segmentation network needs.
 STATEFUL = {
     "Assert", "AssignAddVariableOp", "AssignVariableOp", "DisableCopyOnRead", "If", "ReadVariableOp",
     "StatefulPartitionedCall", "VarHandleOp", "VarIsInitializedOp", "While",
 }  # fmt: skip
-# Every SavedModel has a function that writes its variables and one that reads them. They want the name of a file,
-# which nothing here gives them, so in functions of that kind alone these are harmless.
+# Every SavedModel has a function that writes its variables and one that reads them. They need the name of a file, which
+# nothing here passes, so these operations are harmless in functions of that kind, and only there.
 SAVING = {"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"}
 SAVING_ARGUMENT = "file_prefix"
-# These reach files although TensorFlow does not call them stateful.
+# These reach files although TensorFlow does not list them as stateful.
 REACHING = {"MatchingFiles", "PrintV2", "PyFuncStateless", "ReadFile", "WriteFile"}
 
 
-def load(folder: Path) -> tuple[Any, Callable[[Any], Any], tuple[Any, ...], str]:
+Call = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model of unknown origin.
+
+    Attributes:
+        call: images (B, H, W, C) -> output (B, H, W, K).
+        source: what owns the variables.
+        shape: shape of the images that it takes; None: any.
+        dtype: type of these images.
+    """
+
+    call: Call
+    source: Any
+    shape: tuple[Any, ...]
+    dtype: str
+
+
+def load(folder: Path) -> OpenedModel:
     """Open a SavedModel by its entry `serve`, else `serving_default`.
 
     Args:
-        folder: with `saved_model.pb`.
-
-    Returns:
-        What owns the variables; a function of images (B, H, W, C) to its output; shape (None: open) and type of the
-        images.
+        folder: folder with `saved_model.pb`.
 
     Raises:
-        ValueError: damaged, with operations that reach beyond it, or without an entry of one input and one output.
+        ValueError: damaged, with operations that reach beyond the model, or without an entry of one input and one
+            output.
     """
     _refuse_reaching(folder)
     try:
@@ -53,7 +71,8 @@ def load(folder: Path) -> tuple[Any, Callable[[Any], Any], tuple[Any, ...], str]
         raise ValueError(f"{folder}: damaged SavedModel ({str(error).splitlines()[0][:300]})") from error
     entry = next((loaded.signatures[name] for name in ENTRIES if name in loaded.signatures), None)
     if entry is None:
-        raise ValueError(f"{folder}: has the entries {', '.join(loaded.signatures) or 'none'}; {ENTRIES[0]} is needed")
+        found = ", ".join(loaded.signatures) or "none"
+        raise ValueError(f"{folder}: has the entries {found}; one called {ENTRIES[0]} is needed")
     inputs = entry.structured_input_signature[1]
     if len(inputs) != 1 or len(entry.structured_outputs) != 1:
         raise ValueError(
@@ -62,17 +81,17 @@ def load(folder: Path) -> tuple[Any, Callable[[Any], Any], tuple[Any, ...], str]
         )
     ((name, spec),), (output,) = inputs.items(), entry.structured_outputs
     if spec.shape.rank is None:
-        raise ValueError(f"{folder}: does not say which shape of images it takes")
+        raise ValueError(f"{folder}: does not state the shape of the images it takes")
 
     def call(image_BHWC: Any, _owner: Any = loaded) -> Any:
-        # A function of a SavedModel does not keep its variables: the owner must live as long.
+        # A function of a SavedModel does not keep its variables alive; this reference to their owner does.
         return entry(**{name: image_BHWC})[output]
 
-    return loaded, call, tuple(spec.shape), spec.dtype.name
+    return OpenedModel(call, loaded, tuple(spec.shape), spec.dtype.name)
 
 
 def _refuse_reaching(folder: Path) -> None:
-    """Refuse operations that reach files, the network or Python, and those unknown."""
+    """Refuse unknown operations and those that reach files, the network or Python."""
     path = folder / "saved_model.pb"
     try:
         if path.stat().st_size > MAX_GRAPH_BYTES:
@@ -93,8 +112,8 @@ def _refuse_reaching(folder: Path) -> None:
     reaching = sorted(name for name in names if _reaches(name))
     if reaching:
         raise ValueError(
-            f"{folder}: has operations that may reach files, the network or Python, or that are unknown: "
-            f"{', '.join(reaching[:5])}; not opened"
+            f"{folder}: refused, because it has operations that are unknown or may reach files, the network or Python: "
+            f"{', '.join(reaching[:5])}"
         )
 
 

@@ -36,13 +36,15 @@ OVERLAP = 0.25
 def rates(name: str, size: int, rounds: int, windows: int) -> dict[str, Any]:
     """Windows/s of the network alone and of a prediction, by rounds."""
     import models
-    from artifacts.loading import Trained
+    from artifacts.loading import LoadedModel
+    from artifacts.metadata import ModelInfo
 
     model = models.build(name, size, 2)
-    network = Trained(
-        img_size=size, um_px=UM_PX, classes=2, class_names=("normal", "tumor"), output="logits", path=Path(name),
-        call=lambda image_BHWC: model(image_BHWC, training=False), source=model,
-    ).probabilities  # fmt: skip
+    info = ModelInfo(img_size=size, um_px=UM_PX, classes=2, class_names=("normal", "tumor"), output="logits")
+    loaded = LoadedModel(
+        info=info, path=Path(name), call=lambda image_BHWC: model(image_BHWC, training=False), source=model
+    )
+    network = loaded.probabilities
     with tempfile.TemporaryDirectory() as folder:
         slide_path = make_slide(Path(folder), side=8192)
         planned = plan_slide(slide_path, None, size, UM_PX, OVERLAP, 7, True, 2)

@@ -87,7 +87,7 @@ def read_prediction(folder: Path) -> Prediction:
         found = Prediction(
             folder, str(stored["slide_id"]), Path(stored["slide_path"]), _pair(stored["size_xy_l0"], int),
             _pair(stored["um_px_xy_l0"], float), _pair(stored["step_xy_l0"], float), _pair(stored["size_xy"], int),
-            classes, metadata.names_of_today([str(names.get(str(cls), f"class {cls}")) for cls in range(classes)]),
+            classes, metadata.current_names([str(names.get(str(cls), f"class {cls}")) for cls in range(classes)]),
             float(stored["tumor_probability"]),
         )  # fmt: skip
     except KeyError as error:

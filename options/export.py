@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts.metadata import Given
+from artifacts.metadata import ModelOverrides
 from options.parser import Parser, positive, whole
 
 FORMATS = ("savedmodel", "onnx", "keras")
@@ -42,7 +42,7 @@ def model_options(parser: Parser) -> None:
     )
 
 
-def given(parser: Parser, opts: argparse.Namespace) -> Given:
+def given(parser: Parser, opts: argparse.Namespace) -> ModelOverrides:
     """What the command line says of the model; exits with code 2 where that cannot be."""
     if opts.input_range is not None and not -1e6 < opts.input_range[0] < opts.input_range[1] < 1e6:
         parser.error(f"--input_range {opts.input_range[0]:g} {opts.input_range[1]:g}: the smaller number first")
@@ -52,7 +52,7 @@ def given(parser: Parser, opts: argparse.Namespace) -> Given:
             f"{opts.resolution:g} um/px"
         )
     input_range = None if opts.input_range is None else (opts.input_range[0], opts.input_range[1])
-    return Given(opts.img_size, opts.resolution, opts.context_spacing, input_range)
+    return ModelOverrides(opts.img_size, opts.resolution, opts.context_spacing, input_range)
 
 
 def export_options(argv: Sequence[str] | None = None) -> argparse.Namespace:

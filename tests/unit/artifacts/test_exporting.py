@@ -18,7 +18,7 @@ import export
 import models
 from artifacts import exporting
 from artifacts.loading import open_model
-from artifacts.metadata import Given
+from artifacts.metadata import ModelOverrides
 from options.export import export_options
 from tests.support.paths import ROOT
 from tests.unit.artifacts.test_loading import by_hand, disturb, noise, run_options, save
@@ -67,7 +67,7 @@ def test_a_network_is_exported_for_any_size(effdet: tuple[keras.Model, Path]) ->
     assert json.loads(metadata["class_names"]) == ["normal", "tumor"]
     np.testing.assert_allclose(session.run(None, {"image": image})[0], expected, atol=1e-5)
     opened = open_model(out / "savedmodel")
-    assert (opened.img_size, opened.um_px, opened.class_names) == (128, 0.5, ("normal", "tumor"))
+    assert (opened.info.img_size, opened.info.um_px, opened.info.class_names) == (128, 0.5, ("normal", "tumor"))
     np.testing.assert_allclose(opened.probabilities(image), expected, atol=1e-5)
     oblong = noise(1, 128, 256, 3)
     loaded = tf.saved_model.load(str(out / "savedmodel"))
@@ -118,10 +118,10 @@ def test_a_saved_model_of_others_becomes_onnx_but_not_keras(tmp_path: Path, caps
     words = ("--model", tmp_path / "served", "--img_size", "6", *RED)
     assert exported(*words, "--out", tmp_path / "out") == 0
     image = noise(2, 6, 6, 3)
-    ours = open_model(tmp_path / "served", Given(6, 0.5, None, (-1.0, 1.0))).probabilities(image)
+    ours = open_model(tmp_path / "served", ModelOverrides(6, 0.5, None, (-1.0, 1.0))).probabilities(image)
     np.testing.assert_allclose(open_model(tmp_path / "out" / "savedmodel").probabilities(image), ours, atol=1e-6)
     assert exported(*words, "--out", tmp_path / "keras", "--format", "keras") == 2
-    assert "is a SavedModel, whose layers are not known; give the run" in capsys.readouterr().err
+    assert "is a SavedModel, whose layers are unknown; give the run" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "served"]
 
 

@@ -1,4 +1,4 @@
-"""Trained models opened for prediction: from checkpoints, Keras files and SavedModels, and refusals of what is none."""
+"""Trained models opened for prediction: from checkpoints, Keras files and SavedModels; refusal of everything else."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ import models
 from artifacts import metadata
 from artifacts.checkpoints import Checkpoints, State, export
 from artifacts.loading import open_model
-from artifacts.metadata import Given
+from artifacts.metadata import ModelOverrides
 from options.train import as_json, train_options
 from tests.support.network import network
 from tests.unit.test_security import Evil
@@ -64,9 +64,18 @@ def test_a_run_is_opened_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     disturb(model)
     save(tmp_path, model, run_options("--model", "effdetd0", "--mixed_precision", "bfloat16"))
     trained = open_model(tmp_path)
-    assert (trained.img_size, trained.um_px, trained.context_um_px, trained.channels) == (128, 0.5, None, 3)
-    assert (trained.classes, trained.class_names, trained.precision) == (2, ("normal", "tumor"), "bfloat16")
-    assert (trained.network, trained.images) == ("effdetd0", 24)
+    assert (trained.info.img_size, trained.info.um_px, trained.info.context_um_px, trained.info.channels) == (
+        128,
+        0.5,
+        None,
+        3,
+    )
+    assert (trained.info.classes, trained.info.class_names, trained.info.precision) == (
+        2,
+        ("normal", "tumor"),
+        "bfloat16",
+    )
+    assert (trained.info.network, trained.info.images) == ("effdetd0", 24)
     assert trained.path == tmp_path / "checkpoints" / "best.npz"
     image = noise(3, 128, 128, 3)
     expected = by_hand(model, image)
@@ -76,8 +85,8 @@ def test_a_run_is_opened_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     np.testing.assert_allclose(p_BHWK, expected, atol=2e-6)
     np.testing.assert_allclose(trained.probabilities(image[1:2]), expected[1:2], atol=2e-6)
     assert trained._compiled.experimental_get_tracing_count() == 1
-    wide = open_model(tmp_path / "checkpoints" / "best.npz", Given(img_size=256))
-    assert wide.img_size == 256
+    wide = open_model(tmp_path / "checkpoints" / "best.npz", ModelOverrides(img_size=256))
+    assert wide.info.img_size == 256
     free = models.build("effdetd0", None, 2)
     free.set_weights(model.get_weights())
     image = noise(1, 256, 256, 3)
@@ -101,7 +110,7 @@ def test_a_size_that_no_network_takes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="img_size 200 is not a positive multiple of 128; the nearest allowed: 128, 256"
     ):
-        open_model(tmp_path, Given(img_size=200))
+        open_model(tmp_path, ModelOverrides(img_size=200))
 
 
 @pytest.mark.usefixtures("small_build")
@@ -147,7 +156,7 @@ def test_a_damaged_best_is_not_replaced_by_another(tmp_path: Path) -> None:
     best = save(tmp_path, network(norm=True, side=128), run_options())
     best.write_bytes(best.read_bytes()[:-200])
     with pytest.raises(
-        ValueError, match=r"best\.npz: damaged checkpoint .* Name another checkpoint of .* with --model"
+        ValueError, match=r"best\.npz: damaged checkpoint .* Choose another checkpoint of .* with --model"
     ):
         open_model(tmp_path)
 
@@ -157,16 +166,21 @@ def test_a_context_view_and_a_label_map_travel_with_a_checkpoint(tmp_path: Path)
     model = network(4, norm=True, side=128, channels=6)
     words = ("--context_spacing", "2", "--label_map", "Gland:1", "Stroma:2", "Vessel:2", "--classes", "4")
     trained = open_model(save(tmp_path, model, run_options(*words)))
-    assert (trained.um_px, trained.context_um_px, trained.channels, trained.classes) == (0.5, 2.0, 6, 4)
-    assert trained.class_names == ("background", "gland", "stroma+vessel", "class 3")
+    assert (trained.info.um_px, trained.info.context_um_px, trained.info.channels, trained.info.classes) == (
+        0.5,
+        2.0,
+        6,
+        4,
+    )
+    assert trained.info.class_names == ("background", "gland", "stroma+vessel", "class 3")
     image = noise(2, 128, 128, 6)
     np.testing.assert_allclose(trained.probabilities(image), by_hand(model, image), atol=2e-6)
     with pytest.raises(ValueError, match=r"uint8 \(2, 128, 128, 3\) given, .* takes uint8 \(B, \*\(128, 128, 6\)\)"):
         trained.probabilities(image[..., :3])
     with pytest.raises(ValueError, match=r"float32 .* given"):
         trained.probabilities(image.astype(np.float32))
-    with pytest.raises(ValueError, match=r"--context_spacing 4: .* was trained at 2 um/px; leave the option out"):
-        open_model(tmp_path, Given(context_um_px=4.0))
+    with pytest.raises(ValueError, match=r"--context_spacing 4: .* was trained at 2 um/px; omit the option"):
+        open_model(tmp_path, ModelOverrides(context_um_px=4.0))
 
 
 def test_pretrained_weights_leave_the_network_open_which_the_variables_tell(
@@ -182,7 +196,7 @@ def test_pretrained_weights_leave_the_network_open_which_the_variables_tell(
     assert any("norm" in v.path for v in open_model(tmp_path).source.variables)
     save(tmp_path, network(5, norm=True, side=128), options)
     with pytest.raises(
-        ValueError, match=r"do not fit effdetd0, effdetd4, deeplab with its options: .* variables differ"
+        ValueError, match=r"do not fit its options and effdetd0, effdetd4, deeplab: .* variables differ"
     ):
         open_model(tmp_path)
 
@@ -218,7 +232,7 @@ def a_text(path: Path) -> None:
         (no_state, "not a checkpoint of this program"),
         (no_options, "not a checkpoint of train.py"),
         (list_of_options, "not a checkpoint of train.py"),
-        (many_classes, "classes is '1000000000000', a whole number from 2 to 255 needed"),
+        (many_classes, "classes is '1000000000000'; must be a whole number from 2 to 255"),
         (a_pickle, "holds pickled objects, which could run any program: not read"),
         (a_text, "pickled objects|damaged checkpoint"),
     ],
@@ -234,7 +248,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     kinds = "a run folder .* a checkpoint .npz, a .keras file, or a SavedModel folder is needed"
     with pytest.raises(ValueError, match=f"no such file or folder; {kinds}"):
         open_model(tmp_path / "x")
-    with pytest.raises(ValueError, match=f"holds neither best.npz nor images-.*.npz nor saved_model.pb. {kinds}"):
+    with pytest.raises(ValueError, match=f"contains neither best.npz nor images-.*.npz nor saved_model.pb. {kinds}"):
         open_model(tmp_path)
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(Evil(tmp_path)))
     with pytest.raises(ValueError, match=f"model.pkl: {kinds}"):
@@ -253,14 +267,14 @@ def test_exported_models_of_a_run_know_their_facts(tmp_path: Path) -> None:
     image = noise(2, 128, 128, 3)
     for name in ("final.keras", "final_savedmodel"):
         trained = open_model(tmp_path / name)
-        assert (trained.img_size, trained.um_px, trained.class_names) == (128, 0.5, ("normal", "tumor"))
-        assert (trained.output, trained.input_range, trained.images) == ("logits", (-1.0, 1.0), 24)
+        assert (trained.info.img_size, trained.info.um_px, trained.info.class_names) == (128, 0.5, ("normal", "tumor"))
+        assert (trained.info.output, trained.info.input_range, trained.info.images) == ("logits", (-1.0, 1.0), 24)
         np.testing.assert_allclose(trained.probabilities(image), by_hand(model, image), atol=2e-6)
-        with pytest.raises(ValueError, match="takes images of 128 px, 256 asked for"):
-            open_model(tmp_path / name, Given(img_size=256))
-        with pytest.raises(ValueError, match=r"--resolution 1: .* was trained at 0.5 um/px; leave the option out"):
-            open_model(tmp_path / name, Given(um_px=1.0))
-        assert open_model(tmp_path / name, Given(um_px=0.5)).um_px == 0.5
+        with pytest.raises(ValueError, match="takes images of 128 px, not of 256 px"):
+            open_model(tmp_path / name, ModelOverrides(img_size=256))
+        with pytest.raises(ValueError, match=r"--resolution 1: .* was trained at 0.5 um/px; omit the option"):
+            open_model(tmp_path / name, ModelOverrides(um_px=1.0))
+        assert open_model(tmp_path / name, ModelOverrides(um_px=0.5)).info.um_px == 0.5
 
 
 def test_a_keras_file_of_a_network_of_ours_is_opened_at_another_size(
@@ -275,7 +289,7 @@ def test_a_keras_file_of_a_network_of_ours_is_opened_at_another_size(
     model.set_weights([w + 0.1 for w in model.get_weights()])
     model.save(tmp_path / "final.keras")
     metadata.write(metadata.of_run(run_options(), "effdetd0", 8), tmp_path / "final.json")
-    trained = open_model(tmp_path / "final.keras", Given(img_size=256))
+    trained = open_model(tmp_path / "final.keras", ModelOverrides(img_size=256))
     wide = build("effdetd0", 256, 2, 3)
     wide.set_weights(model.get_weights())
     image = noise(1, 256, 256, 3)
@@ -284,11 +298,11 @@ def test_a_keras_file_of_a_network_of_ours_is_opened_at_another_size(
 
 @pytest.mark.parametrize(
     ("label_map", "names"),
-    [({"_0": 1}, ("normal", "tumor")), (None, ("normal", "tumor")), ({"tumor": 1}, ("normal", "tumor"))],
+    [({"_0": 1}, ("normal", "tumor")), (None, ("normal", "tumor")), ({"tumour": 1}, ("normal", "tumour"))],
 )
 def test_models_written_before_0_1_0_have_class_names_of_today(label_map: dict | None, names: tuple[str, ...]) -> None:
     stored = metadata.of_run(run_options(), "effdetd0", 8).as_json()
-    read = metadata.from_json(stored | {"class_names": ["normal", "tumor"], "label_map": label_map})
+    read = metadata.from_json(stored | {"class_names": ["normal", "tumour"], "label_map": label_map})
     assert read.class_names == names
 
 

@@ -11,11 +11,11 @@ import pytest
 import tensorflow as tf
 
 from artifacts.loading import open_model
-from artifacts.metadata import Given
+from artifacts.metadata import ModelOverrides
 from tests.unit.artifacts.test_loading import noise
 from tests.unit.test_security import Evil
 
-SAID = Given(um_px=0.5, input_range=(-1.0, 1.0))
+STATED = ModelOverrides(um_px=0.5, input_range=(-1.0, 1.0))
 
 
 def red(side: int | None = 4, channels: int = 3, activation: str | None = None, dtype: str = "float32") -> keras.Model:
@@ -38,24 +38,24 @@ GOOD = {
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"format": "another"}, "format is 'another', 'widefov model 1' is needed"),
-        ({"um_px": -0.5}, "um_px is '-0.5', a number above 0 needed"),
-        ({"um_px": True}, "um_px is 'True', a number above 0 needed"),
-        ({"img_size": "4"}, "img_size is '4', a whole number of px needed"),
+        ({"format": "another"}, "format is 'another'; must be 'widefov model 1'"),
+        ({"um_px": -0.5}, "um_px is '-0.5'; must be a number above 0"),
+        ({"um_px": True}, "um_px is 'True'; must be a number above 0"),
+        ({"img_size": "4"}, "img_size is '4'; must be a whole number of px"),
         ({"class_names": ["a"]}, "1 class_names for 2 classes"),
-        ({"classes": 3, "class_names": ["a", "b", "c"]}, "gives 2 classes, 3 by the facts that came with it"),
-        ({"input_range": [1, -1]}, "input_range is .* two numbers, the smaller first needed"),
-        ({"network": "resnet"}, "network is 'resnet', effdetd0, effdetd4, deeplab or null needed"),
+        ({"classes": 3, "class_names": ["a", "b", "c"]}, "gives 2 classes, but the file beside it states 3"),
+        ({"input_range": [1, -1]}, "input_range is .*; must be two numbers, the smaller first"),
+        ({"network": "resnet"}, "network is 'resnet'; must be effdetd0, effdetd4, deeplab or null"),
         ({"context_um_px": 0.25}, "context_um_px 0.25 must be coarser than um_px 0.5"),
-        ({"context_um_px": 2}, r"takes images \(None, 4, 4, 3\); \(B, H, W, 6\)"),
-        ({"output": "probabilities"}, "its output is no probabilities"),
-        ({"img_size": 8}, "takes images of 4 px, 8 asked for"),
+        ({"context_um_px": 2}, r"takes images \(None, 4, 4, 3\); must take \(B, H, W, 6\)"),
+        ({"output": "probabilities"}, "states that it gives probabilities, but it does not"),
+        ({"img_size": 8}, "takes images of 4 px, not of 8 px"),
     ],
 )
-def test_facts_that_cannot_be_are_refused(tmp_path: Path, changed: dict, message: str) -> None:
+def test_impossible_information_is_refused(tmp_path: Path, changed: dict, message: str) -> None:
     red().save(tmp_path / "m.keras")
     (tmp_path / "m.json").write_text(json.dumps(GOOD), encoding="utf-8")
-    assert open_model(tmp_path / "m.keras").class_names == ("a", "b")
+    assert open_model(tmp_path / "m.keras").info.class_names == ("a", "b")
     (tmp_path / "m.json").write_text(json.dumps(GOOD | changed), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         open_model(tmp_path / "m.keras")
@@ -65,48 +65,54 @@ def test_a_damaged_or_incomplete_json_is_refused(tmp_path: Path) -> None:
     red().save(tmp_path / "m.keras")
     for text in ("{", "[]", "[" * 100_000):
         (tmp_path / "m.json").write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=r"m\.json: not the facts of a model"):
+        with pytest.raises(ValueError, match=r"m\.json does not describe a model"):
             open_model(tmp_path / "m.keras")
     (tmp_path / "m.json").write_text(json.dumps({"format": "widefov model 1", "img_size": 4}), encoding="utf-8")
     with pytest.raises(ValueError, match="um_px, classes, class_names, output, input_range missing"):
         open_model(tmp_path / "m.keras")
 
 
-def test_images_are_scaled_as_said_and_logits_become_probabilities(tmp_path: Path) -> None:
+def test_images_are_scaled_as_stated_and_logits_become_probabilities(tmp_path: Path) -> None:
     red().save(tmp_path / "m.keras")
     image = np.zeros((1, 4, 4, 3), np.uint8)
     image[0, 1, 2, 0] = 255
     for input_range, black, white in (((-1.0, 1.0), -1, 1), ((0.0, 1.0), 0, 1), ((-2.0, 0.5), -2, 0.5)):
-        trained = open_model(tmp_path / "m.keras", Given(um_px=0.5, input_range=input_range))
+        trained = open_model(tmp_path / "m.keras", ModelOverrides(um_px=0.5, input_range=input_range))
         p_HWK = trained.probabilities(image)[0]
         assert p_HWK[0, 0, 0] == pytest.approx(1 / (1 + math.exp(-black)), abs=1e-6)
         assert p_HWK[1, 2, 0] == pytest.approx(1 / (1 + math.exp(-white)), abs=1e-6)
-        assert (trained.img_size, trained.class_names, trained.network) == (4, ("class 0", "class 1"), None)
+        assert (trained.info.img_size, trained.info.class_names, trained.info.network) == (
+            4,
+            ("class 0", "class 1"),
+            None,
+        )
 
 
 def test_probabilities_stay_as_they_are(tmp_path: Path) -> None:
     red(activation="softmax").save(tmp_path / "m.keras")
-    trained = open_model(tmp_path / "m.keras", SAID)
-    assert trained.output == "probabilities"
+    trained = open_model(tmp_path / "m.keras", STATED)
+    assert trained.info.output == "probabilities"
     p_BHWK = trained.probabilities(np.full((2, 4, 4, 3), 255, np.uint8))
     np.testing.assert_allclose(p_BHWK[..., 0], 1 / (1 + math.exp(-1)), atol=1e-6)
 
 
 def test_open_sides_need_a_size(tmp_path: Path) -> None:
     red(side=None).save(tmp_path / "m.keras")
-    with pytest.raises(ValueError, match=r"nothing beside it says how it was trained; give --img_size \(px\)$"):
-        open_model(tmp_path / "m.keras", SAID)
+    with pytest.raises(ValueError, match=r"no file beside it describes how it was trained; give --img_size \(px\)$"):
+        open_model(tmp_path / "m.keras", STATED)
     with pytest.raises(ValueError, match=r"give --resolution \(um per px\), --img_size \(px\), --input_range \(-1 1, "):
         open_model(tmp_path / "m.keras")
-    trained = open_model(tmp_path / "m.keras", Given(6, 0.5, None, (-1.0, 1.0)))
+    trained = open_model(tmp_path / "m.keras", ModelOverrides(6, 0.5, None, (-1.0, 1.0)))
     assert trained.probabilities(noise(1, 6, 6, 3)).shape == (1, 6, 6, 2)
 
 
-def test_a_second_view_of_a_model_of_others_has_to_be_told(tmp_path: Path) -> None:
+def test_a_second_view_of_a_model_from_elsewhere_has_to_be_stated(tmp_path: Path) -> None:
     red(channels=6).save(tmp_path / "m.keras")
-    with pytest.raises(ValueError, match=r"takes images \(None, 4, 4, 6\).* of a second view --context_spacing tells"):
-        open_model(tmp_path / "m.keras", SAID)
-    assert open_model(tmp_path / "m.keras", Given(4, 0.5, 2.0, (-1.0, 1.0))).channels == 6
+    with pytest.raises(
+        ValueError, match=r"takes images \(None, 4, 4, 6\).* for a second view give its um per px by --context_spacing"
+    ):
+        open_model(tmp_path / "m.keras", STATED)
+    assert open_model(tmp_path / "m.keras", ModelOverrides(4, 0.5, 2.0, (-1.0, 1.0))).info.channels == 6
 
 
 def one_class() -> keras.Model:
@@ -143,18 +149,18 @@ def no_number() -> keras.Model:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (one_class, r"gives \(1, 4, 4, 1\) for images \(1, 4, 4, 3\); \(1, 4, 4\) with 2 to 255 classes is needed"),
+        (one_class, r"gives \(1, 4, 4, 1\) for images \(1, 4, 4, 3\); must give \(1, 4, 4\) with 2 to 255 classes"),
         (half_size, r"gives \(1, 2, 2, 2\) for images"),
         (of_the_whole_image, r"gives \(1, 2\) for images"),
         (two_outputs, "has 1 inputs and 2 outputs; one of each is needed"),
-        (oblong, r"takes images \(None, 4, 6, 3\); \(B, H, W, 3\) with H = W"),
+        (oblong, r"takes images \(None, 4, 6, 3\); must take \(B, H, W, 3\) with H = W"),
         (no_number, "its output for an image of noise is not finite"),
     ],
 )
 def test_models_of_another_kind_are_refused(tmp_path: Path, build, message: str) -> None:
     build().save(tmp_path / "m.keras")
     with pytest.raises(ValueError, match=message):
-        open_model(tmp_path / "m.keras", SAID)
+        open_model(tmp_path / "m.keras", STATED)
 
 
 def test_code_in_a_keras_file_is_never_run(tmp_path: Path) -> None:
@@ -164,13 +170,13 @@ def test_code_in_a_keras_file_is_never_run(tmp_path: Path) -> None:
     keras.Model(image, keras.layers.Conv2D(2, 1)(evil(image))).save(tmp_path / "m.keras")
     (tmp_path / "hacked").unlink()  # made while the model was built here
     with pytest.raises(
-        ValueError, match=r"m\.keras: not opened: it holds a Lambda layer, which is code and is never run"
+        ValueError, match=r"m\.keras: cannot be opened: it contains a Lambda layer, which is code and is never run"
     ):
-        open_model(tmp_path / "m.keras", SAID)
+        open_model(tmp_path / "m.keras", STATED)
     for junk in (pickle.dumps(Evil(tmp_path)), b"PK\x03\x04", b""):
         (tmp_path / "m.keras").write_bytes(junk)
-        with pytest.raises(ValueError, match=r"m\.keras: not opened: "):
-            open_model(tmp_path / "m.keras", SAID)
+        with pytest.raises(ValueError, match=r"m\.keras: cannot be opened: "):
+            open_model(tmp_path / "m.keras", STATED)
     assert not (tmp_path / "hacked").exists()
 
 
@@ -194,7 +200,7 @@ def test_a_saved_model_of_others_is_opened(tmp_path: Path) -> None:
     write_served(Served(), tmp_path / "served")
     with pytest.raises(ValueError, match=r"give --resolution .* --img_size .* --input_range"):
         open_model(tmp_path / "served")
-    trained = open_model(tmp_path / "served", Given(5, 0.5, None, (0.0, 1.0)))
+    trained = open_model(tmp_path / "served", ModelOverrides(5, 0.5, None, (0.0, 1.0)))
     p_BHWK = trained.probabilities(np.full((1, 5, 5, 3), 255, np.uint8))
     np.testing.assert_allclose(p_BHWK[..., 0], 1 / (1 + math.exp(-2)), atol=1e-6)
 
@@ -226,9 +232,9 @@ def saves(image):
 def test_a_saved_model_that_reaches_out_is_refused(tmp_path: Path, operation, name: str) -> None:
     write_served(Served(operation), tmp_path / "served")
     with pytest.raises(
-        ValueError, match=rf"operations that may reach files, the network or Python, .*: .*{name}.*; not"
+        ValueError, match=rf"operations that are unknown or may reach files, the network or Python: .*{name}"
     ):
-        open_model(tmp_path / "served", Given(5, 0.5, None, (0.0, 1.0)))
+        open_model(tmp_path / "served", ModelOverrides(5, 0.5, None, (0.0, 1.0)))
 
 
 def test_damaged_saved_models_are_refused(tmp_path: Path) -> None:
@@ -237,7 +243,7 @@ def test_damaged_saved_models_are_refused(tmp_path: Path) -> None:
     weights = folder / "variables" / "variables.data-00000-of-00001"
     weights.unlink()
     with pytest.raises(ValueError, match="damaged SavedModel"):
-        open_model(folder, SAID)
+        open_model(folder, STATED)
     (folder / "saved_model.pb").write_bytes(b"junk")
     with pytest.raises(ValueError, match="damaged SavedModel"):
-        open_model(folder, SAID)
+        open_model(folder, STATED)
