@@ -15,10 +15,10 @@ class Axis:
     """One axis of a chart.
 
     Attributes:
-        title: what it shows, with its unit.
+        title: quantity, with its unit.
         low, high: its ends.
         ticks: values with a line and a number.
-        log: whether equal ratios are equally far apart; what is below `low` is drawn at `low`.
+        log: whether the scale is logarithmic; values below `low` are drawn at `low`.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value lies between both ends, 0 to 1."""
+        """Return the position of a value between both ends, 0 to 1."""
         value = min(max(value, self.low), self.high)
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
@@ -46,15 +46,15 @@ def chart(
     marks: Sequence[tuple[float, float]] = (),
     diagonal: bool = False,
 ) -> str:
-    """A curve through points, steps and all, as an SVG element.
+    """Draw a curve through points as an SVG element.
 
     Args:
         points: (x, y) along the curve.
         x: horizontal axis.
         y: vertical axis.
-        label: what a screen reader says.
-        marks: points to set a dot on.
-        diagonal: draw the line of a ranking by chance.
+        label: text for screen readers.
+        marks: points that get a dot.
+        diagonal: draw the line of a random ranking.
     """
 
     def at(px: float, py: float) -> str:
@@ -88,7 +88,7 @@ def chart(
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = _MAX_POINTS) -> list[tuple[float, float]]:
-    """At most about `most` points of a curve, both ends among them; those with a coordinate that is no number go."""
+    """Thin a curve to about `most` points including both ends; points that are not finite are dropped."""
     finite = [point for point in points if all(math.isfinite(value) for value in point)]
     step = max(1, math.ceil(len(finite) / most))
     kept = finite[::step]
@@ -96,11 +96,11 @@ def thinned(points: Sequence[tuple[float, float]], most: int = _MAX_POINTS) -> l
 
 
 def matrix(counts: Sequence[Sequence[int]], names: Sequence[str], caption: str, unit: str) -> str:
-    """A confusion matrix as a table: rows truth, columns prediction, shaded by the share of the row.
+    """Format a confusion matrix as a table: rows truth, columns prediction, shaded by the share of the row.
 
     Args:
         counts: (K, K).
-        names: of the K classes.
+        names: names of the K classes.
         caption: heading.
         unit: what is counted.
     """
@@ -122,7 +122,7 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str], caption: str, 
 
 
 def short(count: int) -> str:
-    """A count that fits into a cell."""
+    """Format a count that fits into a cell."""
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
         if count >= size:
             return f"{count / (size if letter != 'k' else 1000):.3g}{letter}"

@@ -1,7 +1,7 @@
-"""One HTML file that shows an evaluation: no network, no scripts, nothing beside it.
+"""An evaluation as one HTML file: no network, no scripts, no further files.
 
-It is made from plain data: the numbers of metrics.json, rows of slides, two curves, pictures as data URIs. Every name
-is escaped; the page's own policy forbids loading or running anything.
+It is made from plain data: metrics.json, rows of slides, two curves, pictures as data URIs. Every name is escaped, and
+the page's content security policy forbids loading or running anything.
 """
 
 import json
@@ -27,18 +27,18 @@ def html(
     pictures: Mapping[str, str],
     title: str = "Evaluation",
 ) -> str:
-    """The report as text.
+    """Return the report as HTML.
 
     Args:
-        metrics: as in metrics.json; None for a score that does not exist.
-        rows: one per slide, the worst first.
+        metrics: as in metrics.json; None for an undefined score.
+        rows: one per slide, worst first.
         froc: the curve of the lesions.
         roc: the curve of the slides.
         pictures: slide id -> `data:image/...` URI, or empty.
         title: heading.
 
     Raises:
-        ValueError: a picture that is not a data URI of an image.
+        ValueError: a picture is not a data URI of an image.
     """
     slides = [_slide(row, pictures.get(row["slide_id"], "")) for row in rows[:_MANY_SLIDES]]
     parts = [
@@ -69,7 +69,7 @@ def html(
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number, or a word where there is none."""
+    """Format a number; None is shown as not defined."""
     return "not defined" if value is None else f"{value:.{digits}f}"
 
 
@@ -93,7 +93,7 @@ def _warnings(metrics: Mapping[str, Any]) -> str:
     every, score = lesions["froc_every_threshold"], lesions["froc"]["value"]
     if every is not None and abs(every - score) > 1e-9:
         found += (
-            '<div class="warning">Every lesion was found. The organizers\' program then leaves out the lowest '
+            '<div class="warning">Every lesion was found. The organizers\' program then omits the lowest '
             f"probability, which gives a FROC score of {number(score)}; with it the score is <b>{number(every)}</b>."
             "</div>"
         )
@@ -106,10 +106,10 @@ def _warnings(metrics: Mapping[str, Any]) -> str:
 
 def _small_set(metrics: Mapping[str, Any]) -> str:
     if metrics["slides"] < 2:
-        return '<p class="soft">One slide: there are no intervals below two.</p>'
+        return '<p class="soft">No intervals: they need at least two slides.</p>'
     if not metrics.get("options", {}).get("bootstrap", 1):
         return ""
-    few = " With so few slides they say little." if metrics["slides"] < 20 else ""
+    few = " With so few slides they are unreliable." if metrics["slides"] < 20 else ""
     return f'<p class="soft">In brackets: 95% bootstrap intervals over {metrics["slides"]} slides.{few}</p>'
 
 
@@ -127,7 +127,7 @@ def _numbers(metrics: Mapping[str, Any]) -> list[str]:
         _card("Pixel AUC", pixels["auc"], "tumor probability"),
     ]
     cards += [_card(f"Dice, {name}", pixels["dice"][name], "pixels") for name in pixels["classes"][1:]]
-    cards.append(_card("Node class", metrics["nodes"]["accuracy"], "share of slides right"))
+    cards.append(_card("Node class", metrics["nodes"]["accuracy"], "share of slides correct"))
     if patients:
         one_stage = ", all of one stage" if patients["kappa"]["value"] is None else ""
         what = _counted(len(patients["stages"]), "patient") + one_stage
@@ -156,7 +156,7 @@ def _froc_figure(metrics: Mapping[str, Any], froc: Froc) -> str:
     y = Axis("lesions found", 0, 1, SHARE_TICKS)
     points = list(zip(froc.false_per_slide_T.tolist(), froc.sensitivity_T.tolist(), strict=True))
     if points and marks:
-        points.insert(0, (x.high, points[0][1]))  # as the score reads it: beyond the last point nothing changes
+        points.insert(0, (x.high, points[0][1]))  # as the score reads it: nothing changes beyond the last point
     drawn = chart(points if marks else [], x, y, "FROC curve", marks)
     values = ", ".join(f"{false:g}:\u00a0{value:.3f}" for false, value in marks)
     below = f"Sensitivity at false positives per slide {values}" if marks else "No lesion in the truth: not defined."
@@ -168,7 +168,11 @@ def _roc_figure(metrics: Mapping[str, Any], roc: Roc) -> str:
     points = list(zip(roc.false_rate_T.tolist(), roc.true_rate_T.tolist(), strict=True))
     drawn = chart(points, *axes, "ROC curve of slides", diagonal=True)
     area = metrics["slide_auc"]["value"]
-    below = "Slides of one kind only: not defined." if area is None else f"Area {number(area)}; dashed: by chance."
+    below = (
+        "All slides with or all without tumor: not defined."
+        if area is None
+        else f"Area {number(area)}; dashed: chance."
+    )
     return f'<figure><figcaption>ROC of slides</figcaption>{drawn}<p class="soft">{below}</p></figure>'
 
 
@@ -240,4 +244,4 @@ def _more(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _details(metrics: Mapping[str, Any]) -> str:
     options = escape(json.dumps(metrics.get("options", {}), indent=1, ensure_ascii=False))
-    return f"<h2>How it was made</h2><details><summary>options</summary><pre>{options}</pre></details>"
+    return f"<h2>Options</h2><details><summary>options of evaluate.py</summary><pre>{options}</pre></details>"

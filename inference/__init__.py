@@ -1,1 +1,1 @@
-"""Whole-slide prediction: windows over tissue, blending, and its outputs. No TensorFlow: a network is a function."""
+"""Whole-slide prediction: windows over tissue, blending, outputs. Without TensorFlow: a network is a function."""

@@ -1,4 +1,4 @@
-"""Files of outlines: GeoJSON for QuPath, XML for ASAP."""
+"""Outlines as files: GeoJSON for QuPath, XML for ASAP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slides.truth.asap import write_outlines
 from slides.truth.asap_areas import Area, asap_group, outlines_of
 from system.atomic_files import written_whole
 
-# Okabe and Ito's colors, told apart by nearly everybody; class 1 first.
+# Okabe and Ito's colors, which nearly everybody can distinguish; class 1 first.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 
@@ -33,12 +33,12 @@ def write_geojson(path: Path, found: Sequence[Region], class_names: Mapping[int,
     """Write a FeatureCollection that QuPath imports as annotations; coordinates are level-0 px.
 
     Args:
-        path: File to write, whole or not at all.
-        found: The regions, one feature each.
-        class_names: Name of every class.
+        path: file to write, completely or not at all.
+        found: the regions, one feature each.
+        class_names: name of every class.
     """
     with written_whole(path) as part, part.open("w", encoding="ascii") as file:
-        # One line per feature: a large file stays readable, and is never held as one text.
+        # One line per feature keeps a large file readable and never in memory as a whole.
         file.write('{"type": "FeatureCollection", "features": [')
         for number, region in enumerate(found):
             file.write(",\n" if number else "\n")
@@ -68,12 +68,12 @@ def _feature(region: Region, name: str) -> dict[str, object]:
 def write_asap(path: Path, found: Sequence[Region], class_names: Mapping[int, str]) -> None:
     """Write ASAP XML that `slides.truth.annotation` reads back to the same areas.
 
-    Groups and holes are as `slides.truth.asap_areas` says; `asap_areas.asap_label_map` reads more than two classes.
+    `slides.truth.asap_areas` describes groups and holes; its `asap_label_map` reads more than two classes.
 
     Args:
-        path: File to write, whole or not at all.
-        found: The regions.
-        class_names: Name of every class.
+        path: file to write, completely or not at all.
+        found: the regions.
+        class_names: name of every class.
     """
     with written_whole(path) as part:
         areas = (

@@ -1,10 +1,11 @@
 """Overlapping predictions blended into one map, in memory that does not grow with the slide.
 
-Every window's probabilities are weighted by a Hann window, sin^2 along both axes, and divided by the sum of the weights
-that a px got. A px near the border of one window, where the network saw little of what surrounds it, so counts little
-beside a window that has it in its middle, and no seam is left.
+Every window's probabilities are weighted by a Hann window, sin^2 along both axes, and divided by the sum of the
+weights at each px. A px near the border of one window, where the network saw little of its surroundings, therefore
+counts little next to a window that has it in its middle, and no seam remains.
 
-Shapes: K classes; P = K - 1 planes, the classes but 0, whose probability is what is left of 1. H, W px of a window.
+Shapes: K classes; P = K - 1 planes, one per class except 0, whose probability is the remainder to 1; H, W px of a
+window.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 def hann(size: int) -> Floats:
-    """Weights of the px of a window along one axis, shape (size,): sin^2, symmetric, above 0."""
+    """Return the weights of a window's px along one axis, shape (size,): sin^2, symmetric, above 0."""
     weights: Floats = (np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2).astype(np.float32)
     return weights
 
@@ -32,7 +33,7 @@ class Sums:
 
     Attributes:
         row, column: the cell.
-        sums_PHW: weighted sums of probabilities, the whole cell also where the map ends within it.
+        sums_PHW: weighted sums of probabilities, of the whole cell even if the map ends within it.
         complete: whether no window outside the run covers the cell.
     """
 
@@ -47,7 +48,7 @@ class Weights:
 
     Args:
         grid: map and windows.
-        windows: rows and columns of the windows that are predicted, in the order of prediction.
+        windows: rows and columns of the predicted windows, in the order of prediction.
     """
 
     def __init__(self, grid: MapGrid, windows: Sequence[tuple[int, int]]) -> None:
@@ -62,14 +63,14 @@ class Weights:
         self._parts = self.profile.reshape(grid.reach, grid.stride)
 
     def covering(self, row: int, column: int) -> NDArray[np.int64]:
-        """Positions of the windows that cover a cell."""
+        """Return the positions of the windows that cover a cell."""
         reach = self.grid.reach
         near = self._position_HW[max(0, row - reach + 1) : row + 1, max(0, column - reach + 1) : column + 1]
         found: NDArray[np.int64] = near[near >= 0]
         return found
 
     def of_cell(self, row: int, column: int) -> Floats:
-        """Sum of the weights of all windows over a cell, shape (stride, stride); 0 where none covers a px."""
+        """Sum the weights of all windows over a cell, shape (stride, stride); 0 where none covers a px."""
         stride = self.grid.stride
         sum_HW = np.zeros((stride, stride), np.float32)
         rows, columns = self.grid.hw
@@ -84,7 +85,7 @@ class Weights:
         return sum_HW
 
     def probabilities(self, row: int, column: int, sums_PHW: Floats) -> Floats:
-        """Probabilities p_PHW of a cell from the sums of all its windows, cut to the map; 0 where nothing covers it."""
+        """Return p_PHW of a cell from the sums of all its windows, cut to the map; 0 where no window covers it."""
         height, width = self.grid.cell_hw(row, column)
         weight_HW = self.of_cell(row, column)[:height, :width]
         p_PHW = np.zeros((len(sums_PHW), height, width), np.float32)
@@ -93,16 +94,16 @@ class Weights:
 
 
 class Blend:
-    """Adds up one run of windows, in order, and gives back the cells that it is done with.
+    """Adds up one run of windows, in order, and returns the cells that are finished.
 
-    It holds the cells that later windows of the run may still reach: as many rows as a window is high. The windows of a
-    run are in row-major order.
+    It holds the cells that later windows of the run may still reach: as many rows as a window is high. Windows of a run
+    are in row-major order.
 
     Args:
-        weights: of the slide.
-        planes: P.
+        weights: weights of the slide.
+        planes: number of planes P.
         first: position of the run's first window.
-        last: behind its last.
+        last: position after its last window.
     """
 
     def __init__(self, weights: Weights, planes: int, first: int, last: int) -> None:
@@ -130,7 +131,7 @@ class Blend:
                 sums_PHW[:, : part_PHW.shape[1], : part_PHW.shape[2]] += part_PHW
 
     def done(self, before_row: int | None = None) -> Iterator[Sums]:
-        """Give back, and forget, the cells in rows above `before_row`, all without it; in row-major order."""
+        """Yield, and forget, the cells in rows above `before_row` (None: all), in row-major order."""
         ready = sorted(cell for cell in self._cells if before_row is None or cell[0] < before_row)
         for cell in ready:
             positions = self._weights.covering(*cell)

@@ -18,21 +18,21 @@ from inference.maps import MapLevel, MapPyramid
 from slides.geometry import Pair, Points, l0_from_lv
 from system.atomic_files import write_bytes
 
-# A tumor cell is 10 to 20 um wide: a level of about half of one, smoothed over about one.
+# A tumor cell is 10 to 20 um wide: a level of about half a cell, smoothed over about one cell.
 UM_PX = 8.0
 SMOOTH_UM = 10.0
-# FROC runs through all thresholds and the slide's score is its best detection: what is doubtful is ranked, not dropped.
+# FROC covers all thresholds and a slide's score is its best detection: doubtful places are ranked, not dropped.
 MIN_PROBABILITY = 0.1
 # CAMELYON16 joins foci closer than 75 um into one lesion; two hits so close would be one.
 RADIUS_UM = 75.0
 MAX_DETECTIONS = 1000
-# Probabilities are held as 16-bit numbers; 255 becomes the largest.
+# Probabilities are kept as 16-bit numbers; 255 becomes the largest.
 SCALE = 257
 
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """How detections are made.
+    """Parameters of detections.
 
     Attributes:
         um_px: Spacing of the level that is searched, about.
@@ -122,7 +122,7 @@ def _smoothed(value_HW: NDArray[np.uint8], level: MapLevel, smooth_um: float) ->
     if smooth_um <= 0:
         return wide_HW
     sigma_x, sigma_y = (smooth_um / um for um in level.um_px_xy)
-    # The kernel reaches four deviations; beyond the border the last px goes on.
+    # The kernel covers four standard deviations; beyond the border the last px is repeated.
     side_x, side_y = (2 * int(np.ceil(4 * sigma)) + 1 for sigma in (sigma_x, sigma_y))
     smooth_HW = cv2.GaussianBlur(wide_HW, (side_x, side_y), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE)
     return np.asarray(smooth_HW, np.uint16)
@@ -136,7 +136,7 @@ def _maxima(smooth_HW: NDArray[np.uint16], lowest: int) -> tuple[NDArray[np.int6
     count, group_HW = cv2.connectedComponents(peak_HW, connectivity=8)
     rows, columns = (axis.astype(np.int64) for axis in np.nonzero(peak_HW))
     group = group_HW[rows, columns]
-    # A flat patch beside a higher px is no maximum: its px there are not in `peak_HW`, but the others would be.
+    # A flat patch next to a higher px is not a maximum: only its px there are missing from `peak_HW`.
     flat = _rising(smooth_HW, peak_HW, group_HW, count)
     keep = ~flat[group]
     rows, columns, group = rows[keep], columns[keep], group[keep]

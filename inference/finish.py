@@ -1,4 +1,4 @@
-"""A slide's results from the scratch files of its runs: written beside their place, then moved there as a whole."""
+"""A slide's results from the scratch files of its runs: written to a temporary folder, then moved into place."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from system.atomic_files import written_folder
 
 TILE = 512
 CLAIM = "claimed"
-# Share of a slide's windows that cannot be read whole: with more, what is left is no result.
+# Share of a slide's windows that may be partly unreadable; with more, the slide has no result.
 MOST_FAULTS = 0.5
 
 
 def claim(folder: Path, firsts: Sequence[int]) -> bool:
-    """Whether all runs of a slide are there, and this call is the first to know.
+    """Claim a slide whose runs are all complete; True for the first caller only.
 
     Args:
         folder: scratch folder of the slide.
@@ -37,7 +37,7 @@ def claim(folder: Path, firsts: Sequence[int]) -> bool:
     if not all(run_path(folder, first).exists() for first in firsts):
         return False
     try:
-        # Ranks: of several that look at the same time, one can make the file.
+        # Ranks: of several ranks that look at the same time, only one can create the file.
         os.close(os.open(folder / CLAIM, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except (FileExistsError, FileNotFoundError):
         return False
@@ -48,11 +48,11 @@ def write_maps(cells: Cells, planned: PlannedSlide, um_px_xy_l0: Pair, classes: 
     """Write the maps of a slide as pyramids: probabilities by mean, labels by maximum.
 
     Args:
-        cells: of the slide.
+        cells: cells of the slide.
         planned: the slide.
         um_px_xy_l0: its spacing, um per level-0 px.
-        classes: K.
-        folder: where to.
+        classes: number of classes K.
+        folder: folder to write to.
     """
     step_x, step_y = planned.grid.step_xy_l0
     um_px_xy = step_x * um_px_xy_l0[0], step_y * um_px_xy_l0[1]
@@ -67,11 +67,11 @@ class Job:
     """What all slides of a prediction have in common.
 
     Attributes:
-        out: folder of the results, one folder in it for each slide.
+        out: folder of the results, with one folder for each slide.
         classes: name of every class, 0 to K - 1.
         model: path of the model.
-        options: that decide the result, JSON types.
-        outputs: how outlines and detections are made.
+        options: options that determine the result, JSON types.
+        outputs: parameters of outlines and detections.
     """
 
     out: Path
@@ -82,11 +82,11 @@ class Job:
 
 
 def finish_slide(slide: Slide, planned: PlannedSlide, firsts: Sequence[int], scratch: Path, job: Job) -> list[str]:
-    """Make a slide's results of its scratch files; `out/SLIDE_ID` appears when all of it is there.
+    """Produce a slide's results from its scratch files; `out/SLIDE_ID` appears when it is complete.
 
     Args:
         slide: the slide.
-        planned: the same, planned.
+        planned: its windows.
         firsts: positions of the first windows of its runs.
         scratch: its scratch folder.
         job: see `Job`.
@@ -96,7 +96,7 @@ def finish_slide(slide: Slide, planned: PlannedSlide, firsts: Sequence[int], scr
 
     Raises:
         SlideError: too many of its windows could not be read.
-        OSError: the results cannot be written; nothing of them is left.
+        OSError: the results cannot be written; no part of them remains.
     """
     started = time.monotonic()
     cells = Cells(scratch, list(firsts), Weights(planned.grid, planned.windows), len(job.classes) - 1)
@@ -116,5 +116,5 @@ def finish_slide(slide: Slide, planned: PlannedSlide, firsts: Sequence[int], scr
     finally:
         cells.close()
     if faults:
-        notes.append(f"{len(faults)} windows could not be read whole, what is missing is white; first: {faults[0]}")
+        notes.append(f"{len(faults)} windows could not be read completely, missing px are white; first: {faults[0]}")
     return notes

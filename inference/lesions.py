@@ -1,4 +1,4 @@
-"""Sizes of what was predicted: areas, number of lesions, the longest diameter.
+"""Sizes of the prediction: areas, number of lesions, longest diameter.
 
 Tensor legend: H rows, W columns of one level of the label map.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inference.maps import GRID_PX, MapLevel, Maps
 from slides.geometry import Pair
 
-# Lesions are told apart on a level of about this spacing.
+# Lesions are separated on a level of about this spacing.
 UM_PX = 8.0
 UM_PER_MM = 1000.0
 
@@ -38,7 +38,7 @@ def lesions(maps: Maps) -> Lesions:
 
     Levels of the label map are made by maximum, so lesions less than a px of that level apart are one. The diameter is
     the largest Feret diameter: between the outermost corners of px of the finest level of the map (of the searched
-    level, where a lesion is larger than 64 Mpx). Whether foci within 75 um are one lesion is for the evaluation.
+    level, where a lesion is larger than 64 Mpx). The evaluation decides whether foci within 75 um are one lesion.
     """
     level = maps.label.nearest(UM_PX)
     tumor_HW = (maps.label.whole(level) > 0).astype(np.uint8)
@@ -55,7 +55,7 @@ def lesions(maps: Maps) -> Lesions:
 
 
 def areas_mm2(maps: Maps) -> dict[int, float]:
-    """Area of each class >= 1 on the slide, mm2, from the finest level; px count as far as they lie on the slide."""
+    """Area of each class >= 1 on the slide, mm2, from the finest level; px count by the part of them on the slide."""
     level = maps.label.levels[0]
     px = np.zeros(256)
     share_x, share_y = (
@@ -66,7 +66,7 @@ def areas_mm2(maps: Maps) -> dict[int, float]:
         if not label_HW.any():
             continue
         rows = share_y[top : top + label_HW.shape[0]]
-        # All px whole but those of the last column and row: sums of whole px, then these corrected.
+        # Only the last column and row can be cut: sum whole px, then correct these.
         px += np.bincount(label_HW.ravel(), minlength=256)
         px -= (1 - share_x[-1]) * np.bincount(label_HW[:, -1], rows, 256)
         if top + label_HW.shape[0] == level.size_xy[1]:
@@ -76,7 +76,7 @@ def areas_mm2(maps: Maps) -> dict[int, float]:
 
 
 def _shares(size: int, step: float, size_l0: int) -> NDArray[np.float64]:
-    """Which part of each px along an axis lies on the slide: 1 but for the last."""
+    """Return the part of each px along an axis that lies on the slide: 1 except for the last."""
     return np.clip((size_l0 - np.arange(size) * step) / step, 0.0, 1.0)
 
 
@@ -103,7 +103,7 @@ def _feret(inside_HW: NDArray[np.bool_], um_px_xy: Pair) -> float:
     rows = np.flatnonzero(inside_HW.any(axis=1))
     part = inside_HW[rows]
     first, last = part.argmax(axis=1), part.shape[1] - part[:, ::-1].argmax(axis=1)
-    # Of each row only the outermost corners, above and below.
+    # Only the outermost corners of each row, above and below.
     corners = np.concatenate([np.stack([x, y], axis=1) for x in (first, last) for y in (rows, rows + 1)])
     hull = shapely.convex_hull(shapely.multipoints(corners * np.asarray(um_px_xy)))
     points = shapely.get_coordinates(hull)

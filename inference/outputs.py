@@ -1,4 +1,4 @@
-"""Everything that is made of the maps of one slide: outlines, detections, a picture, and the summary."""
+"""Everything derived from the maps of one slide: outlines, detections, a picture, and the summary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slides.truth.interface import Truth
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How the outputs are made.
+    """Parameters of the outputs.
 
     Attributes:
         simplify_um: Farthest that an outline may lie from the exact one; None for two px of the label map.
@@ -42,23 +42,23 @@ def write_outputs(
 ) -> list[str]:
     """Write polygons, detections, the overlay and, last, the summary beside the maps of a slide.
 
-    `probability*.tif` and `label.tif` must be whole in the folder. Every file is written whole or not at all.
+    `probability*.tif` and `label.tif` must be complete. Every file is written completely or not at all.
 
     Args:
         folder: Where to write; exists.
         slide: The slide.
         maps: Its maps.
-        run: What the summary says of the prediction.
-        started: `time.monotonic()` when work on the slide began.
-        truth: Drawn on the overlay where given.
+        run: what the summary states about the prediction.
+        started: `time.monotonic()` at the start of work on the slide.
+        truth: drawn on the overlay if given.
         options: See `OutputOptions`.
 
     Returns:
-        Notes for the user: what was left out.
+        Notes for the user on what was left out.
 
     Raises:
         ValueError: A map cannot be read.
-        OSError: A file cannot be written, e.g. on a full disk; no part of that file stays, and there is no summary.
+        OSError: a file cannot be written, e.g. on a full disk; no part of that file and no summary remains.
     """
     options = OutputOptions() if options is None else options
     found, small = regions(maps, options.simplify_um, options.min_area_um2)

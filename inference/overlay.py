@@ -24,7 +24,7 @@ from system.atomic_files import write_bytes
 
 Picture = NDArray[np.uint8]
 SIDE_PX = 2048
-# Dark blue over green to yellow: lightness rises all the way, and nearly everybody can tell its ends apart.
+# Dark blue over green to yellow: lightness increases throughout, and nearly everybody can distinguish its ends.
 COLOR_MAP = cv2.COLORMAP_VIRIDIS
 # Tissue stays visible through the colors; below the first probability there is none, from the second on the most.
 MOST_OPAQUE, CLEAR_BELOW, OPAQUE_FROM = 0.55, 0.05, 0.5
@@ -53,7 +53,7 @@ def overlay(
         side_px: Longer side of the thumbnail; smaller slides are not enlarged.
 
     Returns:
-        image_HWC: the thumbnail above its legend. White where the slide cannot be read, which the legend says.
+        image_HWC: the thumbnail above its legend. White where the slide cannot be read, as the legend states.
     """
     width, height = slide.size_xy_l0
     step = max(1.0, max(width, height) / side_px)
@@ -80,7 +80,7 @@ def overlay(
 
 
 def write_overlay(path: Path, image_HWC: Picture) -> None:
-    """Write a picture as PNG, whole or not at all."""
+    """Write a picture as PNG, completely or not at all."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())
@@ -140,7 +140,7 @@ def _legend(width: int, lines: Sequence[tuple[str, str]], notes: Sequence[str], 
     Args:
         width: Of the picture, px.
         lines: Color and meaning of each kind of outline.
-        notes: What else to say.
+        notes: further text.
         mm_px: Millimeters per px of the picture.
     """
     font = ImageFont.load_default(FONT_PX)
@@ -208,6 +208,6 @@ def _text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Imag
 
 
 def _widened(image_HWC: Picture, width: int) -> Picture:
-    """White on the right up to a width."""
+    """Add white on the right up to a width."""
     widened: Picture = np.pad(image_HWC, ((0, 0), (0, width - image_HWC.shape[1]), (0, 0)), constant_values=255)
     return widened

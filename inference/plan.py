@@ -1,4 +1,4 @@
-"""Where a slide's tissue is, and the windows that see it."""
+"""Tissue of a slide, and the windows that cover it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inference.windows import MapGrid, TissueCells, in_stripes, map_grid, with_t
 from samplers.index import find_tissue
 from slides.reader import Slide
 
-COARSE = 1.5  # a slide this many times coarser than what the network was trained on deserves a word
+COARSE = 1.5  # a slide this many times coarser than the network's training data gets a note
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PlannedSlide:
         windows: rows and columns of the windows to predict, stripe by stripe, in row-major order in each.
         begins: where the stripes begin among them.
         tissue_mm2: area of its tissue, by the search grid.
-        notes: what a user should know.
+        notes: remarks for the user.
     """
 
     slide_id: str
@@ -45,17 +45,17 @@ def plan_slide(
     tissue_only: bool,
     classes: int,
 ) -> PlannedSlide:
-    """Find the tissue of a slide and the windows to predict; a second or so.
+    """Find the tissue of a slide and the windows to predict; takes about a second.
 
     Args:
         path: the slide.
-        um_px_l0: spacing of level 0 in place of what the file says, um per px; None to believe it.
+        um_px_l0: spacing of level 0, um per px, in place of the file's own; None to use that.
         img_size: side of a window, px.
         um_px: spacing of the windows.
         overlap: share of a window's side in common with the next.
         bb_downsample: pyramid level of the tissue search.
-        tissue_only: leave out windows without tissue.
-        classes: K.
+        tissue_only: omit windows without tissue.
+        classes: number of classes K.
 
     Raises:
         SlideError: the slide cannot be opened or read.
@@ -72,5 +72,5 @@ def plan_slide(
     if not cells_HW.any():
         notes.append(f"{slide.id}: no tissue found" + ("; its maps are empty" if tissue_only else ""))
     if min(slide.um_px_xy_l0) > COARSE * um_px:
-        notes.append(f"{slide.id}: scanned at {um_x:g} um/px, enlarged to {um_px:g} um/px: details are not there")
+        notes.append(f"{slide.id}: scanned at {um_x:g} um/px, enlarged to {um_px:g} um/px: fine detail is missing")
     return PlannedSlide(slide.id, path, grid, windows, begins, tissue_mm2, tuple(notes))

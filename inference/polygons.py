@@ -1,4 +1,4 @@
-"""Outlines of what was predicted: exact edges of the px of each class, simplified within a stated distance.
+"""Outlines of the prediction: exact edges of the px of each class, simplified within a stated distance.
 
 Tensor legend: H rows, W columns of one level of the label map.
 """
@@ -53,7 +53,7 @@ def regions(maps: Maps, simplify_um: float | None = None, min_area_um2: float = 
         min_area_um2: Smaller regions are left out.
 
     Returns:
-        Regions by class, then in reading order of their first px; and the number of those left out.
+        Regions by class, then in reading order of their first px; and the number of regions left out.
     """
     if simplify_um is None:
         simplify_um = SIMPLIFY_PX * min(maps.label.levels[0].um_px_xy)
@@ -63,7 +63,7 @@ def regions(maps: Maps, simplify_um: float | None = None, min_area_um2: float = 
     small = 0
     for cls in range(1, maps.classes):
         is_class_HW = label_HW == cls
-        # A size that was rounded up for the last bit of a quotient: px of no width on the slide have no outline.
+        # The size may be rounded up by the last bit of a quotient: px of no width on the slide have no outline.
         for axis, start in enumerate(_on_slide(np.array(level.size_xy) - 1.0, level, maps.size_xy_l0)):
             if start >= maps.size_xy_l0[axis]:
                 np.moveaxis(is_class_HW, 1 - axis, 0)[-1] = False
@@ -87,7 +87,7 @@ def _of_class(
     rows, columns = (np.flatnonzero(is_class_HW.any(axis=axis)) for axis in (1, 0))
     if not rows.size:
         return [], 0
-    # What holds none of the class need not be looked at again.
+    # Only the box that contains the class is searched.
     corner = int(columns[0]), int(rows[0])
     grid_HW = is_class_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     group_HW = np.asarray(cv2.connectedComponents(grid_HW.astype(np.uint8), connectivity=4)[1], np.int32)
@@ -123,7 +123,7 @@ def _first_corner(outline: shapely.Polygon) -> tuple[int, int]:
 def _means(
     probability: MapPyramid, level: MapLevel, corner_xy: tuple[int, int], group_HW: NDArray[np.int32]
 ) -> NDArray[np.float64]:
-    """Mean probability of each group of px, 0 to 1; group 0 is no region."""
+    """Mean probability of each group of px, 0 to 1; group 0 is outside all regions."""
     count = int(group_HW.max()) + 1
     sums, px = np.zeros(count), np.zeros(count)
     height, width = group_HW.shape

@@ -1,4 +1,4 @@
-"""Runs of windows of a slide through a network into scratch files, and a finished slide out of these.
+"""Prediction of runs of windows of a slide into scratch files.
 
 A network is a function from image_BHWC, uint8, to p_BHWK, float32 probabilities.
 """
@@ -25,15 +25,15 @@ Network = Callable[[NDArray[np.uint8]], Floats]
 
 @dataclass(frozen=True)
 class WindowOptions:
-    """How windows are predicted.
+    """Parameters of the prediction of windows.
 
     Attributes:
-        batch_size: windows in one call of the network.
-        classes: K.
-        context_um_px: spacing of the network's second view, None for none.
-        workers: threads that read.
-        strict: whether a window that cannot be read whole is an error.
-        eightfold: predict every window in its eight orientations and take the mean.
+        batch_size: windows per call of the network.
+        classes: number of classes K.
+        context_um_px: spacing of the network's second view; None: no such view.
+        workers: number of threads that read.
+        strict: whether a window that cannot be read completely is an error.
+        eightfold: predict every window in its eight orientations and average.
     """
 
     batch_size: int
@@ -50,48 +50,48 @@ def predict_run(
     windows: Sequence[tuple[int, int]],
     run: Run,
     network: Network,
-    how: WindowOptions,
+    options: WindowOptions,
     folder: Path,
     progress: Callable[[int], object],
 ) -> None:
     """Predict one run of windows and write its cells to the slide's scratch folder.
 
-    Reading, computing and blending go on at the same time: threads read, this one calls the network, another blends.
+    Reading, computing and blending overlap: some threads read, this one calls the network, another blends.
 
     Args:
         slide: the slide.
-        weights: of its windows.
+        weights: weights of its windows.
         windows: all its windows, in row-major order.
-        run: which of them.
+        run: the run to predict.
         network: the network.
-        how: how.
+        options: parameters.
         folder: scratch folder of the slide.
         progress: called with the number of windows done.
 
     Raises:
-        SlideError: with `how.strict`, of a window that cannot be read.
+        SlideError: with `options.strict`, a window cannot be read.
         OSError: the scratch folder cannot be written.
     """
     start = time.perf_counter()
 
     def read(row: int, column: int) -> Read:
-        image_HWC, fault = read_window(slide, weights.grid.window(row, column), how.context_um_px)
-        if fault and how.strict:
+        image_HWC, fault = read_window(slide, weights.grid.window(row, column), options.context_um_px)
+        if fault and options.strict:
             raise SlideError(fault)
         return Read(row, column, image_HWC, fault)
 
-    call = eightfold(network) if how.eightfold else network
+    call = eightfold(network) if options.eightfold else network
     writer = RunWriter(folder, run.first, weights)
-    blending = _Blending(Blend(weights, how.classes - 1, run.first, run.last), writer)
+    blending = _Blending(Blend(weights, options.classes - 1, run.first, run.last), writer)
     faults: list[str] = []
-    reads = read_ahead(windows[run.first : run.last], read, how.workers, how.workers + 2 * how.batch_size)
+    reads = read_ahead(windows[run.first : run.last], read, options.workers, options.workers + 2 * options.batch_size)
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="blend") as pool:
             pending: Future[None] | None = None
-            for batch in batches(reads, how.batch_size):
+            for batch in batches(reads, options.batch_size):
                 p_BHWK = call(np.stack([one.image_HWC for one in batch]))
                 faults += [one.fault for one in batch if one.fault]
-                # One batch is blended while the next is computed; not more, each holds its probabilities.
+                # One batch is blended while the next is computed; no more, since each occupies memory.
                 if pending is not None:
                     pending.result()
                 pending = pool.submit(blending.add, batch, p_BHWK)
@@ -107,7 +107,7 @@ def predict_run(
 
 
 class _Blending:
-    """Adds windows, and writes cells as soon as no later window of the run reaches them."""
+    """Adds windows, and writes each cell once no later window of the run covers it."""
 
     def __init__(self, blend: Blend, writer: RunWriter) -> None:
         self._blend = blend

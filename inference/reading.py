@@ -1,4 +1,4 @@
-"""Windows read ahead of the network, in threads, in order; what cannot be decoded is filled and counted."""
+"""Windows read ahead of the network, by threads, in order; undecodable px are filled and counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Read:
     Attributes:
         row, column: the window.
         image_HWC: uint8, C is 3, with a context view 6.
-        fault: what could not be read, empty where all could.
+        fault: what could not be read; empty if everything was.
     """
 
     row: int
@@ -33,17 +33,17 @@ class Read:
 
 
 def read_window(slide: Slide, window: Window, context_um_px: float | None) -> tuple[NDArray[np.uint8], str]:
-    """Pixels of a window, and a word on what could not be decoded; that is white.
+    """Read a window; px that cannot be decoded are white, and a message about them is returned.
 
     Args:
         slide: the slide.
         window: the window.
-        context_um_px: spacing of a second, coarser view around the same center, the channels from 3 on; None: none.
+        context_um_px: spacing of a second, coarser view around the same center, channels 3 to 5; None: no such view.
     """
     image_HWC, fault = _read_or_fill(slide, window)
     if context_um_px is None:
         return image_HWC, fault
-    # As `samplers.patch.PatchReader` reads it: not laid on the px of a level, so that both views have one center.
+    # As in `samplers.patch.PatchReader`: not aligned to the px of a level, so that both views have one center.
     step_xy_l0 = (context_um_px / slide.um_px_xy_l0[0], context_um_px / slide.um_px_xy_l0[1])
     around = window_centred(window.center_xy_l0, window.hw_out, step_xy_l0)
     context_HWC, context_fault = _read_or_fill(slide, around)
@@ -72,7 +72,7 @@ def _read_or_fill(slide: Slide, window: Window) -> tuple[NDArray[np.uint8], str]
 def read_ahead(
     windows: Iterable[tuple[int, int]], read: Callable[[int, int], Read], workers: int, ahead: int
 ) -> Iterator[Read]:
-    """The windows in their order, read by `workers` threads up to `ahead` before they are asked for."""
+    """Yield the windows in order, read by `workers` threads up to `ahead` windows in advance."""
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
         waiting: deque[Future[Read]] = deque()
         try:
@@ -88,7 +88,7 @@ def read_ahead(
 
 
 def batches(reads: Iterable[Read], size: int) -> Iterator[list[Read]]:
-    """Groups of `size`, the last one perhaps smaller."""
+    """Yield groups of `size`; the last may be smaller."""
     batch: list[Read] = []
     for one in reads:
         batch.append(one)

@@ -1,7 +1,7 @@
-"""What ranks have predicted of a slide, on disk, until all of it is there: a zip file for each run of windows.
+"""Partial predictions of a slide on disk, until the slide is complete: a zip file for each run of windows.
 
-A cell that all its windows were seen of is kept as bytes, one plane per map; one that a run shares with another run as
-weighted sums. Zip keeps a CRC per member and its directory at the end: a file that is cut short is noticed.
+A cell whose windows all belong to one run is stored as bytes, one plane per map; a cell shared with another run as
+weighted sums. Zip keeps a CRC per member and its directory at the end, so a truncated file is noticed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ CACHE_BYTES = 256 * 2**20
 
 
 def planes_of(p_PHW: Floats) -> dict[str, Bytes]:
-    """The maps of a cell as bytes, by the names of their files.
+    """Return the maps of a cell as bytes, by the names of their files.
 
     Args:
         p_PHW: probabilities of the classes from 1 on.
 
     Returns:
-        `probability`: of any class but 0, times 255, rounded; for more than two classes `probability_C` of each, too;
-        `label`: the class of the highest probability, the lower class where two are equal.
+        `probability`: of any class except 0, times 255, rounded; with more than two classes `probability_C` of each;
+        `label`: the class of highest probability, the lower of equals.
     """
     any_HW = p_PHW.sum(axis=0)
     planes = {TUMOR: _rounded(any_HW)}
@@ -45,7 +45,7 @@ def planes_of(p_PHW: Floats) -> dict[str, Bytes]:
 
 
 def plane_names(classes: int) -> list[str]:
-    """Names of the maps of a network with K classes."""
+    """Return the names of the maps of a network with K classes."""
     return list(planes_of(np.zeros((classes - 1, 1, 1), np.float32)))
 
 
@@ -55,12 +55,12 @@ def _rounded(p_HW: Floats) -> Bytes:
 
 
 class RunWriter:
-    """Writes the cells of one run; the file gets its name when the run is whole.
+    """Writes the cells of one run; the file gets its name when the run is complete.
 
     Args:
         folder: scratch folder of the slide.
         first: position of the run's first window.
-        weights: of the slide.
+        weights: weights of the slide.
     """
 
     def __init__(self, folder: Path, first: int, weights: Weights) -> None:
@@ -71,7 +71,7 @@ class RunWriter:
         self._zip = zipfile.ZipFile(self._partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
 
     def add(self, cell: Sums) -> None:
-        """Write one cell; one that has no probability above 0 is left out if it is complete."""
+        """Write one cell; a complete one without any probability above 0 is omitted."""
         name = f"{cell.row}/{cell.column}"
         if not cell.complete:
             self._zip.writestr(f"{name}/{SUMS}", cell.sums_PHW.tobytes(), zipfile.ZIP_STORED)
@@ -82,20 +82,20 @@ class RunWriter:
                 self._zip.writestr(f"{name}/{plane}", bytes_HW.tobytes())
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Write what else is to be known of the run, and give the file its name."""
+        """Write information about the run, and give the file its name."""
         self._zip.writestr(FACTS, json.dumps(dict(facts)))
         self._zip.close()
         move_into_place(self._partial, self._path)
 
     def discard(self) -> None:
         """Remove the unfinished file."""
-        # Closing writes a directory, for which a full disk has no room.
+        # Closing would write a directory, for which a full disk has no room.
         self._zip.fp = None
         self._partial.unlink(missing_ok=True)
 
 
 def run_path(folder: Path, first: int) -> Path:
-    """File of the run that begins at this position."""
+    """Return the file of the run that begins at this position."""
     return folder / f"run-{first:09d}.zip"
 
 
@@ -107,13 +107,13 @@ def _opened(path: Path) -> zipfile.ZipFile:
 
 
 class Cells:
-    """The maps of a slide from its runs.
+    """Reads the maps of a slide from its runs.
 
     Args:
         folder: scratch folder of the slide.
         firsts: positions of the first windows of its runs.
-        weights: of the slide.
-        planes: P.
+        weights: weights of the slide.
+        planes: number of planes P.
 
     Raises:
         OSError: a run is missing or damaged.
@@ -139,7 +139,7 @@ class Cells:
             archive.close()
 
     def cell(self, row: int, column: int, plane: str) -> Bytes | None:
-        """One map of one cell, shape `MapGrid.cell_hw`; None where it is 0 everywhere."""
+        """Return one map of one cell, shape `MapGrid.cell_hw`; None if it is 0 everywhere."""
         key = (row, column, plane)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -156,7 +156,7 @@ class Cells:
         return self._keep(key, np.frombuffer(stored, np.uint8).reshape(self._weights.grid.cell_hw(row, column)))
 
     def tile(self, row: int, column: int, side: int, plane: str) -> Bytes | int:
-        """Px of a tile of one map, (side, side) or what the map has of it; 0 where they all are 0."""
+        """Return a tile of one map, (side, side) or less at the border; 0 if all its px are 0."""
         (width, height), stride = self._weights.grid.size_xy, self._weights.grid.stride
         top, left = row * side, column * side
         bottom, right = min(top + side, height), min(left + side, width)
@@ -175,7 +175,7 @@ class Cells:
         return 0 if tile_HW is None else tile_HW
 
     def _summed(self, row: int, column: int, runs: list[int]) -> Floats:
-        """Probabilities of a cell that several runs added to, in the order of the runs."""
+        """Return the probabilities of a cell that several runs share, added in the order of the runs."""
         stride = self._weights.grid.stride
         total_PHW = np.zeros((self._planes, stride, stride), np.float32)
         for number in runs:

@@ -1,7 +1,7 @@
-"""Simple outlines of all regions of a map at once: a border between two regions stays one line.
+"""Simplification of all outlines of a map at once: a border between two regions remains one line.
 
 Borders are cut into arcs where px of three or more classes meet, and where regions touch at a corner; each arc is
-simplified once, whoever it belongs to. So neighbors get neither gaps nor overlaps.
+simplified once for all its regions, so neighbors get neither gaps nor overlaps.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class _Arcs:
         """Find which corners stay: by Douglas and Peucker (1973), whose ends stay.
 
         Each dropped corner is within the tolerance of the line between its kept neighbors; that line and the piece it
-        stands for are then within it of each other. (Topology-preserving functions promise less.)
+        stands for are then within it of each other. (Topology-preserving functions guarantee less.)
         """
         count = np.array([len(line) for line in self.corners])
         xy_um = place_um(np.concatenate(self.corners).astype(np.float64))
-        # The third coordinate is carried along and tells which corners are left.
+        # The third coordinate is kept and identifies the remaining corners.
         number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         lines = shapely.linestrings(np.column_stack([xy_um, number]), indices=np.repeat(np.arange(count.size), count))
         by_share = []

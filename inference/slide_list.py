@@ -1,4 +1,4 @@
-"""Which slides are to be predicted."""
+"""The slides to predict."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 SUMMARY = "summary.json"
 
 
-def listed(paths: Sequence[Path], find: Callable[[Path], list[tuple[str, Path]]]) -> list[tuple[str, Path]]:
-    """Ids and files of the slides that were asked for.
+def listed(paths: Sequence[Path], slides_of: Callable[[Path], list[tuple[str, Path]]]) -> list[tuple[str, Path]]:
+    """Return ids and files of the requested slides.
 
     Args:
-        paths: files, folders, or `.txt` files with one of these in a line; relative ones are of the list's folder.
-        find: the slides of a file or folder.
+        paths: files, folders, or `.txt` files with one of these per line, relative to the list's folder.
+        slides_of: ids and files of the slides in a file or folder.
 
     Raises:
-        ValueError: none, or two of one id.
+        ValueError: there is none, or two have the same id.
     """
     found: dict[str, Path] = {}
     for path in paths:
         is_list = path.suffix.lower() == ".txt"
         for one in _lines(path) if is_list else [path]:
-            for slide_id, slide_path in find(one):
+            for slide_id, slide_path in slides_of(one):
                 known = found.setdefault(slide_id, slide_path)
                 if known.resolve() != slide_path.resolve():
-                    raise ValueError(f"two slides are called {slide_id}: {known} and {slide_path}; rename one of them")
+                    raise ValueError(f"two slides have the id {slide_id}: {known} and {slide_path}; rename one")
     if not found:
         raise ValueError(f"no slides in {', '.join(map(str, paths))}")
     return sorted(found.items())
@@ -40,7 +40,7 @@ def _lines(path: Path) -> list[Path]:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder and their names."""
+    """Return the SHA-256 of a file, or of all files in a folder and their names."""
     total = hashlib.sha256()
     for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if part.is_file():
@@ -51,16 +51,16 @@ def checksum(path: Path) -> str:
     return total.hexdigest()
 
 
-def done_before(folder: Path, said: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether a slide was predicted before in the same way.
+def done_before(folder: Path, options: Mapping[str, Any], overwrite: bool) -> bool:
+    """Return whether a slide was predicted before with the same options.
 
     Args:
-        folder: of its results.
-        said: options that decide the result.
+        folder: folder of its results.
+        options: options that determine the result.
         overwrite: whether results of other options may be replaced.
 
     Raises:
-        ValueError: it was predicted with other options, or the folder is not of this program.
+        ValueError: it was predicted with other options, or the folder was not written by this program.
     """
     if not folder.exists():
         return False
@@ -68,11 +68,15 @@ def done_before(folder: Path, said: Mapping[str, Any], overwrite: bool) -> bool:
         was = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["options"]
     except (OSError, ValueError, KeyError, TypeError):
         was = None
-    if was == said:
+    if was == options:
         return True
     if overwrite:
         return False
     if was is None:
-        raise ValueError(f"{folder} holds no prediction of this program; choose another --out, or --overwrite")
-    changed = [name for name in said if was.get(name) != said[name]]
-    raise ValueError(f"{folder} was predicted with other options ({', '.join(changed)}): another --out, or --overwrite")
+        raise ValueError(
+            f"{folder} does not contain a prediction of this program; choose another --out or add --overwrite"
+        )
+    changed = [name for name in options if was.get(name) != options[name]]
+    raise ValueError(
+        f"{folder} was predicted with other options ({', '.join(changed)}); choose another --out or add --overwrite"
+    )

@@ -1,4 +1,4 @@
-"""`summary.json`: what was predicted on one slide, with what, and how much of it is tumor."""
+"""`summary.json`: what was predicted on one slide, by which model, and how much of it is tumor."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from system.atomic_files import write_bytes
 
 @dataclass(frozen=True)
 class Predicted:
-    """What is known of the prediction besides its maps.
+    """Information about the prediction besides its maps.
 
     Attributes:
         model: Path of the model or checkpoint.
         windows: Windows predicted.
-        windows_unreadable: Windows that could not be read and count as without tissue.
+        windows_unreadable: windows that could not be read completely.
         tissue_mm2: Area of the tissue that was predicted.
         um_px: Spacing of the prediction, um per map px.
         options: Options of the command, JSON types.
@@ -71,11 +71,11 @@ def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Predicted
 
 
 def write_summary(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, whole or not at all.
+    """Write a record as JSON, completely or not at all.
 
     Args:
         path: File to write.
-        record: JSON types; names of files may hold bytes that are no text, which are escaped.
+        record: JSON types; bytes of file names that are not valid text are escaped.
     """
     text = json.dumps(record, indent=1, allow_nan=False)
     write_bytes(path, f"{text}\n".encode("ascii"))

@@ -22,7 +22,7 @@ from slides.reader import Slide
 # The backbones halve their input five times: windows shifted by a multiple of 32 px see the same px in the same phase,
 # which keeps a prediction from depending on where its window begins.
 PHASE = 32
-# What is held of a map while it is blended; a slide that is wider is done in stripes.
+# Memory of the map part that is being blended; wider slides are processed in stripes.
 LIVE_BYTES = 512 * 2**20
 
 
@@ -92,7 +92,7 @@ def map_grid(slide: Slide, img_size: int, um_px: float, overlap: float) -> MapGr
 
 @dataclass(frozen=True)
 class TissueCells:
-    """Where the tissue of a slide is.
+    """Tissue of a slide.
 
     Attributes:
         tissue_HW: search cells with tissue.
@@ -104,7 +104,7 @@ class TissueCells:
 
 
 def with_tissue(grid: MapGrid, tissue: TissueCells | None) -> list[tuple[int, int]]:
-    """Rows and columns of the windows that hold any tissue, in row-major order; of all windows without `tissue`."""
+    """Return rows and columns of windows with any tissue, in row-major order; of all windows without `tissue`."""
     rows, columns = grid.hw
     if tissue is None:
         return [(row, column) for row in range(rows) for column in range(columns)]
@@ -133,7 +133,7 @@ class Run:
     Attributes:
         slide: position of the slide.
         first: position of the first window among the slide's windows.
-        last: behind the last one.
+        last: position after the last one.
     """
 
     slide: int

@@ -1,4 +1,4 @@
-"""Percentile bootstrap over slides (or patients): how far a score would move with another set of them.
+"""Percentile bootstrap over slides (or patients): how much a score would vary with another sample of them.
 
 S slides, R resamples. Patches and pixels of one slide are not independent, so whole slides are drawn. Source: Efron
 and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEAST_SLIDES = 2
-"""With fewer every resample is the set itself."""
+"""With fewer slides, every resample is the set itself."""
 
 Weights = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -27,7 +27,7 @@ class Interval:
     Attributes:
         low: lower end; NaN where there is no interval.
         high: upper end.
-        slides: how many slides (patients) were drawn from.
+        slides: number of slides (patients) drawn from.
         defined: share of resamples in which the score exists; the ends are of those.
     """
 
@@ -38,7 +38,7 @@ class Interval:
 
 
 def resamples(slides: int, count: int, seed: int) -> Weights:
-    """How often each slide occurs in each resample: weight_RS, every row sums to `slides`.
+    """Draw how often each slide occurs in each resample: weight_RS, whose rows each sum to `slides`.
 
     Args:
         slides: number of slides S; fewer than 2 give no resamples.
@@ -46,10 +46,10 @@ def resamples(slides: int, count: int, seed: int) -> Weights:
         seed: the same seed gives the same resamples.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a number is negative.
     """
     if slides < 0 or count < 0:
-        raise ValueError(f"{count} resamples of {slides} slides: numbers from 0 on are needed")
+        raise ValueError(f"{count} resamples of {slides} slides: both must be at least 0")
     if slides < LEAST_SLIDES:
         return np.zeros((0, slides), np.int64)
     rng = np.random.default_rng(seed)
@@ -57,7 +57,7 @@ def resamples(slides: int, count: int, seed: int) -> Weights:
 
 
 def interval(values_R: Values, slides: int, level: float = 0.95) -> Interval:
-    """The percentile interval of the scores of resamples.
+    """Compute the percentile interval of the scores of resamples.
 
     Args:
         values_R: one score per resample, NaN where it does not exist.
@@ -79,7 +79,7 @@ def interval(values_R: Values, slides: int, level: float = 0.95) -> Interval:
 def of_counts(
     counts: Sequence[NDArray[Any]], statistic: Callable[..., Values | float], weight_RS: Weights
 ) -> NDArray[np.float64]:
-    """A statistic of summed counts, for every resample.
+    """Compute a statistic of summed counts for every resample.
 
     The sums of all resamples are one matrix product; only the statistic itself runs once for each.
 
@@ -93,7 +93,7 @@ def of_counts(
         The statistic of each resample, shape (R, ...); (0,) without resamples.
 
     Raises:
-        ValueError: not as many slides in the counts as in the resamples.
+        ValueError: the counts have another number of slides than the resamples.
     """
     for array in counts:
         if len(array) != weight_RS.shape[1]:

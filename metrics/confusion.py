@@ -1,7 +1,7 @@
 """Pixel scores from sums: one confusion matrix and one histogram of tumor probabilities.
 
 K: classes. N: bins of the tumor probability. P: pixels. Counts of patches, slides and ranks add up before any score is
-taken, so the scores of a whole set do not depend on how it was cut into patches or shared over ranks.
+taken, so the scores of a set do not depend on how it was cut into patches or divided among ranks.
 
 confusion_KK: int64, rows truth, columns prediction. histogram_2N: int64, row 0 pixels that are not tumor, row 1
 tumor; bin i holds the probabilities in [i / N, (i + 1) / N), the last one also 1.
@@ -52,7 +52,7 @@ def dice_K(confusion_KK: Counts) -> Values:  # noqa: N802
 def miou(confusion_KK: Counts) -> float:
     """Mean intersection over union over the classes that occur in truth or prediction.
 
-    A class that occurs in neither has no IoU and does not count, rather than as 0 or 1.
+    A class that occurs in neither has no IoU and is left out, rather than counted as 0 or 1.
 
     Args:
         confusion_KK: pixel counts, rows truth, columns prediction.
@@ -66,7 +66,7 @@ def miou(confusion_KK: Counts) -> float:
 
 
 def accuracy(confusion_KK: Counts) -> float:
-    """Share of pixels predicted right.
+    """Share of pixels predicted correctly.
 
     Args:
         confusion_KK: pixel counts, rows truth, columns prediction.
@@ -126,7 +126,7 @@ def confusion_from_labels(
         wrong = np.unique(classes_P[(classes_P < 0) | (classes_P >= classes)])
         if wrong.size:
             raise ValueError(
-                f"{name} holds {wrong.tolist()[:10]}; with {classes} classes 0 to {classes - 1} are allowed"
+                f"{name} contains {wrong.tolist()[:10]}; with {classes} classes, 0 to {classes - 1} are allowed"
             )
     return np.bincount(truth_P * classes + prediction_P, minlength=classes * classes).reshape(classes, classes)
 
@@ -134,7 +134,7 @@ def confusion_from_labels(
 def histogram_from_probabilities(
     truth: NDArray[np.integer[Any]], p: NDArray[np.floating[Any]], bins: int = BINS
 ) -> Counts:
-    """Count pixels by tumor probability, apart for tumor and the rest.
+    """Count pixels by tumor probability, separately for tumor and the rest.
 
     Args:
         truth: class 0 is not tumor, every other class is, IGNORE is not counted; any shape.
@@ -163,7 +163,7 @@ def histogram_from_probabilities(
 
 
 def histogram_from_bytes(truth: NDArray[np.integer[Any]], value: NDArray[np.uint8]) -> Counts:
-    """Count pixels by tumor probability stored as a byte, round(255 p), apart for tumor and the rest.
+    """Count pixels by tumor probability stored as a byte, round(255 p), separately for tumor and the rest.
 
     Args:
         truth: as for `histogram_from_probabilities`.
@@ -183,7 +183,7 @@ def histogram_from_bytes(truth: NDArray[np.integer[Any]], value: NDArray[np.uint
 
 
 def _marginals(confusion_KK: Counts) -> tuple[Counts, Counts, Counts]:
-    """Pixels per class: predicted right, in truth, predicted."""
+    """Return pixels per class: predicted correctly, in truth, predicted."""
     assert confusion_KK.shape == (len(confusion_KK),) * 2, confusion_KK.shape
     return np.diagonal(confusion_KK), confusion_KK.sum(axis=1), confusion_KK.sum(axis=0)
 

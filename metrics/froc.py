@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from metrics.lesions import Lesions
 
 FALSE_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Where the sensitivity is read off the curve."""
+"""False positives per slide at which the sensitivity is read off the curve."""
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What the detections of one slide met.
+    """What the detections of one slide hit.
 
     Attributes:
         false: probabilities of the false positives.
-        lesion_L: highest probability of a detection on each lesion that counts, 0 where there is none.
+        lesion_L: highest probability of a detection on each lesion that counts, 0 without one.
         itc: number of lesions that are isolated tumor cells.
         ignored: detections on those, or where truth is unknown: neither right nor false.
     """
@@ -62,14 +62,14 @@ def slide_hits(
     """Compare the detections of one slide with its lesions.
 
     Args:
-        lesions: of the slide; with no lesion every detection is false.
+        lesions: lesions of the slide; without any, every detection is false.
         probability_D: probability of each detection, 0 to 1.
         row_column_D2: its place, px of the map of `lesions`; pixel [r, c] covers [r, r + 1) x [c, c + 1). Outside the
             map a detection is false.
         unknown_HW: where truth is unknown: detections there, off any lesion, are ignored.
 
     Raises:
-        ValueError: probabilities or places that are no numbers in range, or not as many of one as of the other.
+        ValueError: probabilities or places are not finite or out of range, or their numbers differ.
     """
     probability_D = np.asarray(probability_D, np.float64).reshape(-1)
     row_column_D2 = np.asarray(row_column_D2, np.float64).reshape(-1, 2)
@@ -102,18 +102,18 @@ def slide_hits(
 def froc(
     slides: Sequence[Hits], every_threshold: bool = False, false_per_slide: Sequence[float] = FALSE_PER_SLIDE
 ) -> Froc:
-    """The FROC curve of a set of slides.
+    """Compute the FROC curve of a set of slides.
 
-    The organizers' program runs over the sorted distinct probabilities from the second one on. The first is as a rule
-    the 0 of a lesion (or of isolated tumor cells) that nothing hit. Where everything is found it is a detection, and
-    is dropped none the less: a set of one lesion found and nothing else scores 0. That is kept, since published scores
-    are made so; `every_threshold` drops only the 0.
+    The organizers' program runs over the sorted distinct probabilities from the second one on. The first is usually the
+    0 of a lesion (or of isolated tumor cells) that nothing hit. If everything is found it is a detection, and is still
+    dropped: a set of one found lesion and nothing else scores 0. This is kept, since published scores are computed that
+    way; `every_threshold` drops only the 0.
 
     Args:
-        slides: hits of every slide, with those that have neither detections nor lesions: false positives are averaged
+        slides: hits of every slide, also of those with neither detections nor lesions: false positives are averaged
             over all.
         every_threshold: keep the lowest probability when it is above 0.
-        false_per_slide: where the sensitivity is read off.
+        false_per_slide: false positives per slide at which the sensitivity is read off.
 
     Raises:
         ValueError: no slides.
@@ -122,7 +122,7 @@ def froc(
 
 
 class Scorer:
-    """FROC of the same slides with any weights, for resamples of slides.
+    """Computes FROC of the same slides with any weights, for resamples of slides.
 
     Args:
         slides: as in `froc`.
@@ -148,7 +148,7 @@ class Scorer:
         self._false_at, self._lesion_at = at[1 : 1 + len(self._false)], at[1 + len(self._false) :]
 
     def curve(self, weight_S: NDArray[np.int64]) -> Froc:
-        """The curve of slides that count `weight_S` times each (whole numbers, not all 0)."""
+        """Compute the curve of slides that count `weight_S` times each (whole numbers, not all 0)."""
         false_weight, lesion_weight = weight_S[self._false_slide], weight_S[self._lesion_slide]
         false_T, lesion_T = self._sums(self._false_at, false_weight), self._sums(self._lesion_at, lesion_weight)
         occurs_T = (false_T > 0) | (lesion_T > 0)
@@ -166,7 +166,7 @@ class Scorer:
         return Froc(threshold_T, false_per_slide_T, sensitivity_T, at, float(at.mean()), lesions)
 
     def scores(self, weight_RS: NDArray[np.int64]) -> Values:
-        """Score of each of R resamples, NaN for those without a lesion."""
+        """Compute the score of each of R resamples, NaN for those without a lesion."""
         return np.array([self.curve(weight_S).score for weight_S in weight_RS], np.float64)
 
     def _sums(self, at: NDArray[np.int64], weight: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""From a tumor mask to lesions: CAMELYON16's rule of what is one lesion and what is too small to count.
+"""From a tumor mask to lesions: CAMELYON16's rules for what is one lesion and what is too small to count.
 
 H rows, W columns of a map; L lesions. Coordinates are (row, column) px of the map; lengths um. label_HW: int32, 0 is
 background, 1 .. L the lesions in the order of their first px, row by row.
@@ -41,7 +41,7 @@ class Lesions:
     Attributes:
         label_HW: 0 background, 1 .. L lesions.
         major_axis_um_L: length of each lesion's major axis with the margin it was grown by, um.
-        is_itc_L: whether it is isolated tumor cells, which are neither to be found nor false.
+        is_itc_L: whether it is isolated tumor cells, which count neither as lesion nor as false positive.
     """
 
     label_HW: Labels
@@ -50,7 +50,7 @@ class Lesions:
 
     @property
     def count(self) -> int:
-        """Number of lesions that are to be found: without isolated tumor cells."""
+        """Number of lesions that a detector should find: without isolated tumor cells."""
         return int((~self.is_itc_L).sum())
 
 
@@ -70,15 +70,15 @@ def lesion_map(tumor_HW: Mask, um_px: float, grow_um: float = GROW_UM, itc_um: f
         itc_um: shortest major axis of a lesion that counts, um, of the grown lesion; 0 counts all.
 
     Raises:
-        ValueError: not a map, or a length that is not a number from 0 on (um_px: above 0).
+        ValueError: the mask is not a map, or a length is negative or not finite (um_px: not above 0).
     """
     if tumor_HW.ndim != 2:
-        raise ValueError(f"a mask of shape {tumor_HW.shape}; a map of (rows, columns) is needed")
+        raise ValueError(f"a mask of shape {tumor_HW.shape}; must be a map of (rows, columns)")
     if not 0 < um_px < math.inf:
-        raise ValueError(f"um_px {um_px}: a number above 0 is needed")
+        raise ValueError(f"um_px {um_px}: must be a number above 0")
     for name, value in (("grow_um", grow_um), ("itc_um", itc_um)):
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name} {value}: a number of at least 0 is needed")
+            raise ValueError(f"{name} {value}: must be a number of at least 0")
     grown_HW = _grown(tumor_HW.astype(np.bool_, copy=False), grow_um / (um_px * 2))
     label_HW, _ = _components(_filled(grown_HW))
     # In px first, as the organizers compare.

@@ -1,4 +1,4 @@
-"""How well one number per slide ranks slides with tumor above those without: ROC curve and its area.
+"""Ranking of slides with tumor above those without by one number per slide: ROC curve and its area.
 
 S slides, T thresholds, R resamples.
 """
@@ -29,7 +29,7 @@ class Roc:
 
 
 def roc(positive_S: NDArray[np.bool_], probability_S: Values) -> Roc:
-    """The curve over all distinct probabilities; slides of one probability change sides together.
+    """Compute the curve over all distinct probabilities; slides of equal probability change sides together.
 
     Args:
         positive_S: whether each slide has tumor.
@@ -40,7 +40,7 @@ def roc(positive_S: NDArray[np.bool_], probability_S: Values) -> Roc:
         Hanley and McNeil 1982, Radiology 143.
 
     Raises:
-        ValueError: lengths differ, or a probability that is no number.
+        ValueError: lengths differ, or a probability is NaN.
     """
     positive_S = np.asarray(positive_S, np.bool_)
     probability_S = np.asarray(probability_S, np.float64)
@@ -59,12 +59,12 @@ def roc(positive_S: NDArray[np.bool_], probability_S: Values) -> Roc:
 
 
 def auc_R(positive_S: NDArray[np.bool_], probability_S: Values, weight_RS: NDArray[np.int64]) -> Values:  # noqa: N802
-    """Area under the ROC curve of resamples in which slide s occurs `weight_RS[r, s]` times.
+    """Compute the area under the ROC curve of resamples in which slide s occurs `weight_RS[r, s]` times.
 
     Args:
         positive_S: whether each slide has tumor.
         probability_S: its tumor probability.
-        weight_RS: how often each slide occurs.
+        weight_RS: number of times each slide occurs.
 
     Returns:
         R areas, NaN where a resample has slides of one kind only.

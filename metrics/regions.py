@@ -1,4 +1,4 @@
-"""Regions predicted tumor where there is none: where training should look again.
+"""Regions predicted tumor where there is none: places for training to look at again.
 
 H rows, W columns of a grid of cells, each of which stands for some px of a prediction.
 """
@@ -30,7 +30,7 @@ class CellRegion:
 def false_regions(
     px_HW: NDArray[np.integer[Any]], highest_HW: NDArray[np.uint8], tumor_HW: NDArray[np.bool_]
 ) -> list[CellRegion]:
-    """Regions predicted tumor of which no cell holds true tumor, the biggest first.
+    """Find regions predicted tumor of which no cell contains true tumor, largest first.
 
     Args:
         px_HW: px predicted tumor in each cell.

@@ -1,4 +1,4 @@
-"""CAMELYON17: classes of lymph nodes, stages of patients, and how well stages agree.
+"""CAMELYON17: classes of lymph nodes, stages of patients, and the agreement of stages.
 
 Sources: Bandi et al. 2019, IEEE Transactions on Medical Imaging 38(2), and the challenge's rules: a simplified pN of
 the TNM classification, 7th edition, from five nodes of a patient; its published evaluation program.
@@ -33,7 +33,7 @@ class Submission:
 
     Attributes:
         stages: `patient_NNN` -> stage, spelled as in `STAGES`.
-        nodes: `patient_NNN_node_M` -> class, as in `NODE_CLASSES`; may have fewer than the patients have nodes.
+        nodes: `patient_NNN_node_M` -> class, as in `NODE_CLASSES`; nodes may be missing.
     """
 
     stages: dict[str, str]
@@ -47,15 +47,15 @@ def patient_of(slide_id: str) -> tuple[str, int] | None:
 
 
 def node_class(longest_diameter_mm: float) -> str:
-    """Class of a lymph node from the longest diameter of its largest lesion.
+    """Return the class of a lymph node from the longest diameter of its largest lesion.
 
     Args:
         longest_diameter_mm: 0 without any lesion; up to 0.2 mm isolated tumor cells, up to 2 mm (and more than 200
-            cells, which a mask does not tell) micrometastasis, longer ones macrometastasis. The limits belong to the
+            cells, which a mask does not show) micrometastasis, longer ones macrometastasis. The limits belong to the
             smaller class, to the nearest nm, so that a sum of pixels' lengths is not called longer by rounding.
 
     Raises:
-        ValueError: a negative number or none at all.
+        ValueError: the number is negative or not finite.
     """
     if not 0 <= longest_diameter_mm < float("inf"):
         raise ValueError(f"longest diameter {longest_diameter_mm} mm: a number of at least 0 is needed")
@@ -68,7 +68,7 @@ def node_class(longest_diameter_mm: float) -> str:
 
 
 def patient_stage(node_classes: Sequence[str]) -> str:
-    """Stage of a patient from the classes of the nodes.
+    """Return the stage of a patient from the classes of the nodes.
 
     pN0: nothing. pN0(i+): isolated tumor cells only. pN1mi: micrometastases, no macrometastasis. pN1: 1 to 3 nodes
     with micro- or macrometastases, at least one macro. pN2: 4 to 9 such nodes, at least one macro. Nodes with isolated
@@ -93,13 +93,13 @@ def patient_stage(node_classes: Sequence[str]) -> str:
 
 
 def stages_of_patients(nodes: Mapping[str, str]) -> dict[str, str]:
-    """Stage of every patient from the classes of the nodes.
+    """Return the stage of every patient from the classes of the nodes.
 
     Args:
         nodes: `patient_NNN_node_M` -> class.
 
     Raises:
-        ValueError: a name of another form, or an unknown class.
+        ValueError: a name has another form, or a class is unknown.
     """
     classes_of: dict[str, list[str]] = {}
     for name, cls in sorted(nodes.items()):
@@ -111,7 +111,7 @@ def stages_of_patients(nodes: Mapping[str, str]) -> dict[str, str]:
 
 
 def stage_confusion(truth: Sequence[str], prediction: Sequence[str]) -> NDArray[np.int64]:
-    """Patients by true (rows) and predicted (columns) stage, (5, 5).
+    """Count patients by true (rows) and predicted (columns) stage, (5, 5).
 
     Raises:
         ValueError: lengths differ, or an unknown stage.
@@ -142,7 +142,7 @@ def quadratic_kappa(confusion_KK: NDArray[np.int64]) -> float:
 
 
 def score_submission(reference: Submission, submission: Submission) -> tuple[float, NDArray[np.int64]]:
-    """Kappa of a submission, and its patients by true and predicted stage.
+    """Return the kappa of a submission, and its patients by true and predicted stage.
 
     Args:
         reference: the true stages.
@@ -153,17 +153,17 @@ def score_submission(reference: Submission, submission: Submission) -> tuple[flo
     """
     missing = sorted(set(reference.stages) - set(submission.stages))
     if missing:
-        raise ValueError(f"the submission lacks {_named(missing)}: every patient of the reference needs a stage")
+        raise ValueError(f"the submission lacks {_named(missing)}; give every patient of the reference a stage")
     unknown = sorted(set(submission.stages) - set(reference.stages))
     if unknown:
-        raise ValueError(f"the submission has {_named(unknown)}, which the reference has not; take them out")
+        raise ValueError(f"the submission has {_named(unknown)}, which the reference lacks; remove them")
     patients = sorted(reference.stages)
     confusion_KK = stage_confusion([reference.stages[p] for p in patients], [submission.stages[p] for p in patients])
     return quadratic_kappa(confusion_KK), confusion_KK
 
 
 def submission_text(submission: Submission) -> str:
-    """A submission as CSV, as the challenge takes it: each patient, then its nodes."""
+    """Format a submission as CSV as the challenge takes it: each patient, then its nodes."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(HEADER)
@@ -181,8 +181,8 @@ def read_submission(path: Path) -> Submission:
         path: header `patient,stage`; rows `patient_NNN.zip,STAGE` and `patient_NNN_node_M.tif,CLASS`, capitals or not.
 
     Raises:
-        ValueError: unreadable, another header, a row of another form, an unknown stage or class, a name twice, a node
-            without its patient, or no patient; the message names file and rows.
+        ValueError: the file is unreadable or has another header, a malformed row, an unknown stage or class, a
+            duplicate name, a node without its patient, or no patient; the message names file and rows.
     """
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
@@ -209,7 +209,7 @@ def read_submission(path: Path) -> Submission:
 
 
 def _take(row: Sequence[str], stages: dict[str, str], nodes: dict[str, str]) -> None:
-    """One row into one of the two tables."""
+    """Put one row into one of the two tables."""
     if len(row) != len(HEADER):
         raise ValueError(f"{len(row)} cells in {','.join(row)!r}; two are needed")
     name, value = row[0].strip(), row[1].strip()
@@ -223,12 +223,12 @@ def _take(row: Sequence[str], stages: dict[str, str], nodes: dict[str, str]) -> 
     else:
         raise ValueError(f"{name!r} is neither patient_NNN.zip nor patient_NNN_node_M.tif")
     if key in table:
-        raise ValueError(f"{name} is there twice")
+        raise ValueError(f"{name} occurs twice")
     table[key] = read
 
 
 def _stage(text: str, name: str = "") -> str:
-    """A stage as `STAGES` spells it."""
+    """Return a stage as `STAGES` spells it."""
     found = _STAGE_OF.get(text.strip().lower())
     if found is None:
         where = f"{name}: " if name else ""

@@ -1,4 +1,4 @@
-"""From the counts of slides to the numbers of a set, with confidence intervals.
+"""From counts of slides to scores of a set, with confidence intervals.
 
 K classes, N bins, S slides, R resamples.
 """
@@ -35,7 +35,7 @@ class FalseRegion:
     Attributes:
         x, y: a point inside it near its center, level-0 px.
         probability: the highest in it.
-        area_um2: its area.
+        area_um2: its area, um2.
     """
 
     x: float
@@ -52,14 +52,14 @@ class SlideScores:
         slide_id: id of the slide.
         confusion_KK: px that count, rows truth, columns prediction.
         histogram_2N: the same px by tumor probability, row 0 not tumor, row 1 tumor.
-        hits: what its detections met.
-        tumor_probability: of the slide.
-        has_tumor: whether its truth has any.
+        hits: what its detections hit.
+        tumor_probability: tumor probability of the slide.
+        has_tumor: whether its truth has tumor.
         truth_mm: longest diameter of its largest true lesion, 0 without one.
         predicted_mm: the same of the prediction.
         px_mm2: area of a px.
-        false_regions: predicted tumor that touches no true one, the biggest first.
-        notes: what a user should know.
+        false_regions: predicted tumor that touches no true tumor, largest first.
+        notes: remarks for the user.
     """
 
     slide_id: str
@@ -81,31 +81,31 @@ class SlideScores:
 
     @property
     def wrong_mm2(self) -> float:
-        """Area of the px of a wrong class."""
+        """Area of px with a wrong class, mm2."""
         return float(self.confusion_KK.sum() - np.trace(self.confusion_KK)) * self.px_mm2
 
     @property
     def node_error(self) -> int:
-        """How many classes of lymph nodes lie between truth and prediction."""
+        """Distance of truth and prediction in classes of lymph nodes."""
         true, predicted = (NODE_CLASSES.index(node_class(mm)) for mm in (self.truth_mm, self.predicted_mm))
         return abs(true - predicted)
 
     @property
     def tumor_dice(self) -> float:
-        """Dice of all classes from 1 on taken together; NaN where neither truth nor prediction has any."""
+        """Dice of all classes from 1 on together; NaN if neither truth nor prediction has any."""
         return float(dice_K(_two(self.confusion_KK))[1])
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All that a report shows.
+    """Everything a report shows.
 
     Attributes:
-        metrics: numbers, as JSON types; NaN where a score does not exist.
+        metrics: scores, as JSON types; NaN for an undefined score.
         rows: one dictionary per slide, the worst first.
         froc: the curve of the lesions.
         roc: the curve of the slides.
-        submission: stages and classes as predicted, None where no slide is called as in CAMELYON17.
+        submission: predicted stages and classes; None if no slide is named as in CAMELYON17.
     """
 
     metrics: dict[str, Any]
@@ -126,9 +126,9 @@ def summarize(
 
     Args:
         slides: at least one.
-        class_names: of the K classes.
+        class_names: names of the K classes.
         count: resamples for the intervals; 0 gives none.
-        seed: of the resamples.
+        seed: seed of the resamples.
         false_per_slide: false positives per slide at which FROC is read.
 
     Raises:
@@ -156,7 +156,7 @@ def _score(value: float, values_R: NDArray[np.float64], slides: int) -> dict[str
 
 
 def _pixels(slides: Sequence[SlideScores], class_names: Sequence[str], weight_RS: Counts) -> dict[str, Any]:
-    """Scores of the summed px, with intervals."""
+    """Score the summed px, with intervals."""
 
     def scores(confusion_KK: Counts, histogram_2N: Counts) -> NDArray[np.float64]:
         single = [miou(confusion_KK), accuracy(confusion_KK), auc(histogram_2N)]
@@ -222,7 +222,7 @@ def _nodes(slides: Sequence[SlideScores], weight_RS: Counts) -> dict[str, Any]:
 
 
 def _patients(slides: Sequence[SlideScores], count: int, seed: int) -> tuple[Submission | None, dict[str, Any] | None]:
-    """Stages of CAMELYON17's patients; None without any."""
+    """Score the stages of CAMELYON17's patients; None without any."""
     named = {slide.slide_id: slide for slide in slides if patient_of(slide.slide_id)}
     if not named:
         return None, None
@@ -245,7 +245,7 @@ def _patients(slides: Sequence[SlideScores], count: int, seed: int) -> tuple[Sub
 
 
 def _row(slide: SlideScores, class_names: Sequence[str]) -> dict[str, Any]:
-    """One slide as a row of a table."""
+    """Return one slide as a row of a table."""
     iou = dict(zip(class_names, iou_K(slide.confusion_KK).tolist(), strict=True))
     return {
         "slide_id": slide.slide_id,
@@ -271,7 +271,7 @@ def _row(slide: SlideScores, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def _two(confusion_KK: Counts) -> Counts:
-    """Classes from 1 on taken as one."""
+    """Merge the classes from 1 on."""
     return np.array(
         [
             [confusion_KK[0, 0], confusion_KK[0, 1:].sum()],
@@ -282,7 +282,7 @@ def _two(confusion_KK: Counts) -> Counts:
 
 
 def plain(value: Any) -> Any:
-    """JSON types without NaN: what does not exist is None."""
+    """Return JSON types without NaN: an undefined value is None."""
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Augmentation: what is drawn for a patch (NumPy, a pure function of seed and index), and doing it (TensorFlow graph).
+"""Augmentation: parameters drawn per patch (NumPy, pure in seed and index), and their application (TensorFlow graph).
 
 Shapes: B patches, H, W pixels (H = W), C = 3 channels per view (6 with a context view, each view treated alike),
 P numbers per patch.
@@ -27,13 +27,13 @@ HED_RGB /= np.linalg.norm(HED_RGB, axis=1, keepdims=True)
 
 @dataclass(frozen=True)
 class Strength:
-    """How much is drawn; every quantity is uniform within plus and minus the number given.
+    """Strength of an augmentation; every quantity is uniform within plus and minus its number.
 
     Attributes:
         brightness: shift, share of full scale.
         contrast: relative change of the distance from mid-gray.
         stain: relative change of each stain's optical density.
-        stain_shift: optical density added to each stain; glass takes it on, too.
+        stain_shift: optical density added to each stain, also on glass.
         zoom: relative change of size (spacing).
         elastic: displacement of a grid node, share of the patch.
         blur: largest sigma of a Gaussian, px; half of the patches are not blurred.
@@ -64,7 +64,7 @@ P = _NODES.stop
 
 
 def parameters(level: str, seed: int, index: int) -> NDArray[np.float32]:
-    """What is done to the patch of a stream index, shape (P,); a pure function.
+    """Draw the parameters for the patch of a stream index, shape (P,); a pure function.
 
     Args:
         level: one of `LEVELS` but `none`.
@@ -84,14 +84,14 @@ def parameters(level: str, seed: int, index: int) -> NDArray[np.float32]:
     drawn[_ZOOM] = 1 + much.zoom * rng.uniform(-1, 1)
     drawn[_BLUR] = max(0.0, much.blur * rng.uniform(-1, 1))
     nodes = much.elastic * rng.uniform(-1, 1, (GRID, GRID, 2))
-    nodes[:, (0, -1), 0] = 0  # the border slides along itself, so that nothing is pulled in from outside
+    nodes[:, (0, -1), 0] = 0  # the border moves along itself only, so that nothing is pulled in from outside
     nodes[(0, -1), :, 1] = 0
     drawn[_NODES] = nodes.ravel()
     return drawn.astype(np.float32)
 
 
 class Augment:
-    """Callable on batches.
+    """Augments batches.
 
     Args:
         level: one of `LEVELS` but `none`.
@@ -194,7 +194,7 @@ def recolored(levels_BHWC: Any, drawn_BP: Any) -> Any:
 
 
 def blurred(levels_BHWC: Any, sigma_B1: Any) -> Any:
-    """Gaussian blur with a sigma (px) of its own for each patch; 0 leaves a patch as it is."""
+    """Gaussian blur with a sigma (px) of its own for each patch; 0 leaves a patch unchanged."""
     reach = tf.range(-TAPS, TAPS + 1, dtype=tf.float32)
     weight_BT = tf.exp(-0.5 * tf.square(reach / tf.maximum(sigma_B1, 1e-2)))
     weight_BT /= tf.reduce_sum(weight_BT, -1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A set of slides opened for sampling: slides, truths and search indexes, in one order."""
+"""A set of slides opened for sampling: slides, truths and search indexes, in the same order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SlideSet:
     indexes: list[SlideIndex]
 
     def reader(self, img_size: int, um_px: float, context_um_px: float | None = None) -> PatchReader:
-        """Reader of patches of `img_size` px at `um_px`, with a second view at `context_um_px` where given."""
+        """Return a reader of patches of `img_size` px at `um_px`, with a second view at `context_um_px` if given."""
         return PatchReader(self.slides, self.truths, img_size, um_px, context_um_px)
 
 
@@ -78,17 +78,17 @@ Exchange = Callable[[Callable[[], list[SlideIndex]]], list[list[SlideIndex]]]
 
 
 def open_set(cases: Sequence[SlideAndLabel], how: Reading, rank: int, size: int, exchange: Exchange) -> SlideSet:
-    """Open every slide and its truth, and build the search indexes, shared out over ranks.
+    """Open every slide and its truth, and build the search indexes, divided among ranks.
 
     Args:
         cases: files of each slide.
         how: label map, spacing, search level.
         rank: this rank.
         size: number of ranks.
-        exchange: runs its argument on every rank and returns all results in rank order.
+        exchange: runs its argument on every rank and returns the results of all in rank order.
 
     Raises:
-        ValueError: a slide or label is bad; the message names it.
+        ValueError: a slide or label is unreadable; the message names it.
     """
     slides: list[Slide] = []
     truths: list[Truth] = []

@@ -1,4 +1,4 @@
-"""What both samplers share: exact class schedules, generators per index, and uniform points.
+"""Shared by the samplers: exact class schedules, generators per index, and uniform points.
 
 Everything here is a pure function of its arguments; the numbers of an index come from a generator seeded by
 (seed, index, attempt), so no draw depends on another and any patch can be drawn again.
@@ -21,12 +21,12 @@ PATCHES, ROUNDS, HARD, AUGMENT = 1, 2, 3, 4
 
 
 def generator(seed: int, index: int, attempt: int = 0, purpose: int = PATCHES) -> np.random.Generator:
-    """Random numbers of one draw, independent of those of any other (seed, index, attempt, purpose)."""
+    """Return the random numbers of one draw, independent of any other (seed, index, attempt, purpose)."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((purpose, seed, index, attempt))))
 
 
 def share(index: int, ratio: Fraction) -> bool:
-    """True for exactly `ratio` of all indices, as evenly as whole numbers allow.
+    """Return True for exactly `ratio` of all indices, as evenly as whole numbers allow.
 
     Every run of m consecutive indices holds floor(m * ratio) or ceil(m * ratio) True ones: the rounding of a straight
     line (Bresenham), in exact arithmetic.
@@ -35,12 +35,12 @@ def share(index: int, ratio: Fraction) -> bool:
 
 
 def count_before(index: int, ratio: Fraction) -> int:
-    """Number of True values of `share` among the indices 0 .. index-1."""
+    """Return the number of True values of `share` among the indices 0 .. index-1."""
     return index * ratio.numerator // ratio.denominator
 
 
 def round_member(seed: int, index: int, members: int) -> int:
-    """Member (0 .. members-1) of `index` in balanced rounds.
+    """Return the member (0 .. members-1) of `index` in balanced rounds.
 
     Indices come in rounds of `members`; every round is a permutation of all members, shuffled by (seed, round).
     """
@@ -49,14 +49,14 @@ def round_member(seed: int, index: int, members: int) -> int:
 
 
 def point_in_places(places: Places, cell_l0: int, rng: np.random.Generator) -> tuple[float, float]:
-    """A point uniform over the area of the cells: a uniform cell, then uniform inside it. Returns xy in level-0 px."""
+    """Return a point (xy, level-0 px) uniform over the area of the cells: a uniform cell, then uniform inside it."""
     row, column = places.cell(int(rng.integers(len(places))))
     dx, dy = rng.random(2)
     return (column + float(dx)) * cell_l0, (row + float(dy)) * cell_l0
 
 
 def point_in_polygon(polygon: Polygon, rng: np.random.Generator) -> tuple[float, float]:
-    """A point uniform over the area of a valid polygon minus its holes, in the polygon's frame.
+    """Return a point uniform over the area of a valid polygon minus its holes, in the polygon's frame.
 
     Rejection from the bounding box first: nearly always a hit in the first batch. A polygon that fills less than about
     1 % of its box (a thin diagonal rim) is triangulated instead, so that the cost is bounded.

@@ -1,4 +1,4 @@
-"""Every place once: the fixed patches of validation and prediction."""
+"""Every place once: the fixed patches of validation."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Hard mining: some draws go back to places where the network's loss was high.
+"""Hard mining: some draws return to places where the network's loss was high.
 
 The stream is cut into intervals of I images. Index i of interval q = i // I may use the pool of version q - 1, which
-holds only patches with an index below (q - 1) * I. So what an index gets does not depend on how far the input pipeline
-has run ahead, nor on the number of ranks; the lag of one interval is the price.
+contains only patches with an index below (q - 1) * I. So the draw of an index depends neither on how far the input
+pipeline has run ahead nor on the number of ranks, at the cost of a lag of one interval.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from samplers.draw import generator, share
 from samplers.index import SlideIndex
 from samplers.patch import HARD, NotYetError, PatchRequest, RequestSource
 
-MAX_AGE_INTERVALS = 16  # an entry older than this is dropped: the network has changed since
+MAX_AGE_INTERVALS = 16  # older entries are dropped: the network has changed since
 
 
 @dataclass(frozen=True, order=True)
@@ -36,10 +36,10 @@ class Entry:
 
 
 class HardPool:
-    """A sampler that sends a fraction of another sampler's draws to the hardest places seen lately.
+    """A sampler that redirects a fraction of another sampler's draws to the hardest recent places.
 
-    A hard draw keeps the class that the sampler had scheduled for the index, so class ratios stay exact; where the pool
-    has no entry of that class the sampler's own draw stands. Its center is an entry's, jittered by up to a quarter of
+    A hard draw keeps the class that the sampler had scheduled for the index, so class ratios stay exact; if the pool
+    has no entry of that class, the sampler's own draw is kept. Its center is an entry's, jittered by up to a quarter of
     the patch along each axis.
 
     Args:
@@ -47,10 +47,10 @@ class HardPool:
         indexes: search index of each slide (for the jitter's units).
         seed: seed of the stream.
         fraction: share of draws that come from the pool, exact over time.
-        capacity: entries kept: those with the highest loss.
+        capacity: number of entries kept: those with the highest loss.
         interval: images per interval, I; at least the global batch.
         patch_um: side of the patch, um.
-        start: entries to begin with, of indexes below 0, such as `samplers.pool_seed` reads; they age like all others.
+        start: initial entries, of indexes below 0, such as `samplers.pool_seed` reads; they age like all others.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class HardPool:
         """Place to look at for (index, attempt).
 
         Raises:
-            NotYetError: the pool version of this index is not published; the training loop does so one interval
-                earlier, so only an input pipeline that runs ahead meets this.
+            NotYetError: the pool version of this index is not published yet; the training loop does that one interval
+                earlier, so only an input pipeline that runs ahead sees this.
         """
         own = self._source.request(index, attempt)
         if attempt or not share(index, self._fraction):
@@ -100,7 +100,7 @@ class HardPool:
         return PatchRequest(index, attempt, entry.slide, own.cls, (x, y), HARD)
 
     def feed(self, entries: Iterable[Entry], counter: int) -> None:
-        """Take in the losses of all ranks and publish every version that is complete.
+        """Add the losses of all ranks and publish every version that is complete.
 
         Args:
             entries: trained patches since the last call, of ALL ranks.
@@ -132,7 +132,7 @@ class HardPool:
             return self._versions[version]
 
     def state(self) -> NDArray[np.float64]:
-        """All that a checkpoint must keep: the entries seen, shape (n, 6) in `Entry`'s order, after the version number.
+        """Return what a checkpoint must keep: entries seen, shape (n, 6) in `Entry`'s order, after the version number.
 
         Row 0 is (newest version, interval, 0, 0, 0, 0).
         """
@@ -140,10 +140,10 @@ class HardPool:
         return np.array([head, *((e.index, e.slide, e.cls, e.x_l0, e.y_l0, e.loss) for e in self._seen)], np.float64)
 
     def restore(self, state: NDArray[np.float64]) -> None:
-        """Go on from a checkpoint's `state`.
+        """Resume from a checkpoint's `state`.
 
         Raises:
-            ValueError: the interval changed (it follows --log_every and the global batch).
+            ValueError: the interval changed (it depends on --log_every and the global batch).
         """
         newest, interval = int(state[0, 0]), int(state[0, 1])
         if interval != self.interval:

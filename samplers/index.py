@@ -43,7 +43,7 @@ class Places:
         return row, int(columns[k - before])
 
     def mask(self) -> NDArray[np.bool_]:
-        """The set as a bool array, shape (rows, columns)."""
+        """Return the set as a bool array, shape (rows, columns)."""
         return np.unpackbits(self._packed, axis=1, count=self.shape_HW[1]).astype(bool)
 
 
@@ -59,7 +59,7 @@ class SlideIndex:
         tissue: cells with tissue, whatever their class.
         places: class -> cells; class 0 is tissue outside all other classes.
         regions: class -> annotated polygons, level-0 px; only classes with annotations of their own (`own_regions`).
-        notes: what a user should know (clamped level, no tissue, skipped rings).
+        notes: remarks for the user (clamped level, no tissue, skipped rings).
     """
 
     slide_id: str
@@ -75,8 +75,8 @@ class SlideIndex:
 def own_regions(regions: dict[int, list[Polygon]]) -> dict[int, list[Polygon]]:
     """Regions without the class-0 polygons that only cut holes into other classes (CAMELYON's `_2`).
 
-    A hole says what is not tumor inside a lesion; taken for the slide's normal tissue, it would be all that a sampler
-    ever saw of class 0 there.
+    A hole marks what is not tumor inside a lesion; if it counted as the slide's normal tissue, a sampler would see
+    nothing else of class 0 there.
     """
     others = [Polygon(polygon.exterior) for cls, polygons in regions.items() if cls != 0 for polygon in polygons]
     normal = [
@@ -89,7 +89,7 @@ def own_regions(regions: dict[int, list[Polygon]]) -> dict[int, list[Polygon]]:
 
 
 def cell_side_l0(slide: Slide, bb_downsample: int) -> tuple[int, str]:
-    """Side of a search cell (level-0 px) for pyramid level `bb_downsample`, and a note where the level was clamped."""
+    """Return the side of a search cell (level-0 px) for pyramid level `bb_downsample`, and a note if it was clamped."""
     level = slide.levels[min(bb_downsample, len(slide.levels) - 1)]
     side = max(1, round(max(level.downsample_xy)), math.ceil(MIN_CELL_UM / max(slide.um_px_xy_l0)))
     side = fewer_cells(slide, side)
@@ -102,7 +102,7 @@ def cell_side_l0(slide: Slide, bb_downsample: int) -> tuple[int, str]:
 
 
 def find_tissue(slide: Slide, bb_downsample: int) -> tuple[NDArray[np.bool_], int, str]:
-    """Where the tissue of a slide is.
+    """Find the tissue of a slide.
 
     Args:
         slide: the slide.
@@ -119,7 +119,7 @@ def find_tissue(slide: Slide, bb_downsample: int) -> tuple[NDArray[np.bool_], in
 
 
 def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) -> SlideIndex:
-    """Build the search index of one slide; reads one thumbnail and the truth, a second or so per slide.
+    """Build the search index of one slide; reads one thumbnail and the truth, about a second per slide.
 
     Args:
         slide: the slide.

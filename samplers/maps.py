@@ -24,7 +24,7 @@ def write_maps(folder: Path, slide_set: SlideSet, rows: Sequence[Mapping[str, st
     Windows are colored by loss, from blue (lowest of the run) to red (95th percentile and above).
 
     Args:
-        folder: made where missing.
+        folder: created if missing.
         slide_set: the training slides.
         rows: sample log, with `slide`, `x_l0`, `y_l0` (window center, level-0 px) and `loss`.
         patch_um: side of the windows, um.
@@ -61,7 +61,9 @@ def _background(slide: Slide, index: SlideIndex) -> NDArray[np.uint8]:
     rows, columns = (max(1, int(size * scale)) for size in reversed(slide.size_xy_l0))
     try:
         thumb_HWC = slide.read(Window((0.0, 0.0), (rows, columns), (1 / scale, 1 / scale)))
-    except ValueError:  # a slide that went bad during the run: windows and outlines on white still tell where
+    except (
+        ValueError
+    ):  # the slide became unreadable during the run: windows and outlines on white still show the places
         thumb_HWC = np.full((rows, columns, 3), 255, np.uint8)
     map_HWC = np.ascontiguousarray(thumb_HWC[..., ::-1])
     sets = [(index.tissue, TISSUE_BGR), *((p, TUMOR_BGR) for cls, p in sorted(index.places.items()) if cls > 0)]

@@ -18,8 +18,8 @@ from slides.reader import Slide
 from slides.truth.interface import Truth
 
 UNREADABLE = "unreadable"
-REASONS = (*quality.REASONS, UNREADABLE)  # why a draw was not taken
-MAX_UNREADABLE = 10  # draws of one index that may fail to be read before the run is stopped
+REASONS = (*quality.REASONS, UNREADABLE)  # why a draw was rejected
+MAX_UNREADABLE = 10  # draws of one index that may be unreadable before the run stops
 STREAM, HARD, GRID = "stream", "hard", "grid"
 ORIGINS = (STREAM, HARD, GRID)
 
@@ -32,10 +32,10 @@ class PatchRequest:
         index: position in the endless training stream, or in the validation grid.
         attempt: 0 for the first draw of this index, n for its n-th redraw.
         slide: position of the slide in the list of cases.
-        cls: class that the draw aimed at; -1 where the place was not drawn for a class (grid).
+        cls: class that the draw aimed at; -1 if the place was not drawn for a class (grid).
         center_xy_l0: center of the patch, level-0 px.
-        origin: who asked: `stream` (a sampler), `hard` (the hard-mining pool) or `grid` (validation).
-        as_found: take it whatever it shows: a place inside an annotation.
+        origin: `stream` (a sampler), `hard` (the hard-mining pool) or `grid` (validation).
+        as_found: accept it whatever it shows: a place inside an annotation.
     """
 
     index: int
@@ -49,12 +49,12 @@ class PatchRequest:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A draw that was not taken.
+    """A rejected draw.
 
     Attributes:
-        request: what was asked for.
+        request: the request.
         reason: one of `REASONS`.
-        message: what the reader said, for `unreadable`; else empty.
+        message: the reader's message for `unreadable`; else empty.
     """
 
     request: PatchRequest
@@ -82,7 +82,7 @@ class Patch:
 
 
 class NotYetError(Exception):
-    """A request that depends on training which has not happened yet: ask again later."""
+    """A request that depends on later training: ask again."""
 
 
 class RequestSource(Protocol):
@@ -91,7 +91,7 @@ class RequestSource(Protocol):
     max_redraws: int
 
     def request(self, index: int, attempt: int = 0) -> PatchRequest:
-        """The place to look at for this index; `NotYetError` where only later training decides it."""
+        """Return the place to look at for this index; `NotYetError` if it depends on later training."""
         ...
 
 
@@ -100,10 +100,10 @@ class PatchReader:
 
     Args:
         slides: one per case, in the order that `PatchRequest.slide` counts.
-        truths: truth of each slide, same order.
+        truths: truth of each slide, in the same order.
         img_size: side of the square patch, output px.
         um_px: spacing of the patch, um per px.
-        context_um_px: spacing of a second, coarser view around the same center, of the same `img_size`; None for none.
+        context_um_px: spacing of a second, coarser view around the same center, of the same `img_size`; None: none.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class PatchReader:
         return 3 if self._context_um_px is None else 6
 
     def window(self, request: PatchRequest) -> Window:
-        """Window of a request: centered on it, and for drawn places moved inside the slide where it fits.
+        """Return the window of a request: centered on it and, for drawn places, moved inside the slide if it fits.
 
         Grid windows are not moved: each validation pixel must be counted once.
         """
@@ -135,7 +135,7 @@ class PatchReader:
         return window if request.origin == GRID else shifted_inside(window, slide.size_xy_l0)
 
     def read(self, request: PatchRequest) -> Patch:
-        """Pixels and truth of a request, cut from the same window.
+        """Read pixels and truth of a request, cut from the same window.
 
         Raises:
             SlideError: the slide or its truth cannot be read there; the message names both.
@@ -144,7 +144,7 @@ class PatchReader:
         slide = self.slides[request.slide]
         image_HWC = slide.read(window)
         if self._context_um_px is not None:
-            # Not laid on the px of a level: both views must have the same center.
+            # Not aligned to the px of a level: both views must have the same center.
             step_x, step_y = (self._context_um_px / um for um in slide.um_px_xy_l0)
             around = window_centred(window.center_xy_l0, window.hw_out, (step_x, step_y))
             image_HWC = np.concatenate([image_HWC, slide.read(around)], axis=2)
@@ -152,23 +152,23 @@ class PatchReader:
 
 
 def draw(source: RequestSource, reader: PatchReader, index: int, judge: bool = True) -> Patch:
-    """The patch of a stream index; drawn again where it is no usable tissue, or cannot be read.
+    """Draw the patch of a stream index; again where it is not usable tissue, or cannot be read.
 
-    At most `source.max_redraws` draws are turned down for what they show, the next is kept whatever it shows; at most
-    `MAX_UNREADABLE` because slide or truth cannot be read there. So no index is lost, and the result depends on
-    (seed, index) and the files alone, whoever draws it.
+    At most `source.max_redraws` draws are rejected for what they show, and the next is kept whatever it shows; at most
+    `MAX_UNREADABLE` because slide or truth cannot be read there. So no index is lost, and the result depends only on
+    (seed, index) and the files, on every rank.
 
     Args:
         source: sampler.
         reader: reads its requests.
         index: which patch of the stream.
-        judge: turn down pen marks and tissue out of focus, too; else only glass.
+        judge: also reject pen marks and tissue out of focus; else only glass.
 
     Raises:
-        ValueError: the last draw could not be read, either.
+        ValueError: the last draw could not be read either.
     """
     rejected: list[Rejected] = []
-    shown = unread = 0  # draws turned down for what they show, and for not being readable
+    shown = unread = 0  # draws rejected for what they show, and for being unreadable
     while True:
         request = source.request(index, len(rejected))
         try:
@@ -181,7 +181,7 @@ def draw(source: RequestSource, reader: PatchReader, index: int, judge: bool = T
             continue
         fault = None
         if shown < source.max_redraws and not request.as_found:
-            # The first three channels: a context view is not judged.
+            # Only the first three channels: a context view is not judged.
             fault = quality.fault(patch.image_HWC[..., :3], reader.um_px, judge)
         if fault is None:
             return replace(patch, rejected=tuple(rejected))

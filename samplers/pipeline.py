@@ -20,22 +20,22 @@ from samplers.patch import ORIGINS, NotYetError, Patch, PatchReader, PatchReques
 from samplers.records import META
 from slides.truth.interface import IGNORE
 
-PREFETCH = 2  # batches; more only costs memory once reading is faster than training
-RETRY_S = 0.01  # between two tries of a request that waits for training
+PREFETCH = 2  # batches; more only cost memory once reading is faster than training
+RETRY_S = 0.01  # between two attempts of a request that waits for training
 
 Batch = tuple[Any, Any, NDArray[np.float64]]  # image_BHWC uint8, label_BHW uint8, meta_BM
 
 
 def rank_indices(first: int, batch_size: int, rank: int, size: int) -> Iterator[int]:
-    """Stream indices of one rank, endless: disjoint over ranks and complete, whatever their number.
+    """Yield the stream indices of one rank without end: disjoint over ranks and complete, whatever their number.
 
     Step t of all ranks takes the indices first + t*G ... first + (t+1)*G - 1 with G = batch_size * size, in blocks of
     `batch_size` consecutive indices, so a rank's batch keeps the samplers' exact class ratio. The blocks rotate over
     the ranks from step to step: with batch_size 1 and ratio 0.5, one rank would otherwise see tumor only.
 
     Args:
-        first: images trained before (0, or the counter of the checkpoint resumed from). Blocks rotate by it, too, so
-            that after a resume every rank goes on with the blocks it would have had.
+        first: images trained before (0, or the counter of the checkpoint resumed from). Blocks also rotate by it, so
+            that after a resume every rank gets the blocks it would have had.
         batch_size: patches per rank and step.
         rank: this rank.
         size: number of ranks.
@@ -48,11 +48,11 @@ def rank_indices(first: int, batch_size: int, rank: int, size: int) -> Iterator[
 
 
 class Feed:
-    """Batches from a tf.data pipeline; an error in a worker comes out as itself.
+    """Batches from a tf.data pipeline; an error in a worker is raised unchanged.
 
     Args:
-        load: index -> Patch, called from `workers` threads at once; where it raises `NotYetError` it is called again.
-        indices: which patches, in order; the order of batches never depends on `workers`.
+        load: index -> Patch, called from `workers` threads at once; called again if it raises `NotYetError`.
+        indices: indices of the patches, in order; the order of batches never depends on `workers`.
         batch_size: patches per batch; a last short batch is filled with ignored white patches of index -1.
         img_size: side of the patches, px.
         workers: threads that read patches in parallel.
@@ -79,7 +79,7 @@ class Feed:
             padded = [*indices, *[-1] * (-len(indices) % batch_size)]
             dataset = tf.data.Dataset.from_tensor_slices(tf.constant(padded, tf.int64, shape=(len(padded),)))
         options = tf.data.Options()
-        # Threads of their own: the libraries release the GIL, and a busy training step must not delay reading.
+        # Separate threads: the libraries release the GIL, and a busy training step must not delay reading.
         options.threading.private_threadpool_size = workers + 1
         options.autotune.enabled = False
         self._dataset = (
@@ -102,14 +102,14 @@ class Feed:
         try:
             patch = self._patch(int(index))
         except BaseException as error:
-            self._failure = error  # TensorFlow would hand on a string with its own traceback
+            self._failure = error  # TensorFlow would pass on a string with its own traceback
             raise
         r = patch.request
         meta = (r.index, r.attempt, r.slide, r.cls, *patch.window.center_xy_l0, ORIGINS.index(r.origin))
         return patch.image_HWC, patch.label_HW, np.array(meta, np.float64)
 
     def _patch(self, index: int) -> Patch:
-        """The patch of an index, waiting for training where it must."""
+        """Load the patch of an index, waiting for training if necessary."""
         while True:
             try:
                 return self._load(index)
@@ -118,7 +118,7 @@ class Feed:
                     raise
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches (image_BHWC uint8 tensor, label_BHW uint8 tensor, meta_BM float64 array); one iteration at a time."""
+        """Yield batches (image_BHWC, label_BHW: uint8 tensors; meta_BM: float64 array); one iteration at a time."""
         self._ended.clear()
         batches = iter(self._dataset)
         try:
@@ -129,12 +129,12 @@ class Feed:
                 raise
             raise self._failure from None
         finally:
-            # Before TensorFlow joins its threads: one of them may wait for training that will not happen any more.
+            # Before TensorFlow joins its threads: one of them may wait for training that will never happen.
             self._ended.set()
 
 
 def joined(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    """Every `count` batches as one; a rest that is shorter is left out."""
+    """Join every `count` batches into one; an incomplete rest is dropped."""
     waiting = iter(batches)
     while len(group := list(itertools.islice(waiting, count))) == count:
         images, labels, metas = zip(*group, strict=True)
@@ -150,11 +150,11 @@ def grid_feed(
     workers: int,
     left_out: Callable[[str], None],
 ) -> Feed:
-    """This rank's share of a fixed list of requests: every size-th one, each exactly once over all ranks.
+    """Feed this rank's share of a fixed list of requests: every size-th one, each exactly once over all ranks.
 
     A window that cannot be read becomes an ignored patch, and `left_out` is called with the reason (from a worker).
     """
-    mine = range(rank, len(requests), size)  # Ranks: dealt out like cards, so every rank has some of every slide
+    mine = range(rank, len(requests), size)  # Ranks: dealt like cards, so every rank has some of every slide
 
     def load(number: int) -> Patch:
         request = requests[number]

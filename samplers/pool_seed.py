@@ -1,6 +1,6 @@
-"""Where an evaluation found false tumor: places for the hard pool to begin with.
+"""Initial entries of the hard pool: false tumor that an evaluation found.
 
-`evaluate.py` writes `false_positives.csv` with a line for each region that was predicted tumor and touches none.
+`evaluate.py` writes `false_positives.csv` with a line for each region that was predicted tumor and touches no tumor.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from samplers.hard_pool import Entry
 
 FILE = "false_positives.csv"
 COLUMNS = ("slide_id", "x", "y", "probability")
-# Of a probability of 1 the cross-entropy is infinite; in 8 bits this is the next below it.
+# The cross-entropy of a probability of 1 is infinite; this is the next lower value in 8 bits.
 MOST = 254 / 255
 
 
 def read_pool_seed(folder: Path, slide_ids: Sequence[str]) -> tuple[list[Entry], int]:
-    """Entries of class 0 for the regions of an evaluation, the best ones first in the file.
+    """Read entries of class 0 for the false regions of an evaluation.
 
-    Their loss is what the network had there: the cross-entropy of class 0, -log(1 - p), so that they rank with the
+    Their loss is that of the network there: the cross-entropy of class 0, -log(1 - p), so that they rank with the
     losses of trained patches.
 
     Args:
-        folder: where evaluate.py wrote `false_positives.csv`.
+        folder: `--out` of evaluate.py, with `false_positives.csv`.
         slide_ids: training slides, in the order that `Entry.slide` counts.
 
     Returns:
-        Entries of indexes -n to -1, and the number of regions of other slides, which are left out.
+        Entries of indexes -n to -1, and the number of regions on other slides, which are left out.
 
     Raises:
-        ValueError: no such file, a line that is none, or no region on any of the slides.
+        ValueError: the file is missing or malformed, or no region lies on any of the slides.
     """
     path = folder / FILE
     numbers = {slide_id: number for number, slide_id in enumerate(slide_ids)}
@@ -50,9 +50,9 @@ def read_pool_seed(folder: Path, slide_ids: Sequence[str]) -> tuple[list[Entry],
             slide_id = row["slide_id"]
         except (KeyError, TypeError, ValueError):
             wanted = ",".join(COLUMNS)
-            raise ValueError(f"{path}, line {line}: {row} is no place; the columns are {wanted}") from None
+            raise ValueError(f"{path}, line {line}: {row} is not a place; the columns must be {wanted}") from None
         if not (math.isfinite(x_l0) and math.isfinite(y_l0) and 0 <= probability <= 1):
-            raise ValueError(f"{path}, line {line}: x {x_l0}, y {y_l0}, probability {probability} is no place")
+            raise ValueError(f"{path}, line {line}: x {x_l0}, y {y_l0}, probability {probability} is not a place")
         found.append((slide_id, x_l0, y_l0, -math.log(1 - min(probability, MOST))))
     ours = [(numbers[slide_id], x, y, loss) for slide_id, x, y, loss in found if slide_id in numbers]
     if not ours:

@@ -1,4 +1,4 @@
-"""What cannot be learned from: glass, pen marks and tissue out of focus, told apart by cheap tests.
+"""Patches to learn nothing from: glass, pen marks and tissue out of focus, found by cheap tests.
 
 Shapes: H, W patch rows and columns; C = 3 channels (RGB, uint8). Thresholds were set on real H&E (CAMELYON16, TCGA,
 Aperio) at 0.25 to 2 um/px, sharp and blurred by 1 to 4 um; see tests/unit/samplers/test_quality.py.
@@ -20,13 +20,15 @@ REASONS = (BLANK, PEN, BLURRED)
 # tissue blurred by a Gaussian of 1.5 um at most 0.28, 0.48 and 0.55.
 BLURRED_SHARE = 0.6
 FOCUS_UM_PX = 0.5, 2.0  # finer patches are reduced to the first; coarser than the second shows nothing of the focus
-GLASS_GRAY = 225  # brighter is glass, where nothing can be sharp
+GLASS_GRAY = 225  # brighter px are glass, where nothing can be sharp
 MIN_TISSUE_PX = 64
-FOCUS_PX = 512  # focus on so many in the middle, where the draw aimed: a decode takes 12 ms, the whole patch would 6
+# Side of the square in the middle that is judged, where the draw aimed: the whole patch would add 6 ms to the 12 ms of
+# decoding.
+FOCUS_PX = 512
 
 
 def is_blurred(image_HWC: NDArray[np.uint8], um_px: float) -> bool:
-    """True where neighboring pixels of tissue hardly differ: out of focus. Coarse patches are never told so."""
+    """Return whether neighboring pixels of tissue hardly differ: out of focus. Never true for coarse patches."""
     if um_px > FOCUS_UM_PX[1]:
         return False
     rows, columns = (slice(max(0, (size - FOCUS_PX) // 2), (size + FOCUS_PX) // 2) for size in image_HWC.shape[:2])
@@ -47,9 +49,9 @@ def fault(image_HWC: NDArray[np.uint8], um_px: float, judge: bool = True) -> str
     """Return what is wrong with a patch, one of `REASONS`, or None.
 
     Args:
-        image_HWC: patch.
+        image_HWC: the patch.
         um_px: its spacing, um per px.
-        judge: look for pen marks and blur, too; else only for glass.
+        judge: also look for pen marks and blur; else only for glass.
     """
     if is_blank(image_HWC):
         return BLANK

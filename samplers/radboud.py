@@ -19,8 +19,8 @@ from samplers.patch import PatchRequest
 class Sampler:
     """Draws class in balanced rounds, slide among those that have it, annotation by area, point uniform inside it.
 
-    Class 0 of a slide without class-0 annotations is drawn from tissue outside the other classes; where any slide has
-    class-0 annotations, both kinds of slide take part.
+    Class 0 of a slide without class-0 annotations is drawn from tissue outside the other classes; if any slide has
+    class-0 annotations, both kinds of slides take part.
 
     Args:
         indexes: search index of each slide.
@@ -33,7 +33,7 @@ class Sampler:
         ValueError: a class that must be drawn is on no slide.
     """
 
-    max_redraws = 10  # of places in tissue; what lies inside an annotation was asked for, blank or not
+    max_redraws = 10  # of places in tissue; places inside an annotation are kept, blank or not
 
     def __init__(self, indexes: Sequence[SlideIndex], seed: int, classes: int, tumor_ratio: Fraction | None) -> None:
         self._indexes = indexes
@@ -57,7 +57,7 @@ class Sampler:
         self._classes = classes
 
     def request(self, index: int, attempt: int = 0) -> PatchRequest:
-        """Place to look at for (index, attempt)."""
+        """Return the place to look at for (index, attempt)."""
         cls = self._class_of(index)
         rng = generator(self._seed, index, attempt)
         slide = self._having[cls][int(rng.integers(len(self._having[cls])))]

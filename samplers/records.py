@@ -1,6 +1,6 @@
-"""What was trained on: one row per patch, kept until the next logging interval, then written and mined.
+"""Log of trained patches: one row per patch, kept until the next logging interval, then written and mined.
 
-Every rank writes its own files: `samples/rank-R.csv`, whose rows can all be drawn again, and, where slides could not be
+Every rank writes its own files: `samples/rank-R.csv`, whose rows can all be drawn again, and, if slides could not be
 read, `samples/unreadable-rank-R.csv`.
 """
 
@@ -20,28 +20,28 @@ from numpy.typing import NDArray
 from samplers.hard_pool import Entry, HardPool
 from samplers.patch import ORIGINS, UNREADABLE, Patch, Rejected
 
-# What the input pipeline says of a patch (see `Feed`); x and y are the window's center, level-0 px.
+# What the input pipeline reports about a patch (see `Feed`); x and y are the window's center, level-0 px.
 META = ("index", "attempt", "slide", "cls", "x_l0", "y_l0", "origin")
 COLUMNS = ("index", "slide", "x_l0", "y_l0", "um_px", "cls", "origin", "attempt", "rejected", "loss")
 UNREADABLE_COLUMNS = ("index", "attempt", "slide", "x_l0", "y_l0", "error")
-FEW_UNREADABLE = 8  # draws of a rank; up to here no share is judged
+FEW_UNREADABLE = 8  # draws of a rank; fewer are never an error
 
 Row = dict[str, Any]
 
 
 class Records:
-    """Rows of this rank, and the way to the sample log and the hard pool.
+    """Collects rows of this rank for the sample log and the hard pool.
 
     Args:
-        folder: the run's `--log_dir`, or None to write nothing.
+        folder: the run's `--log_dir`; None to write nothing.
         rank: this rank.
         slide_ids: id of each training slide.
         um_px: spacing of the patches, um per px.
         pool: the hard-mining pool, or None.
-        max_unreadable: share of this rank's draws that may fail to be read before the run is stopped.
+        max_unreadable: share of this rank's draws that may be unreadable before the run stops.
 
     Attributes:
-        rejected: draws of trained patches that were not taken, by reason.
+        rejected: number of rejected draws of trained patches, by reason.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Records:
         return patch
 
     def add(self, meta_BM: NDArray[np.float64], patch_loss_B: NDArray[np.floating[Any]]) -> None:
-        """Take in a trained batch: M numbers per patch in the order of `META`, and the loss of each patch.
+        """Add a trained batch: M numbers per patch in the order of `META`, and the loss of each patch.
 
         Raises:
-            ValueError: more draws than `max_unreadable` could not be read; lists them.
+            ValueError: more draws than `max_unreadable` could not be read; the message lists them.
         """
         for meta_M, loss in zip(meta_BM, patch_loss_B, strict=True):
             index, attempt, slide, cls, origin = (int(meta_M[META.index(n)]) for n in _WHOLE)
@@ -95,7 +95,7 @@ class Records:
                 {
                     "index": index,
                     "slide": self._slide_ids[slide],
-                    "x_l0": repr(x_l0),  # all digits: the row is drawn again from them
+                    "x_l0": repr(x_l0),  # all digits, so that the row can be drawn again
                     "y_l0": repr(y_l0),
                     "um_px": self._um_px,
                     "cls": cls,
@@ -128,7 +128,7 @@ class Records:
         """Write the rows and feed the pool; every rank must call it at the same image counter.
 
         Args:
-            gather: brings together the entries of all ranks; called only where there is a pool.
+            gather: collects the entries of all ranks; called only with a pool.
             counter: images trained so far over all ranks.
         """
         if self._path is not None and self._rows:
@@ -140,7 +140,7 @@ class Records:
         self._rows, self._waiting = [], []
 
     def _write_unreadable(self) -> None:
-        """Append what was not written yet."""
+        """Append rows that have not been written yet."""
         assert self._path is not None
         path = self._path.with_name(f"unreadable-{self._path.name}")
         fresh = [row for row in self._unreadable if not row.get("written")]
@@ -162,7 +162,7 @@ def _write(path: Path, rows: Sequence[Row], mode: str, columns: Sequence[str] = 
 
 
 def write_described(folder: Path, described: Mapping[str, Any]) -> None:
-    """Write down which files a run reads and how, `samples/slides.json` in its `--log_dir`."""
+    """Record which files a run reads and how, as `samples/slides.json` in its `--log_dir`."""
     path = folder / "samples" / "slides.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
@@ -172,14 +172,14 @@ def read_described(folder: Path) -> dict[str, Any]:
     """Inverse of `write_described`.
 
     Raises:
-        OSError: not there.
+        OSError: the file is missing.
     """
     described: dict[str, Any] = json.loads((folder / "samples" / "slides.json").read_text(encoding="utf-8"))
     return described
 
 
 def read_samples(folder: Path) -> list[Row]:
-    """Rows of all ranks of a run's `--log_dir`, as text, by index; a last row cut short by a crash is left out."""
+    """Read the rows of all ranks of a run, as text, by index; a last row truncated by a crash is omitted."""
     rows: list[Row] = []
     for path in sorted((folder / "samples").glob("rank-*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
@@ -188,9 +188,9 @@ def read_samples(folder: Path) -> list[Row]:
 
 
 def trim_samples(folder: Path, resume_at: int) -> None:
-    """Drop the rows from image `resume_at` on: patches of an interrupted run that will be trained again.
+    """Remove the rows from image `resume_at` on: patches of an interrupted run that will be trained again.
 
-    Ranks: one rank does it for all, also for ranks that the resumed run no longer has.
+    Ranks: one rank does it for all, including ranks that the resumed run no longer has.
     """
     rows = [row for row in read_samples(folder) if int(row["index"]) < resume_at]
     paths = sorted((folder / "samples").glob("rank-*.csv"))

@@ -1,9 +1,9 @@
-"""What a run was trained on, to look at: patches drawn again, maps, and windows for ASAP and QuPath.
+"""The training data of a run, to look at: patches drawn again, maps, and windows for ASAP and QuPath.
 
 python -m samplers.replay LOG_DIR                    per slide: map (PNG), windows as ASAP XML and GeoJSON
 python -m samplers.replay LOG_DIR --index 17 480     patch and truth of these indices, drawn again
 
-Reads `samples/` and `options.json` of the run, and its slides where they were.
+Reads `samples/` and `options.json` of the run, and its slides at their recorded paths.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Replay:
         log_dir: the run's `--log_dir`.
 
     Raises:
-        ValueError: no run there, or a slide or label is gone or bad.
+        ValueError: the folder is not a run, or a slide or label is missing or unreadable.
     """
 
     def __init__(self, log_dir: Path) -> None:
@@ -55,7 +55,7 @@ class Replay:
             self.options = json.loads((log_dir / "options.json").read_text(encoding="utf-8"))
             described = read_described(log_dir)
         except OSError as error:
-            raise ValueError(f"{log_dir} holds no run to replay: {error}") from error
+            raise ValueError(f"{log_dir} does not contain a run to replay: {error}") from error
         self.rows = read_samples(log_dir)
         self._how = Reading.from_json(described["reading"])
         cases = [
@@ -76,10 +76,10 @@ class Replay:
         return self.slide_set.reader(*view)
 
     def drawn_again(self, row: Row) -> Patch:
-        """The patch of a row of the sample log.
+        """Draw the patch of a row of the sample log again.
 
-        A draw of the sampler is asked for again by its index, and must come to the same place; one of the hard-mining
-        pool, which is gone, is read where the log says.
+        A draw of the sampler is requested by its index, and must lead to the same place; one of the hard-mining pool,
+        which no longer exists, is read at the logged place.
 
         Raises:
             ValueError: the sampler now draws another place: slides, labels or the program have changed.
@@ -105,7 +105,7 @@ class Replay:
         return build(*plan)
 
     def corners_l0(self, row: Row) -> list[Pair]:
-        """Corners of a row's window, level-0 px, clockwise from the upper left."""
+        """Return the corners of a row's window, level-0 px, clockwise from the upper left."""
         slide = self.slide_set.slides[self._position[row["slide"]]]
         half_x, half_y = (self.patch_um / um / 2 for um in slide.um_px_xy_l0)
         x, y = float(row["x_l0"]), float(row["y_l0"])
@@ -113,7 +113,7 @@ class Replay:
 
 
 def bands_of(rows: Sequence[Row]) -> list[int]:
-    """Quarter of the losses each row is in, 0 (lowest) to 3."""
+    """Return the quarter of the losses that each row is in, 0 (lowest) to 3."""
     losses = np.array([float(row["loss"]) for row in rows])
     edges = np.quantile(losses, (0.25, 0.5, 0.75)) if len(losses) else np.zeros(3)
     return [int(band) for band in np.searchsorted(edges, losses, side="left")]
@@ -136,7 +136,7 @@ def write_asap(path: Path, windows: Iterable[tuple[Row, int, list[Pair]]]) -> No
 
 
 def hex_color(band: int) -> str:
-    """Color of a quarter of the losses, as #RRGGBB."""
+    """Return the color of a quarter of the losses, as #RRGGBB."""
     return "#{:02X}{:02X}{:02X}".format(*BAND_RGB[band])
 
 
@@ -174,7 +174,7 @@ def write_windows(replay: Replay, out: Path) -> list[Path]:
 
 
 def write_patch(patch: Patch, path: Path) -> None:
-    """Write patch (a second view beside it) and truth: classes as gray levels 0, 120, 240; ignored white."""
+    """Write patch (a second view beside it) and truth: classes as gray levels 0, 120, 240; ignored px are white."""
     views = [patch.image_HWC[..., first : first + 3][..., ::-1] for first in range(0, patch.image_HWC.shape[2], 3)]
     truth_HW: NDArray[np.uint8] = np.where(patch.label_HW == 255, 255, patch.label_HW * np.uint8(120)).astype(np.uint8)
     if not cv2.imwrite(str(path), np.concatenate([*views, np.repeat(truth_HW[..., None], 3, axis=2)], axis=1)):
@@ -183,7 +183,7 @@ def write_patch(patch: Patch, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="samplers.replay", description="show what a run was trained on")
+    parser = argparse.ArgumentParser(prog="samplers.replay", description="Show the patches that a run was trained on.")
     parser.add_argument("log_dir", type=Path, help="--log_dir of the run")
     parser.add_argument("--index", type=int, nargs="+", help="draw these patches of the stream again")
     parser.add_argument("--out", type=Path, help="folder to write to (default: LOG_DIR/replay)")

@@ -1,6 +1,6 @@
 """SURF's sampler: tissue and tumor found on a thumbnail, patches centered on points drawn from it.
 
-Source of the idea: the multi-scale sampler of SURF's public trainer; its defects (see docs/data_flow.md) are not kept.
+Source of the idea: the multi-scale sampler of SURF's public trainer; its defects (docs/data_flow.md) are fixed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Sampler:
         ValueError: the ratio asks for a class that no slide has.
     """
 
-    max_redraws = 10  # of places that show no usable tissue; masks on thumbnails have false positives
+    max_redraws = 10  # of places without usable tissue; masks of thumbnails have false positives
 
     def __init__(self, indexes: Sequence[SlideIndex], seed: int, classes: int, tumor_ratio: Fraction | None) -> None:
         assert tumor_ratio is not None, "surf draws by a ratio; its default stands in samplers.SAMPLERS"
@@ -50,7 +50,7 @@ class Sampler:
             )
 
     def request(self, index: int, attempt: int = 0) -> PatchRequest:
-        """Place to look at for (index, attempt); a redraw keeps the class, so that the ratio stays exact."""
+        """Return the place to look at for (index, attempt); a redraw keeps the class, so that the ratio stays exact."""
         cls = 0
         if share(index, self._ratio):
             cls = self._tumor[round_member(self._seed, count_before(index, self._ratio), len(self._tumor))]

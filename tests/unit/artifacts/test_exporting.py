@@ -175,7 +175,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_what_is_no_model_ends_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exported("--model", tmp_path, "--out", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"export.py: error: --model {tmp_path}: it holds neither best.npz")
+    assert line.startswith(f"export.py: error: --model {tmp_path}: contains neither best.npz")
     assert list(tmp_path.iterdir()) == []
 
 

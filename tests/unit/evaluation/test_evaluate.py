@@ -324,7 +324,7 @@ def test_tables_of_stages(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     submission.write_text("patient,stage\npatient_001.zip,pN0\n")
     assert evaluate.main(arguments) == 2
     assert capsys.readouterr().err == (
-        "evaluate.py: error: the submission lacks patient_002, patient_003: every patient of the reference needs a "
+        "evaluate.py: error: the submission lacks patient_002, patient_003; give every patient of the reference a "
         "stage\n"
     )
 

@@ -138,8 +138,8 @@ def test_what_does_not_exist_is_said_in_words() -> None:
     page = Page(report([normal("a")]))
     assert "Lesion FROC not defined" in page.words
     assert "no lesion in the truth" in page.words
-    assert "Slides of one kind only: not defined." in page.words
-    assert "One slide: there are no intervals below two." in page.words
+    assert "All slides with or all without tumor: not defined." in page.words
+    assert "No intervals: they need at least two slides." in page.words
     assert "nan" not in page.words.lower()
 
 

@@ -63,7 +63,7 @@ def test_slides_from_files_folders_and_lists(tmp_path):
     assert [name for name, _ in listed([text], by_name)] == ["a", "b", "c"]
     assert [name for name, _ in listed([tmp_path / "more", tmp_path / "more/b.tif"], by_name)] == ["b", "c"]
     (tmp_path / "more/a.tif").touch()
-    with pytest.raises(ValueError, match="two slides are called a"):
+    with pytest.raises(ValueError, match="two slides have the id a"):
         listed([text], by_name)
     (tmp_path / "empty.txt").touch()
     with pytest.raises(ValueError, match="no slides in"):
@@ -74,7 +74,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
     folder = tmp_path / "a"
     assert not done_before(folder, {"overlap": 0.5}, overwrite=False)
     folder.mkdir()
-    with pytest.raises(ValueError, match="holds no prediction"):
+    with pytest.raises(ValueError, match="does not contain a prediction"):
         done_before(folder, {"overlap": 0.5}, overwrite=False)
     (folder / "summary.json").write_text(json.dumps({"options": {"overlap": 0.5, "mpp": None}}), encoding="utf-8")
     assert done_before(folder, {"overlap": 0.5, "mpp": None}, overwrite=False)

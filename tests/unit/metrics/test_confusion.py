@@ -33,9 +33,9 @@ def test_rows_are_truth_and_columns_prediction_and_ignored_pixels_do_not_count()
 def test_a_prediction_out_of_range_is_allowed_only_where_truth_is_ignored() -> None:
     truth_P = np.array([1, IGNORE, 0], np.uint8)
     assert confusion_from_labels(truth_P, np.array([1, 9, 0]), 2).tolist() == [[1, 0], [0, 1]]
-    with pytest.raises(ValueError, match=r"prediction holds \[9\]; with 2 classes 0 to 1 are allowed"):
+    with pytest.raises(ValueError, match=r"prediction contains \[9\]; with 2 classes, 0 to 1 are allowed"):
         confusion_from_labels(truth_P, np.array([1, 0, 9]), 2)
-    with pytest.raises(ValueError, match=r"truth holds \[1\]; with 1 classes"):
+    with pytest.raises(ValueError, match=r"truth contains \[1\]; with 1 classes"):
         confusion_from_labels(truth_P, np.array([0, 0, 0]), 1)
     with pytest.raises(ValueError, match=r"shape \(3,\) .* shape \(2,\)"):
         confusion_from_labels(truth_P, np.array([0, 0]), 2)

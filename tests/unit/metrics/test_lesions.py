@@ -131,16 +131,16 @@ def test_without_tumor_there_is_no_lesion() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.0,), "um_px 0.0: a number above 0"),
+        ((0.0,), "um_px 0.0: must be a number above 0"),
         ((math.nan,), "um_px nan"),
-        ((1.0, -1.0), "grow_um -1.0: a number of at least 0"),
+        ((1.0, -1.0), "grow_um -1.0: must be a number of at least 0"),
         ((1.0, 75.0, math.inf), "itc_um inf"),
     ],
 )
 def test_impossible_lengths_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lesion_map(np.zeros((3, 5), np.bool_), *arguments)
-    with pytest.raises(ValueError, match=r"shape \(3,\); a map of \(rows, columns\)"):
+    with pytest.raises(ValueError, match=r"shape \(3,\); must be a map of \(rows, columns\)"):
         lesion_map(np.zeros(3, np.bool_), 1.0)
 
 

@@ -145,7 +145,7 @@ def test_a_submission_is_written_and_read_back(tmp_path: Path) -> None:
         ("patient,stage\npatient_001.zip,pN3\n", r"line 2: patient_001.zip: stage 'pN3' is unknown; allowed are pN0, "),
         ("patient,stage\npatient_001.zip,pN0\npatient_001_node_0.tif,big\n", "line 3: patient_001_node_0.tif: class"),
         ("patient,stage\npatient_001,pN0\n", "line 2: 'patient_001' is neither patient_NNN.zip nor"),
-        ("patient,stage\npatient_001.zip,pN0\npatient_001.zip,pN0\n", "line 3: patient_001.zip is there twice"),
+        ("patient,stage\npatient_001.zip,pN0\npatient_001.zip,pN0\n", "line 3: patient_001.zip occurs twice"),
         ("patient,stage\npatient_001.zip\n", "line 2: 1 cells in 'patient_001.zip'"),
         ("patient,stage\npatient_001_node_0.tif,itc\n", "nodes without their patient's stage: patient_001_node_0"),
     ],
@@ -166,7 +166,7 @@ def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_missing_and_unknown_patients_are_named() -> None:
     reference = Submission({"patient_001": "pN0", "patient_002": "pN1"})
-    with pytest.raises(ValueError, match="lacks patient_002:"):
+    with pytest.raises(ValueError, match="lacks patient_002;"):
         score_submission(reference, Submission({"patient_001": "pN0"}))
     with pytest.raises(ValueError, match="has patient_009, which"):
         score_submission(reference, Submission({"patient_001": "pN0", "patient_002": "pN1", "patient_009": "pN0"}))

@@ -23,7 +23,7 @@ def test_places_of_our_slides_with_the_loss_the_network_had_there(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "why"),
     [
-        (["a,1,2,0.5,9", "a,one,2,0.5,9"], r"line 3: .* is no place"),
+        (["a,1,2,0.5,9", "a,one,2,0.5,9"], r"line 3: .* is not a place"),
         (["a,1,2"], "line 2"),
         (["a,1,2,1.5,9"], "probability 1.5"),
         (["a,nan,2,0.5,9"], "x nan"),
@@ -41,5 +41,5 @@ def test_no_file_or_another_one(tmp_path):
     with pytest.raises(ValueError, match=r"--mine_from .* give the --out of evaluate.py"):
         read_pool_seed(tmp_path, ["a"])
     write(tmp_path, "1,2", header="p,q")
-    with pytest.raises(ValueError, match="the columns are slide_id,x,y,probability"):
+    with pytest.raises(ValueError, match="the columns must be slide_id,x,y,probability"):
         read_pool_seed(tmp_path, ["a"])
