@@ -15,7 +15,19 @@ from samplers import build
 from samplers.dataset import Reading, open_set
 from slides.synthetic.demo import write_levels, write_pyramid
 from slides.truth.annotation import DEFAULT_LABEL_MAP
-from tests.support.tiny import SMALL, TUMOUR_XY, UM_PX, TinySet, run_train, tissue, train, train_here, write_label
+from tests.support.tiny import (
+    SMALL,
+    TUMOUR_XY,
+    UM_PX,
+    TinySet,
+    environment,
+    run_train,
+    tissue,
+    train,
+    train_here,
+    write_label,
+)
+from tests.support.warm import warm
 
 
 @pytest.fixture
@@ -204,7 +216,7 @@ def test_img_size_no_multiple_of_128(tiny: TinySet) -> None:
 def test_unwritable_log_dir(tiny: TinySet) -> None:
     # A file in the folder's place stops even root, whom permissions do not.
     tiny.log_dir.write_text("a file", encoding="utf-8")
-    said = message(train(tiny.arguments(), script=SMALL), None)
+    said = message(warm.run(SMALL, tiny.arguments(), environment()), None)
     assert str(tiny.log_dir) in said
     assert tiny.log_dir.read_text(encoding="utf-8") == "a file"
 
@@ -235,7 +247,7 @@ def test_resume_where_every_checkpoint_is_damaged(tiny: TinySet) -> None:
     folder.mkdir(parents=True)
     damaged = folder / "images-000000004.npz"
     damaged.write_bytes(b"PK\x03\x04" + bytes(99))
-    said = message(train(tiny.arguments("--resume"), script=SMALL), None)
+    said = message(warm.run(SMALL, tiny.arguments("--resume"), environment()), None)
     assert f"--resume auto: no readable checkpoint. {damaged}: damaged checkpoint" in said
     # The run that was there is left as it was.
     assert [path for path in tiny.log_dir.rglob("*") if path.is_file()] == [damaged]

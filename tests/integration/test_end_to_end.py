@@ -19,6 +19,8 @@ from tests.support.paths import ROOT
 from tests.support.small_runs import rows_of, samples_of
 from tests.support.tiny import TinySet, environment, tissue
 
+# One process: the run is made once.
+pytestmark = pytest.mark.xdist_group("end to end")
 SCORES = {"loss", "miou", "dice", "auc", "accuracy", "iou_0", "dice_0", "iou_1", "dice_1"}
 
 

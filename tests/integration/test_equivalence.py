@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.tiny import SMALL, TinySet, run_train
 
+pytestmark = pytest.mark.xdist_group("equivalence")
 JOINT, IMAGES = 6, 30
 
 

@@ -17,6 +17,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.tiny import SMALL, environment, run_train
 
+pytestmark = pytest.mark.xdist_group("launch")
 MPICH_VENV = ROOT / ".venv-mpich"
 
 

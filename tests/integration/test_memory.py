@@ -2,17 +2,14 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from slides.synthetic.demo import write_asap
-from tests.support.paths import ROOT
 from tests.support.small_runs import rows_of, small
-from tests.support.tiny import TUMOUR_XY, TinySet, train
+from tests.support.tiny import SMALL, TUMOUR_XY, TinySet, train
 
 
 def test_plan_needs_no_data_and_names_sizes_that_fit() -> None:
@@ -110,8 +107,6 @@ def test_three_classes_end_to_end(tmp_path: Path) -> None:
 
 def test_wrong_number_of_class_weights_is_refused(tmp_path: Path) -> None:
     tiny = TinySet(tmp_path)
-    script = str(ROOT / "tests/integration/small_train.py")
-    words = tiny.arguments("--classes", "3", "--class_weights", "1", "2")
-    done = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = train(tiny.arguments("--classes", "3", "--class_weights", "1", "2"), script=SMALL)
     assert done.returncode == 2
     assert "--class_weights" in done.stderr

@@ -16,7 +16,9 @@ from slides.reader import Slide
 from tests.integration.faults.job import small_disk
 from tests.support.paths import ROOT
 from tests.support.tiny import SMALL, TinySet, environment, run_train, write_slide
+from tests.support.warm import warm
 
+pytestmark = pytest.mark.xdist_group("predict")
 SCRIPT = str(ROOT / "tests" / "integration" / "small_predict.py")
 WHOLE = {
     "probability.tif", "label.tif", "polygons.geojson", "polygons.xml", "detections.csv", "overlay.png", "summary.json",
@@ -29,14 +31,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySet:
     """Slides, and a small network trained until it tells tumor from tissue."""
     tiny = TinySet(tmp_path_factory.mktemp("predict"))
     words = tiny.arguments(num_steps="160", batch_size="4", base_lr="0.02", lr_schedule="cosine", log_every="80")
-    done = run_train(*words, NP="1", SCRIPT=SMALL)
+    done = warm.run(SMALL, words, environment())
     assert done.returncode == 0, done.stderr[-3000:]
     return tiny
 
 
 def predict(tiny: TinySet, out: Path, *more: str | Path, ranks: int = 1, slides: Path | None = None):
     words = ("--model", tiny.log_dir, "--slide_path", slides or tiny.folder / "train" / "images", "--out", out)
-    return run_train(*words, "--no_cuda", *more, NP=str(ranks), SCRIPT=SCRIPT, OMP_NUM_THREADS="1")
+    given = [str(word) for word in (*words, "--no_cuda", *more)]
+    if ranks == 1:
+        return warm.run(SCRIPT, given, environment(OMP_NUM_THREADS="1"))
+    return run_train(*given, NP=str(ranks), SCRIPT=SCRIPT, OMP_NUM_THREADS="1")
 
 
 def maps(out: Path, name: str = "probability.tif") -> dict[str, np.ndarray]:
@@ -71,9 +76,11 @@ def test_every_slide_has_all_its_results(tiny: TinySet, once: Path) -> None:
     assert spacing == pytest.approx((2.0, 2.0), rel=1e-6)
 
 
-def test_ranks_share_the_windows(tiny: TinySet, once: Path) -> None:
-    out = tiny.folder / "three"
-    done = predict(tiny, out, ranks=3)
+@pytest.mark.kind("prediction on ranks")
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_share_the_windows(tiny: TinySet, once: Path, ranks: int) -> None:
+    out = tiny.folder / f"ranks{ranks}"
+    done = predict(tiny, out, ranks=ranks)
     assert done.returncode == 0, done.stderr[-3000:]
     alone, shared = maps(once), maps(out)
     assert list(shared) == list(alone) != []

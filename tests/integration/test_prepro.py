@@ -134,11 +134,16 @@ class Eight:
         return written(out)
 
 
+# One process: what `eight` holds is made once.
+EIGHT = pytest.mark.xdist_group("eight")
+
+
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> Eight:
     return Eight(tmp_path_factory.mktemp("eight"))
 
 
+@EIGHT
 def test_every_step_has_left_something(eight: Eight):
     folders = {name.split("/")[0] for name in [*eight.expected(""), *eight.expected("mask_to_xml")]}
     whole = {"trim_tissue", "extract_tissue"}
@@ -162,6 +167,7 @@ def ended_in(step: str, eight: Eight, out: Path, by: signal.Signals, processes: 
     return run.returncode
 
 
+@EIGHT
 @pytest.mark.parametrize(("step", "processes"), [*((step, 2) for step in STEPS), ("tissue", 1), ("extract_patches", 1)])
 def test_killed_in_every_step_and_resumed(step: str, processes: int, tmp_path: Path, eight: Eight):
     for attempt in range(5):
@@ -178,6 +184,7 @@ def test_killed_in_every_step_and_resumed(step: str, processes: int, tmp_path: P
     assert not [path for path in out.rglob(".*.part") if ".done" not in path.parts]
 
 
+@EIGHT
 @pytest.mark.parametrize(("by", "processes"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
 def test_asked_to_end(by: signal.Signals, processes: int, tmp_path: Path, eight: Eight):
     assert ended_in("tissue", eight, tmp_path / "out", by, processes) == 128 + by
@@ -197,6 +204,7 @@ def test_two_runs_on_one_folder(tmp_path: Path):
     assert prepare(*words).returncode == 0
 
 
+@EIGHT
 def test_a_full_disk(tmp_path: Path, eight: Eight):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -14,10 +14,15 @@ from samplers.patch import draw
 from samplers.replay import Replay
 from slides.truth.annotation import read_annotations
 from tests.support.paths import ROOT
-from tests.support.tiny import SMALL, UM_PX, TinySet, run_train
+from tests.support.tiny import SMALL, UM_PX, TinySet, environment, run_train
+from tests.support.warm import warm
+
+pytestmark = pytest.mark.xdist_group("sampling")
 
 
 def small_train(words: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    if ranks == 1:
+        return warm.run(SMALL, words, environment())
     return run_train(*words, NP=str(ranks), SCRIPT=SMALL)
 
 

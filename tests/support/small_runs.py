@@ -3,11 +3,10 @@
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
-from tests.support.paths import ROOT
 from tests.support.tiny import SMALL, TinySet, environment
+from tests.support.warm import warm
 
 
 def rows_of(log_dir: Path) -> list[dict]:
@@ -28,15 +27,6 @@ def small(tiny: TinySet, *more: str, code: int = 0, **changed: str) -> subproces
     """A run of the small network by batches of 2, with hard mining, which makes a resume harder."""
     settings = {"batch_size": "2", "log_every": "2", "hard_fraction": "1/2", "checkpoint_every": "2", "seed": "3"}
     words = tiny.arguments("--hard_mining", *more, **(settings | changed))
-    done = subprocess.run(
-        [sys.executable, SMALL, *words],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = warm.run(SMALL, words, environment())
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     return done

@@ -13,6 +13,7 @@ import pytest
 from tests.integration.faults.job import AT, AT_SLIDE, IMAGES, INTERVAL, LIMIT_S, Job, Outcome, repair_disk, small_disk
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.xdist_group("faults")
 MPICH_VENV = Path(os.environ.get("WIDEFOV_TEST_MPICH_VENV", ROOT / ".venv-mpich"))
 SLOW, KIND = pytest.mark.slow, pytest.mark.kind
 KILLED = r"process rank {} with PID \d+ on node \S+ exited on signal 9 \(Killed\)"

@@ -9,6 +9,8 @@ from tests.integration.hosts import jobs
 from tests.integration.hosts.netns import Hosts
 from tests.support.tiny import SMALL, TinySet, environment
 
+pytestmark = pytest.mark.xdist_group("across hosts")
+
 # Each host also has a bridge docker0 with the same address, for Open MPI to fall for.
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.integration.hosts.netns import Hosts, clear_leftovers
 
+pytestmark = pytest.mark.xdist_group("netns")
+
 
 def ssh(hosts: Hosts, *words: str) -> subprocess.CompletedProcess[str]:
     """The launch agent, from the first host."""
