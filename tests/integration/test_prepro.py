@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -151,33 +150,33 @@ def test_every_step_has_left_something(eight: Eight):
 
 
 def ended_in(step: str, eight: Eight, out: Path, by: signal.Signals, processes: int) -> int:
-    """Start a run and end it when `step` has finished its first slide; returns its exit code."""
-    command = [sys.executable, "-m", "preprocessing", *eight.words(step, out, processes)]
-    run = subprocess.Popen(
-        command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    marks = out / ".done" / step
-    deadline = time.monotonic() + 120
-    while run.poll() is None and time.monotonic() < deadline:
-        if marks.is_dir() and any(path.suffix == ".json" for path in marks.iterdir()):
-            run.send_signal(by)
-            break
-        time.sleep(0.001)
-    run.communicate(timeout=60)
-    return run.returncode
+    """A run that ends when `step` has finished its first slide; returns its exit code."""
+    script = str(ROOT / "tests" / "integration" / "ended_prepro.py")
+    command = [sys.executable, script, step, str(int(by)), *eight.words(step, out, processes)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False
+    ).returncode
+
+
+IN_PROCESSES = ("tissue", "extract_patches")
 
 
 @EIGHT
-@pytest.mark.parametrize(("step", "processes"), [*((step, 2) for step in STEPS), ("tissue", 1), ("extract_patches", 1)])
+@pytest.mark.kind("step killed")
+@pytest.mark.parametrize(
+    ("step", "processes"),
+    [
+        *((step, 1) for step in STEPS),
+        *((step, 2) for step in IN_PROCESSES),
+        # A pool of processes for each of eight steps takes ten seconds.
+        *(pytest.param(step, 2, marks=pytest.mark.slow) for step in STEPS if step not in IN_PROCESSES),
+    ],
+)
 def test_killed_in_every_step_and_resumed(step: str, processes: int, tmp_path: Path, eight: Eight):
-    for attempt in range(5):
-        out = tmp_path / f"out{attempt}"
-        code = ended_in(step, eight, out, signal.SIGKILL, processes)
-        marks = [path for path in (out / ".done" / step).iterdir() if path.suffix == ".json"]
-        if code == -signal.SIGKILL and len(marks) < 8:
-            break
-    else:
-        pytest.fail("every run had finished the step before it was killed")
+    out = tmp_path / "out"
+    assert ended_in(step, eight, out, signal.SIGKILL, processes) == -signal.SIGKILL
+    marks = [path for path in (out / ".done" / step).iterdir() if path.suffix == ".json"]
+    assert 0 < len(marks) < 8
     done = prepare(*eight.words(step, out, processes))
     assert done.returncode == 0, done.stdout + done.stderr
     assert written(out) == eight.expected(step)
