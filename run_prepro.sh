@@ -88,7 +88,7 @@ wf_activate
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if [[ -n ${STEP:-} ]]; then
     if ! [[ $STEP =~ ^[a-z_]+$ ]] || ! grep -qs __main__ -- "$root/preprocessing/$STEP.py"; then
-        fail "STEP=$STEP is no step; there are: $steps and pack"
+        fail "STEP=$STEP is not a step; choose one of $steps and pack"
     fi
     run -m "preprocessing.$STEP" "$@"
 fi

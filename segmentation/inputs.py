@@ -84,10 +84,10 @@ class Inputs:
         together(comm, lambda: check_field_of_view(self.train_set, opts.img_size, opts.resolution))
         self._say(f"classes     {describe(how.label_map, CLASS_NAMES)}")
         for what, opened in (("training", self.train_set), ("validation", self.val_set)):
-            tumour = sum(1 for index in opened.indexes if set(index.places) - {0})
+            tumor = sum(1 for index in opened.indexes if set(index.places) - {0})
             names = [slide.id for slide in opened.slides]
             shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-            self._say(f"{what:<11} {len(names)} slides, {tumour} of them with tumour: {shown}")
+            self._say(f"{what:<11} {len(names)} slides, {tumor} of them with tumor: {shown}")
             notes += [note for index in opened.indexes for note in index.notes]
         self._say(*(f"note        {note}" for note in notes))
 

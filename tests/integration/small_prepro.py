@@ -14,7 +14,7 @@ PATCHES = ["--patch_size", "64", "--resolution", "2", "--save_neg"]
 def make_set(folder: Path, names: list[str]) -> Path:
     """Slides of a few hundred px, 2 um/px; those called tumor* with annotation."""
     for seed, name in enumerate(names):
-        write_slide(folder / "img" / f"{name}.tif", (297 + seed, 271), seed, tumour=name.startswith("tumor"))
+        write_slide(folder / "img" / f"{name}.tif", (297 + seed, 271), seed, tumor=name.startswith("tumor"))
         if name.startswith("tumor"):
             write_label(folder / "xml" / f"{name}.xml")
     return folder

@@ -20,7 +20,7 @@ def test_bytes_on_the_wire_are_those_of_the_gradients(shapes: Path) -> None:
     if subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine makes no network namespaces for users")
     if "Open MPI" not in subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=False).stdout:
-        pytest.skip("only Open MPI is told to use TCP")
+        pytest.skip("only with Open MPI is TCP requested")
     full, half = started("wire", shapes, 1, TCP, NAMESPACE)["wire"]
     # 250016 numbers; of two ranks each sends as many bytes as it has, and headers and negotiation
     assert (full["formula"], half["formula"]) == (1000064, 500032)

@@ -17,7 +17,7 @@ from slides.synthetic.demo import write_levels, write_pyramid
 from slides.truth.annotation import DEFAULT_LABEL_MAP
 from tests.support.tiny import (
     SMALL,
-    TUMOUR_XY,
+    TUMOR_XY,
     UM_PX,
     TinySet,
     environment,
@@ -129,7 +129,7 @@ def hostile_xml(tiny: TinySet) -> tuple[dict, list[str]]:
 
 
 def outside_xml(tiny: TinySet) -> tuple[dict, list[str]]:
-    write_label(tiny.label("tumor_001"), shape_xy=TUMOUR_XY + 10_000)
+    write_label(tiny.label("tumor_001"), shape_xy=TUMOR_XY + 10_000)
     return {}, [f"{tiny.label('tumor_001')}: every annotation lies outside slide {tiny.slide('tumor_001')}"]
 
 
@@ -154,7 +154,7 @@ def mask_with_an_unlisted_value(tiny: TinySet) -> tuple[dict, list[str]]:
     return given, [f"mask {masks / 'tumor_001_mask.tif'} holds values [3]", "--mask_values"]
 
 
-def no_tumour_at_all(tiny: TinySet) -> tuple[dict, list[str]]:
+def no_tumor_at_all(tiny: TinySet) -> tuple[dict, list[str]]:
     for name in ("tumor_001", "tumor_002"):
         write_label(tiny.label(name), "normal")
     return {}, ["none of the 3 training slides has class 1", "--label_map"]
@@ -187,7 +187,7 @@ CASES = [
     outside_xml,
     mask_of_another_size,
     mask_with_an_unlisted_value,
-    no_tumour_at_all,
+    no_tumor_at_all,
     view_larger_than_every_slide,
 ]
 
@@ -290,8 +290,8 @@ def test_only_rank_0_fails_with_more_ranks_than_slides(tmp_path: Path) -> None:
 
 
 def test_slide_that_goes_bad_in_mid_run_ends_every_rank(tmp_path: Path) -> None:
-    # Rank 0 trains on index 0 and waits for rank 1, whose first patch (index 1) is of tumour: every draw of it lies on
-    # the damaged slide, the only one with tumour.
+    # Rank 0 trains on index 0 and waits for rank 1, whose first patch (index 1) is of tumor: every draw of it lies on
+    # the damaged slide, the only one with tumor.
     tiny = TinySet(tmp_path, train={"normal_001": (311, 263), "tumor_002": (287, 301)})
     slide = tiny.slide("tumor_002")
     fine = tissue((287, 301))

@@ -70,7 +70,7 @@ def test_ranks_come_and_go(tmp_path: Path) -> None:
     counters = [[line.split(" at image ")[1].split(" ")[0].strip(",") for line in part] for part in (resumed, left)]
     assert len(counters[0]) == 2
     assert counters[0] == counters[1]
-    # Every index once, whoever trained it.
+    # Every index once, on any rank.
     indices = []
     for path in sorted((tiny.log_dir / "samples").glob("rank-*.csv")):
         with path.open(newline="", encoding="utf-8") as file:

@@ -78,8 +78,8 @@ def test_run_says_what_it_does(whole: Whole) -> None:
     said = whole.lines()
     assert said[0].startswith("ranks 2 x batch 1 = 2 images a step, ")
     assert said[1:3] == ["view 128 px at 2 um/px = 256 um of tissue", "length 10 images = 5 steps"]
-    assert "training 3 slides, 2 of them with tumour: normal_001, tumor_001, tumor_002" in said
-    assert "validation 2 slides, 1 of them with tumour: normal_102, tumor_101" in said
+    assert "training 3 slides, 2 of them with tumor: normal_001, tumor_001, tumor_002" in said
+    assert "validation 2 slides, 1 of them with tumor: normal_102, tumor_101" in said
     assert str(whole.log_dir / "final.keras") in whole.done.stdout
     assert [line.split()[:2] for line in said if line.startswith(("train ", "val "))] == [
         ["train", "4"], ["val", "6"], ["train", "8"], ["train", "10"], ["val", "10"], ["val", "mIoU"],
@@ -139,9 +139,9 @@ def test_run_writes_every_sample(whole: Whole) -> None:
     assert [sorted(classes[i : i + 2]) for i in range(0, 10, 2)] == [[0, 1]] * 5
     assert {row["slide"] for row in samples if row["cls"] == "1"} <= {"tumor_001", "tumor_002"}
     # Windows of 128 px lie inside slides of 287 to 311 x 263 to 301 px.
-    centres = np.array([(float(row["x_l0"]), float(row["y_l0"])) for row in samples])
-    assert centres.min() >= 64
-    assert (centres.max(axis=0) <= (311 - 64, 301 - 64)).all()
+    centers = np.array([(float(row["x_l0"]), float(row["y_l0"])) for row in samples])
+    assert centers.min() >= 64
+    assert (centers.max(axis=0) <= (311 - 64, 301 - 64)).all()
     drawn = {path.stem for path in (whole.log_dir / "sampling").iterdir()}
     assert drawn == {row["slide"] for row in samples}
 
@@ -154,7 +154,7 @@ def test_run_draws_pictures(whole: Whole) -> None:
     sheet_HWC = cv2.imdecode(np.fromfile(pictures[1], np.uint8), cv2.IMREAD_COLOR)
     assert sheet_HWC.shape == (4 * 324, 3 * 320 + 4, 3)
     map_HWC = cv2.imdecode(np.fromfile(next((log_dir / "sampling").iterdir()), np.uint8), cv2.IMREAD_COLOR)
-    # Windows are drawn in colours that tissue does not have: blue to red, saturated.
+    # Windows are drawn in colors that tissue does not have: blue to red, saturated.
     assert (map_HWC.max(axis=2).astype(int) - map_HWC.min(axis=2) > 200).sum() > 100
 
 

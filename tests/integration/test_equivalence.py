@@ -79,8 +79,8 @@ def test_ranks_equal_one(ranks: int, tiny: TinySet, one_rank: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.kind("joint batch")
-def test_going_on_with_other_ranks_keeps_the_run(tiny: TinySet, one_rank: Path) -> None:
-    """Stopped after 12 images of 3 ranks, gone on with by 2: still the run of one."""
+def test_resuming_with_other_ranks_keeps_the_run(tiny: TinySet, one_rank: Path) -> None:
+    """Stopped after 12 images on 3 ranks, resumed on 2: still the run of one."""
     # The schedule follows --num_steps, so the first part is stopped by taking later checkpoints away.
     log_dir = run(tiny, 3, "changing")
     for path in (log_dir / "checkpoints").iterdir():

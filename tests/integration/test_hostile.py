@@ -76,18 +76,18 @@ def test_host_files(node: Bench) -> None:
     for name in names:
         file = node.folder / name
         file.write_text("a\nb\n", encoding="utf-8")
-        _, words = dry_run(node, "--debug", HOSTFILE=name, NP="4")
-        assert words[words.index("--hostfile") + 1] == str(file)
-        assert "ppr:2:node:PE=1" in words
+        _, command = dry_run(node, "--debug", HOSTFILE=name, NP="4")
+        assert command[command.index("--hostfile") + 1] == str(file)
+        assert "ppr:2:node:PE=1" in command
     file.write_text("a\n -oProxyCommand=x slots=2\n", encoding="utf-8")
     refused(node, "a host name cannot begin with -", HOSTFILE=str(file), NP="2")
 
 
 def test_launcher_arguments_are_split_and_nothing_else(node: Bench) -> None:
     given = '--mca a 1\n--mca b $(touch hacked) * "x y"'
-    _, words = dry_run(node, "--debug", NP="2", LAUNCHER_ARGS=given)
-    at = words.index("--mca")
-    assert words[at : at + 10] == ["--mca", "a", "1", "--mca", "b", "$(touch", "hacked)", "*", '"x', 'y"']
+    _, command = dry_run(node, "--debug", NP="2", LAUNCHER_ARGS=given)
+    at = command.index("--mca")
+    assert command[at : at + 10] == ["--mca", "a", "1", "--mca", "b", "$(touch", "hacked)", "*", '"x', 'y"']
 
 
 def test_settings_that_are_handed_on(node: Bench) -> None:
@@ -96,14 +96,14 @@ def test_settings_that_are_handed_on(node: Bench) -> None:
         "CUDA_VISIBLE_DEVICES": "$(touch hacked)",
         "LD_LIBRARY_PATH": "/a b;touch hacked",
     }
-    _, words = dry_run(node, "--debug", NP="2", SCRIPT="-c", **given)
-    assert words[words.index("-u") + 1] == "./-c"
-    assert not [word for word in words if "hacked" in word]  # Open MPI is told names, not values
-    _, words = dry_run(node, "--debug", NP="2", SCRIPT=HOSTILE, I_MPI_PIN_DOMAIN="x")
-    assert words[words.index("-u") + 1] == HOSTILE
+    _, command = dry_run(node, "--debug", NP="2", SCRIPT="-c", **given)
+    assert command[command.index("-u") + 1] == "./-c"
+    assert not [word for word in command if "hacked" in word]  # Open MPI gets names, not values
+    _, command = dry_run(node, "--debug", NP="2", SCRIPT=HOSTILE, I_MPI_PIN_DOMAIN="x")
+    assert command[command.index("-u") + 1] == HOSTILE
     node.stub("srun", "exit 1")
-    _, words = dry_run(node, "--debug", SLURM_JOB_ID="7", NP="2", WIDEFOV_SRUN_MPI=HOSTILE)
-    assert words[1] == f"--mpi={HOSTILE}"
+    _, command = dry_run(node, "--debug", SLURM_JOB_ID="7", NP="2", WIDEFOV_SRUN_MPI=HOSTILE)
+    assert command[1] == f"--mpi={HOSTILE}"
     assert not list(node.folder.rglob("hacked"))
 
 
@@ -136,10 +136,10 @@ def test_arguments_reach_ranks_unharmed(tmp_path: Path, launcher: str) -> None:
     """For real: horovodrun builds a line for a shell out of them."""
     (tmp_path / "dump.py").write_text(DUMP, encoding="utf-8")
     given = ["--slide_path", HOSTILE, "", "--log_dir=-x", "*", "~", "a=b"]
-    env = {"LAUNCHER": launcher, "SCRIPT": str(tmp_path / "dump.py"), "DUMP_TO": str(tmp_path / "words")}
+    env = {"LAUNCHER": launcher, "SCRIPT": str(tmp_path / "dump.py"), "DUMP_TO": str(tmp_path / "command")}
     done = run_train(*given, cwd=tmp_path, timeout=120, NP="1", **env)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "words").read_text(encoding="utf-8").split("\0")[:-1] == given
+    assert (tmp_path / "command").read_text(encoding="utf-8").split("\0")[:-1] == given
     assert not (tmp_path / "hacked").exists()
 
 
@@ -147,8 +147,8 @@ def test_a_run_with_hostile_names_keeps_no_secret(tmp_path: Path) -> None:
     folder = tmp_path / HOSTILE.replace("/", "")
     folder.mkdir()
     tiny = TinySet(folder)
-    words = tiny.arguments("--hard_mining", "--checkpoint_every", "4", num_steps="8")
-    done = run_train(*words, cwd=tmp_path, NP="2", SCRIPT=SMALL, **SECRETS)
+    command = tiny.arguments("--hard_mining", "--checkpoint_every", "4", num_steps="8")
+    done = run_train(*command, cwd=tmp_path, NP="2", SCRIPT=SMALL, **SECRETS)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not list(tmp_path.rglob("hacked"))
     written = [path for path in tiny.log_dir.rglob("*") if path.is_file()]

@@ -37,34 +37,34 @@ def intel(bench: Bench) -> None:
 
 
 def shell_words(line: str) -> list[str]:
-    """The words that bash makes of a line."""
+    """The arguments that bash makes of a line."""
     bash = shutil.which("bash")
     assert bash is not None
-    script = 'eval "words=($1)"; printf "%s\\0" "${words[@]}"'
+    script = 'eval "command=($1)"; printf "%s\\0" "${command[@]}"'
     done = subprocess.run([bash, "-c", script, "bash", line], capture_output=True, text=True, check=True)
     return done.stdout.split("\0")[:-1]
 
 
 def dry_run(bench: Bench, *arguments: str, **env: str) -> tuple[dict[str, str], list[str]]:
-    """The settings and the words of the command, as the shell would read them; the stub Horovod is none at all."""
+    """The settings and the command, as the shell would read them; no Horovod is installed."""
     # -S: no site-packages, so that the real Horovod of this environment does not decide which launcher is right.
     python = bench.stub("python", f'exec "{sys.executable}" -S "$@"')
     done = bench.run(RUN_TRAIN, *arguments, WIDEFOV_ENV="active", DRY_RUN="1", **env)
     assert done.returncode == 0, done.stderr
-    words = shell_words(done.stdout)
-    assert words[0] == "env"
+    command = shell_words(done.stdout)
+    assert command[0] == "env"
     settings = {}
-    for word in words[1:]:
+    for word in command[1:]:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
             break
         settings[name] = value
-    return settings, ["PY" if word == str(python) else word for word in words[1 + len(settings) :]]
+    return settings, ["PY" if word == str(python) else word for word in command[1 + len(settings) :]]
 
 
-def without_exports(words: list[str]) -> list[str]:
-    """The words without Open MPI's `-x NAME` pairs."""
-    kept = list(words)
+def without_exports(command: list[str]) -> list[str]:
+    """The command without Open MPI's `-x NAME` pairs."""
+    kept = list(command)
     while "-x" in kept:
         at = kept.index("-x")
         del kept[at : at + 2]
@@ -81,9 +81,9 @@ TRAIN = ["PY", "-u", str(RUN_TRAIN.parent / "train.py")]
 
 def test_open_mpi_gets_one_rank_per_socket_each_with_its_cores(node: Bench) -> None:
     open_mpi(node)
-    settings, words = dry_run(node, "--img_size", "512")
+    settings, command = dry_run(node, "--img_size", "512")
     pinned = ["-map-by", "ppr:2:node:PE=2", "--bind-to", "core"]
-    assert without_exports(words) == ["mpirun", "-np", "2", *pinned, *TRAIN, "--img_size", "512"]
+    assert without_exports(command) == ["mpirun", "-np", "2", *pinned, *TRAIN, "--img_size", "512"]
     assert settings["OMP_NUM_THREADS"] == "4"
     assert settings["TF_NUM_INTRAOP_THREADS"] == "4"
 
@@ -91,37 +91,37 @@ def test_open_mpi_gets_one_rank_per_socket_each_with_its_cores(node: Bench) -> N
 def test_open_mpi_exports_what_ranks_on_other_machines_need(node: Bench) -> None:
     open_mpi(node)
     given = {"LD_LIBRARY_PATH": "/opt/lib", "HOROVOD_CYCLE_TIME": "2", "CAMELYON_ROOT": "/data"}
-    _, words = dry_run(node, "--debug", NP="2", **given)
-    exported = {words[at + 1] for at, word in enumerate(words) if word == "-x"}
+    _, command = dry_run(node, "--debug", NP="2", **given)
+    exported = {command[at + 1] for at, word in enumerate(command) if word == "-x"}
     always = {"PATH", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"}
     assert exported == always | set(given)
 
 
 def test_more_ranks_than_cores_are_not_pinned(node: Bench) -> None:
     open_mpi(node)
-    settings, words = dry_run(node, "--debug", NP="5")
+    settings, command = dry_run(node, "--debug", NP="5")
     spread = ["-map-by", "ppr:5:node", "--bind-to", "none", "--oversubscribe"]
-    assert without_exports(words) == ["mpirun", "-np", "5", *spread, *TRAIN, "--debug"]
+    assert without_exports(command) == ["mpirun", "-np", "5", *spread, *TRAIN, "--debug"]
     assert settings["OMP_NUM_THREADS"] == "1"
 
 
 def test_mpich_and_intel_get_hydra(node: Bench) -> None:
     mpich(node)
-    settings, words = dry_run(node, "--debug", NP="4")
-    assert words == ["mpiexec.hydra", "-np", "4", "-bind-to", "core:1", *TRAIN, "--debug"]
+    settings, command = dry_run(node, "--debug", NP="4")
+    assert command == ["mpiexec.hydra", "-np", "4", "-bind-to", "core:1", *TRAIN, "--debug"]
     assert settings["OMP_NUM_THREADS"] == "2"
     intel(node)
-    settings, words = dry_run(node, "--debug", NP="4")
-    assert words == ["mpiexec.hydra", "-np", "4", *TRAIN, "--debug"]
+    settings, command = dry_run(node, "--debug", NP="4")
+    assert command == ["mpiexec.hydra", "-np", "4", *TRAIN, "--debug"]
     assert settings["I_MPI_PIN_DOMAIN"] == "auto"
 
 
 def test_hydra_maps_ranks_to_sockets_or_numa_nodes_where_they_fit(node: Bench, allowed_cpu: int) -> None:
     mpich(node)
-    _, words = dry_run(node, "--debug", NP="2")
-    assert words == ["mpiexec.hydra", "-np", "2", "-bind-to", "socket", "-map-by", "socket", *TRAIN, "--debug"]
-    _, words = dry_run(node, "--debug", NP="3")
-    assert words[3:5] == ["-bind-to", "core:1"]
+    _, command = dry_run(node, "--debug", NP="2")
+    assert command == ["mpiexec.hydra", "-np", "2", "-bind-to", "socket", "-map-by", "socket", *TRAIN, "--debug"]
+    _, command = dry_run(node, "--debug", NP="3")
+    assert command[3:5] == ["-bind-to", "core:1"]
     intel(node)
     assert dry_run(node, "--debug", NP="2")[0]["I_MPI_PIN_DOMAIN"] == "socket"
     assert dry_run(node, "--debug", NP="2", I_MPI_PIN_DOMAIN="core")[0]["I_MPI_PIN_DOMAIN"] == "core"
@@ -130,16 +130,16 @@ def test_hydra_maps_ranks_to_sockets_or_numa_nodes_where_they_fit(node: Bench, a
     node.stub("lscpu", f"printf '%s\\n' '# CPU,Socket,Core,Node' '{rows}' '99999,2,4,4'")
     assert dry_run(node, "--debug", NP="4")[0]["I_MPI_PIN_DOMAIN"] == "numa"
     mpich(node)
-    _, words = dry_run(node, "--debug", NP="4")
-    assert words[3:7] == ["-bind-to", "numa", "-map-by", "numa"]
-    _, words = dry_run(node, "--debug", NP="1", LAUNCHER="hydra")
-    assert words[3:5] == ["-bind-to", "core:4"]
+    _, command = dry_run(node, "--debug", NP="4")
+    assert command[3:7] == ["-bind-to", "numa", "-map-by", "numa"]
+    _, command = dry_run(node, "--debug", NP="1", LAUNCHER="hydra")
+    assert command[3:5] == ["-bind-to", "core:4"]
 
 
 def test_a_script_of_ones_own_takes_the_place_of_train_py(node: Bench) -> None:
     mpich(node)
-    _, words = dry_run(node, "--debug", NP="4", SCRIPT="mine.py")
-    assert words == ["mpiexec.hydra", "-np", "4", "-bind-to", "core:1", "PY", "-u", "mine.py", "--debug"]
+    _, command = dry_run(node, "--debug", NP="4", SCRIPT="mine.py")
+    assert command == ["mpiexec.hydra", "-np", "4", "-bind-to", "core:1", "PY", "-u", "mine.py", "--debug"]
 
 
 @pytest.mark.parametrize(
@@ -152,51 +152,51 @@ def test_the_library_horovod_was_linked_with_decides(node: Bench, tmp_path: Path
     (package / "tensorflow").mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "tensorflow" / "mpi_lib.so").write_bytes(b"\x7fELF\x00" + library.encode() + b"\x00")
-    _, words = dry_run(node, "--debug", NP="2", PYTHONPATH=str(tmp_path / "site"))
-    assert words[0] == expected
+    _, command = dry_run(node, "--debug", NP="2", PYTHONPATH=str(tmp_path / "site"))
+    assert command[0] == expected
 
 
 def test_several_machines(node: Bench) -> None:
     open_mpi(node)
-    settings, words = dry_run(node, "--debug", HOSTS="a:2,b:2,c:2")
+    settings, command = dry_run(node, "--debug", HOSTS="a:2,b:2,c:2")
     there = [*WATCHED, *NO_CONTAINERS, "-map-by", "ppr:2:node:PE=2", "--bind-to", "core"]
-    assert without_exports(words) == ["mpirun", "-np", "6", "--host", "a:2,b:2,c:2", *there, *TRAIN, "--debug"]
+    assert without_exports(command) == ["mpirun", "-np", "6", "--host", "a:2,b:2,c:2", *there, *TRAIN, "--debug"]
     assert settings["OMP_NUM_THREADS"] == "4"
     intel(node)
-    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2,c:2", LAUNCHER="hydra")
-    assert words == ["mpiexec.hydra", "-np", "6", "-hosts", "a,b,c", "-ppn", "2", *AGENT, *TRAIN, "--debug"]
+    _, command = dry_run(node, "--debug", HOSTS="a:2,b:2,c:2", LAUNCHER="hydra")
+    assert command == ["mpiexec.hydra", "-np", "6", "-hosts", "a,b,c", "-ppn", "2", *AGENT, *TRAIN, "--debug"]
     hostfile = node.folder / "machines"
     hostfile.write_text("# two of them\na\n\nb\n", encoding="utf-8")
     mpich(node)
-    _, words = dry_run(node, "--debug", NP="4", HOSTFILE=str(hostfile))
-    assert words[:9] == ["mpiexec.hydra", "-np", "4", "-ppn", "2", "-bind-to", "socket", "-map-by", "socket"]
-    assert words[9:15] == ["-f", str(hostfile), *AGENT]
+    _, command = dry_run(node, "--debug", NP="4", HOSTFILE=str(hostfile))
+    assert command[:9] == ["mpiexec.hydra", "-np", "4", "-ppn", "2", "-bind-to", "socket", "-map-by", "socket"]
+    assert command[9:15] == ["-f", str(hostfile), *AGENT]
 
 
 def test_the_daemons_of_open_mpi_are_found_elsewhere(node: Bench) -> None:
     open_mpi(node)
     node.stub("orted", "exit 1")
-    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2")
-    assert words[5:7] == ["--prefix", str(node.folder)]
-    _, words = dry_run(node, "--debug", NP="2")
-    assert "--prefix" not in words
-    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER="horovodrun")
-    (given,) = [word for word in words if word.startswith("--mpi-args=")]
+    _, command = dry_run(node, "--debug", HOSTS="a:2,b:2")
+    assert command[5:7] == ["--prefix", str(node.folder)]
+    _, command = dry_run(node, "--debug", NP="2")
+    assert "--prefix" not in command
+    _, command = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER="horovodrun")
+    (given,) = [word for word in command if word.startswith("--mpi-args=")]
     assert given == f"--mpi-args=--prefix {node.folder} {' '.join(WATCHED)}"
 
 
 def test_the_network_can_be_chosen(node: Bench) -> None:
     chosen = {"HOSTS": "a:2,b:2", "IFACE": "ib0"}
     open_mpi(node)
-    _, words = dry_run(node, "--debug", **chosen)
-    at = words.index("btl_tcp_if_include")
-    assert words[at - 1 : at + 5] == ["--mca", "btl_tcp_if_include", "ib0", "--mca", "oob_tcp_if_include", "ib0"]
-    assert "btl_tcp_if_exclude" not in words
-    _, words = dry_run(node, "--debug", LAUNCHER="horovodrun", **chosen)
-    assert words[words.index("--network-interfaces") + 1] == "ib0"
+    _, command = dry_run(node, "--debug", **chosen)
+    at = command.index("btl_tcp_if_include")
+    assert command[at - 1 : at + 5] == ["--mca", "btl_tcp_if_include", "ib0", "--mca", "oob_tcp_if_include", "ib0"]
+    assert "btl_tcp_if_exclude" not in command
+    _, command = dry_run(node, "--debug", LAUNCHER="horovodrun", **chosen)
+    assert command[command.index("--network-interfaces") + 1] == "ib0"
     mpich(node)
-    settings, words = dry_run(node, "--debug", LAUNCHER="hydra", **chosen)
-    assert words[words.index("-iface") + 1] == "ib0"
+    settings, command = dry_run(node, "--debug", LAUNCHER="hydra", **chosen)
+    assert command[command.index("-iface") + 1] == "ib0"
     assert settings["FI_TCP_IFACE"] == "ib0"
 
 
@@ -204,68 +204,68 @@ def test_a_choice_made_elsewhere_is_left_alone(node: Bench) -> None:
     open_mpi(node)
     source = "mca:btl:tcp:param:btl_tcp_if_include:source:"
     node.stub("ompi_info", f"echo {source}default")
-    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2")
-    assert words[words.index("btl_tcp_if_exclude") + 1] == NO_CONTAINERS[2]
+    _, command = dry_run(node, "--debug", HOSTS="a:2,b:2")
+    assert command[command.index("btl_tcp_if_exclude") + 1] == NO_CONTAINERS[2]
     node.stub("ompi_info", f"echo {source}file:/etc/openmpi-mca-params.conf")
-    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2")
-    assert "btl_tcp_if_exclude" not in words
-    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER_ARGS="--mca btl_tcp_if_exclude eth9")
-    assert words.count("btl_tcp_if_exclude") == 1
-    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER_ARGS="--mca plm_rsh_agent rsh")
-    assert words.count("plm_rsh_agent") == 1
+    _, command = dry_run(node, "--debug", HOSTS="a:2,b:2")
+    assert "btl_tcp_if_exclude" not in command
+    _, command = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER_ARGS="--mca btl_tcp_if_exclude eth9")
+    assert command.count("btl_tcp_if_exclude") == 1
+    _, command = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER_ARGS="--mca plm_rsh_agent rsh")
+    assert command.count("plm_rsh_agent") == 1
     mpich(node)
-    _, words = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER="hydra", HYDRA_LAUNCHER="rsh")
-    assert "-launcher" not in words
+    _, command = dry_run(node, "--debug", HOSTS="a:2,b:2", LAUNCHER="hydra", HYDRA_LAUNCHER="rsh")
+    assert "-launcher" not in command
 
 
 def test_slurm_job_uses_srun_and_its_tasks(node: Bench) -> None:
     open_mpi(node)
     node.stub("srun", "exit 1")
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "12"}
-    settings, words = dry_run(node, "--debug", **job)
+    settings, command = dry_run(node, "--debug", **job)
     tasks = ["--export=ALL", "--kill-on-bad-exit=1", "--ntasks=4", "--cpus-per-task=6", "--cpu-bind=cores"]
-    assert words == ["srun", "--mpi=pmix", *tasks, *TRAIN, "--debug"]
+    assert command == ["srun", "--mpi=pmix", *tasks, *TRAIN, "--debug"]
     assert settings["OMP_NUM_THREADS"] == "6"
-    settings, words = dry_run(node, "--debug", SLURM_CPUS_PER_TASK="3", WIDEFOV_SRUN_MPI="pmi2", **job)
-    assert words[:2] == ["srun", "--mpi=pmi2"]
-    assert words[5] == "--cpus-per-task=3"
+    settings, command = dry_run(node, "--debug", SLURM_CPUS_PER_TASK="3", WIDEFOV_SRUN_MPI="pmi2", **job)
+    assert command[:2] == ["srun", "--mpi=pmi2"]
+    assert command[5] == "--cpus-per-task=3"
     assert settings["OMP_NUM_THREADS"] == "3"
 
 
 def test_without_srun_a_slurm_job_uses_mpirun(node: Bench) -> None:
     open_mpi(node)
-    _, words = dry_run(node, "--debug", SLURM_JOB_ID="7", NP="2")
-    assert words[0] == "mpirun"
+    _, command = dry_run(node, "--debug", SLURM_JOB_ID="7", NP="2")
+    assert command[0] == "mpirun"
 
 
 def test_one_rank_needs_no_launcher(node: Bench) -> None:
-    settings, words = dry_run(node, "--debug", NP="1")
-    assert words == [*TRAIN, "--debug"]
+    settings, command = dry_run(node, "--debug", NP="1")
+    assert command == [*TRAIN, "--debug"]
     assert settings["OMP_NUM_THREADS"] == "8"
 
 
 def test_a_rank_of_another_launcher_starts_no_more(node: Bench) -> None:
     open_mpi(node)
-    settings, words = dry_run(node, "--debug", OMPI_COMM_WORLD_RANK="1", NP="4")
-    assert words == [*TRAIN, "--debug"]
+    settings, command = dry_run(node, "--debug", OMPI_COMM_WORLD_RANK="1", NP="4")
+    assert command == [*TRAIN, "--debug"]
     assert "OMP_NUM_THREADS" not in settings
 
 
 def test_gpus_give_the_ranks(node: Bench) -> None:
     open_mpi(node)
     node.stub("nvidia-smi", "printf 'GPU %d: NVIDIA A100\\n' 0 1 2")
-    _, words = dry_run(node, "--debug")
-    assert words[:3] == ["mpirun", "-np", "3"]
-    _, words = dry_run(node, "--debug", CUDA_VISIBLE_DEVICES="-1")
-    assert words[:3] == ["mpirun", "-np", "2"]
-    _, words = dry_run(node, "--debug", CUDA_VISIBLE_DEVICES="0,1,2,3")
-    assert words[:3] == ["mpirun", "-np", "4"]
+    _, command = dry_run(node, "--debug")
+    assert command[:3] == ["mpirun", "-np", "3"]
+    _, command = dry_run(node, "--debug", CUDA_VISIBLE_DEVICES="-1")
+    assert command[:3] == ["mpirun", "-np", "2"]
+    _, command = dry_run(node, "--debug", CUDA_VISIBLE_DEVICES="0,1,2,3")
+    assert command[:3] == ["mpirun", "-np", "4"]
 
 
 def test_every_argument_arrives_unharmed(node: Bench) -> None:
     given = ["--slide_path", "/a b/*", "it's", 'say "hi"', "$(touch hacked)", "a;b", "", "-x=é", "line\nbreak"]
-    _, words = dry_run(node, *given, NP="1")
-    assert words[3:] == given
+    _, command = dry_run(node, *given, NP="1")
+    assert command[3:] == given
     # Not only printed: run for real, down to the program.
     open_mpi(node)
     node.stub("mpirun", "if [[ $1 == --version ]]; then echo 'Open MPI'; else printf '%s\\0' \"$@\"; fi")
@@ -277,16 +277,16 @@ def test_every_argument_arrives_unharmed(node: Bench) -> None:
 
 def test_launcher_arguments_are_added(node: Bench) -> None:
     open_mpi(node)
-    _, words = dry_run(node, "--debug", NP="2", LAUNCHER_ARGS="--mca btl tcp,self")
-    at = words.index("--mca")
-    assert words[at : at + 4] == ["--mca", "btl", "tcp,self", "PY"]
+    _, command = dry_run(node, "--debug", NP="2", LAUNCHER_ARGS="--mca btl tcp,self")
+    at = command.index("--mca")
+    assert command[at : at + 4] == ["--mca", "btl", "tcp,self", "PY"]
 
 
 def test_horovodrun(node: Bench) -> None:
     open_mpi(node)
-    _, words = dry_run(node, "--debug", NP="2", LAUNCHER="horovodrun")
-    assert words[:2] == ["PY", "-c"]
-    assert words[3:] == ["-np", "2", "--binding-args", "--bind-to core --map-by slot:PE=2", *TRAIN, "--debug"]
+    _, command = dry_run(node, "--debug", NP="2", LAUNCHER="horovodrun")
+    assert command[:2] == ["PY", "-c"]
+    assert command[3:] == ["-np", "2", "--binding-args", "--bind-to core --map-by slot:PE=2", *TRAIN, "--debug"]
 
 
 @pytest.mark.parametrize(

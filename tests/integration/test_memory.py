@@ -9,7 +9,7 @@ import numpy as np
 
 from slides.synthetic.demo import write_asap
 from tests.support.small_runs import rows_of, small
-from tests.support.tiny import SMALL, TUMOUR_XY, TinySet, train
+from tests.support.tiny import SMALL, TUMOR_XY, TinySet, train
 
 
 def test_plan_needs_no_data_and_names_sizes_that_fit() -> None:
@@ -80,10 +80,10 @@ def test_float16_run_keeps_its_loss_scale_over_a_resume(tmp_path: Path) -> None:
 def test_three_classes_end_to_end(tmp_path: Path) -> None:
     """Group `_0` is class 1, `stroma` class 2, `unclear` ignored; scores, weights and pictures know all three."""
     tiny = TinySet(tmp_path)
-    stroma_XY = TUMOUR_XY + np.array([125, 0])
+    stroma_XY = TUMOR_XY + np.array([125, 0])
     for part, names in (("train", ("tumor_001", "tumor_002")), ("val", ("tumor_101",))):
         for name in names:
-            areas = [("_0", TUMOUR_XY), ("stroma", stroma_XY), ("unclear", TUMOUR_XY / 4)]
+            areas = [("_0", TUMOR_XY), ("stroma", stroma_XY), ("unclear", TUMOR_XY / 4)]
             write_asap(tiny.label(name, part), areas)
     words = ["--label_map", "_0:1", "stroma:2", "unclear:255", "--classes", "3", "--class_weights", "1", "2", "0.5"]
     done = small(tiny, *words, num_steps="6", val_patches="0")
@@ -96,11 +96,11 @@ def test_three_classes_end_to_end(tmp_path: Path) -> None:
     assert re.search(r"^memory +about [\d.]+ GiB per rank; ", done.stdout, re.MULTILINE)
     picture = sorted((tiny.log_dir / "pictures").iterdir())[-1]
     sheet_HWC = cv2.imread(str(picture)).astype(int)
-    # Truth is half the patch and half the class's colour. Blue, BGR (220, 120, 40), is the third class.
-    colour_HWC = 2 * sheet_HWC[:, 322:642] - sheet_HWC[:, 2:322]
+    # Truth is half the patch and half the class's color. Blue, BGR (220, 120, 40), is the third class.
+    color_HWC = 2 * sheet_HWC[:, 322:642] - sheet_HWC[:, 2:322]
     shares = [
-        float((np.abs(colour_HWC - colour).max(axis=2) < 12).mean())
-        for colour in ((80, 170, 60), (60, 60, 220), (220, 120, 40))
+        float((np.abs(color_HWC - color).max(axis=2) < 12).mean())
+        for color in ((80, 170, 60), (60, 60, 220), (220, 120, 40))
     ]
     assert min(shares) > 0.01, shares
 

@@ -70,7 +70,8 @@ def check_manifest(out: Path, expected: dict[str, dict[str, str]], rel: float) -
     for row in rows:
         wanted = expected[row["slide"]]
         assert row["split"] == wanted["split"]
-        tumor_mm2, tissue_mm2 = int(wanted["tumour_px_level0"]) * px_mm2, int(wanted["tissue_px_level0"]) * px_mm2
+        tumor_mm2 = int(wanted["tumour_px_level0"]) * px_mm2  # old spelling
+        tissue_mm2 = int(wanted["tissue_px_level0"]) * px_mm2
         # Masks are exact; these also have the px on their outlines, of which the outlines hold a half.
         assert float(row["tumor_mm2"]) == pytest.approx(tumor_mm2, rel=rel, abs=1e-6)
         assert float(row["tissue_mm2"]) == pytest.approx(tissue_mm2, rel=0.03)

@@ -42,21 +42,21 @@ esac""",
 
 
 def test_sockets_give_the_ranks_where_nothing_else_does(slurm: Bench) -> None:
-    settings, words = dry_run(slurm, "--debug", **JOB)
+    settings, command = dry_run(slurm, "--debug", **JOB)
     tasks = ["--export=ALL", "--kill-on-bad-exit=1", "--ntasks=4", "--cpus-per-task=4", "--cpu-bind=cores"]
-    assert words[:8] == ["srun", "--mpi=pmix", *tasks, "--ntasks-per-node=2"]
+    assert command[:8] == ["srun", "--mpi=pmix", *tasks, "--ntasks-per-node=2"]
     assert settings["OMP_NUM_THREADS"] == "4"
 
 
 def test_gpus_of_the_node_give_the_ranks(slurm: Bench) -> None:
-    _, words = dry_run(slurm, "--debug", SLURM_GPUS_ON_NODE="4", **JOB)
-    assert words[4] == "--ntasks=8"
-    assert words[7] == "--ntasks-per-node=4"
+    _, command = dry_run(slurm, "--debug", SLURM_GPUS_ON_NODE="4", **JOB)
+    assert command[4] == "--ntasks=8"
+    assert command[7] == "--ntasks-per-node=4"
 
 
 def test_other_launchers_get_the_machines_of_the_job(slurm: Bench) -> None:
-    _, words = dry_run(slurm, "--debug", SLURM_NTASKS="4", LAUNCHER="mpirun", **JOB)
-    assert without_exports(words)[:5] == ["mpirun", "-np", "4", "--host", "n1:2,n2:2"]
+    _, command = dry_run(slurm, "--debug", SLURM_NTASKS="4", LAUNCHER="mpirun", **JOB)
+    assert without_exports(command)[:5] == ["mpirun", "-np", "4", "--host", "n1:2,n2:2"]
 
 
 def test_a_copy_finds_where_it_was_submitted(slurm: Bench) -> None:
@@ -97,7 +97,7 @@ def test_other_jobs_are_not_requeued(slurm: Bench) -> None:
     assert ended(slurm, "--resume", "auto", code=2) == []
     assert ended(slurm, "--resume", "auto", state="CANCELLED") == []
     assert ended(slurm, "--resume", "auto", REQUEUE="0") == []
-    # It would start from nothing, for ever.
+    # It would start from the beginning, for ever.
     assert ended(slurm, "--log_dir", "x") == []
 
 

@@ -1,6 +1,6 @@
 """Slides that cost milliseconds, and train.py started on them as a user starts it.
 
-A slide is 300 x 260 px or so at 2 um/px: pink tissue all over with a darker rectangle of tumour.
+A slide is 300 x 260 px or so at 2 um/px: pink tissue all over with a darker rectangle of tumor.
 """
 
 import io
@@ -18,8 +18,8 @@ from slides.synthetic.demo import write_asap, write_pyramid
 from tests.support.paths import ROOT
 
 UM_PX = 2.0
-# Tumour of every slide with tumour, level-0 px: x 60 to 180, y 70 to 200.
-TUMOUR_XY = np.array([(60, 70), (180, 70), (180, 200), (60, 200)], float)
+# Tumor of every slide with tumor, level-0 px: x 60 to 180, y 70 to 200.
+TUMOR_XY = np.array([(60, 70), (180, 70), (180, 200), (60, 200)], float)
 
 # What a launcher, or pytest under one, left in the environment must not decide.
 TRAIN = str(ROOT / "train.py")
@@ -27,25 +27,25 @@ SMALL = str(ROOT / "tests" / "integration" / "small_train.py")
 CHOSEN = ("NP", "HOSTS", "HOSTFILE", "LAUNCHER", "LAUNCHER_ARGS", "DRY_RUN", "OMP_NUM_THREADS", "OPAL_PREFIX")
 
 
-def tissue(size_xy: tuple[int, int], seed: int = 0, tumour: bool = True) -> np.ndarray:
-    """Pink noise (H, W, 3) that every tissue search finds, darker and bluer where tumour is."""
+def tissue(size_xy: tuple[int, int], seed: int = 0, tumor: bool = True) -> np.ndarray:
+    """Pink noise (H, W, 3) that every tissue search finds, darker and bluer where tumor is."""
     width, height = size_xy
     rng = np.random.default_rng(seed)
     mean_HWC = np.full((height, width, 3), (215, 150, 190), float)
-    if tumour:
-        (x0, y0), (x1, y1) = TUMOUR_XY[0].astype(int), TUMOUR_XY[2].astype(int)
+    if tumor:
+        (x0, y0), (x1, y1) = TUMOR_XY[0].astype(int), TUMOR_XY[2].astype(int)
         mean_HWC[y0:y1, x0:x1] = (130, 80, 160)
     noise_HW1 = rng.normal(0, 25, (height, width, 1))
     return np.clip(mean_HWC + noise_HW1, 0, 255).astype(np.uint8)
 
 
-def write_slide(path: Path, size_xy: tuple[int, int], seed: int = 0, tumour: bool = True, um_px: float = UM_PX) -> None:
+def write_slide(path: Path, size_xy: tuple[int, int], seed: int = 0, tumor: bool = True, um_px: float = UM_PX) -> None:
     """Write one slide; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_pyramid(path, tissue(size_xy, seed, tumour), um_px)
+    write_pyramid(path, tissue(size_xy, seed, tumor), um_px)
 
 
-def write_label(path: Path, group: str = "_0", shape_xy: np.ndarray = TUMOUR_XY) -> None:
+def write_label(path: Path, group: str = "_0", shape_xy: np.ndarray = TUMOR_XY) -> None:
     """Write one annotation; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_asap(path, [(group, shape_xy)])
@@ -56,7 +56,7 @@ class TinySet:
 
     Args:
         folder: an empty folder.
-        train: name -> size (x, y) of the training slides; those called `normal_*` have neither tumour nor annotation.
+        train: name -> size (x, y) of the training slides; those called `normal_*` have neither tumor nor annotation.
         val: the same for validation.
     """
 
@@ -74,9 +74,9 @@ class TinySet:
         }
         for part, sizes in parts.items():
             for seed, (name, size_xy) in enumerate(sizes.items()):
-                tumour = not name.startswith("normal")
-                write_slide(self.slide(name, part), size_xy, seed, tumour)
-                if tumour:
+                tumor = not name.startswith("normal")
+                write_slide(self.slide(name, part), size_xy, seed, tumor)
+                if tumor:
                     write_label(self.label(name, part))
 
     def slide(self, name: str, part: str = "train") -> Path:

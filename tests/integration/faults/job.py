@@ -1,4 +1,4 @@
-"""A job of two ranks that meets a fault, and the one that goes on from what it left."""
+"""A job of two ranks that meets a fault, and the one that resumes from what it left."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ class Outcome:
         seconds: from the fault to the end of the last process.
         text: all that was printed, bars left out.
         left: names of files that should not be there, and command lines of processes that should not.
-        resumed_at: image that the next job went on at.
+        resumed_at: image at which the next job resumed.
         lost: images that were trained before the fault and had to be trained again.
         losses: of the log lines of the whole run, by image.
     """
@@ -64,7 +64,7 @@ class Job:
         self._mark = folder / "mark"
         self._env = {"NP": "2", "OMP_NUM_THREADS": "1", "LAUNCHER": launcher, "SCRIPT": str(FAULTY)} | env
 
-    def words(self) -> list[str]:
+    def arguments(self) -> list[str]:
         """The options of the run."""
         # No tiles kept: a slide that is cut short shall be noticed.
         more = (
@@ -89,7 +89,7 @@ class Job:
         self._log = (self.tiny.folder / "log.txt").open("w+", encoding="utf-8", errors="replace")
         given = {"FAULT": fault, "FAULT_MARK": str(self._mark)} if fault else {}
         return subprocess.Popen(
-            [str(ROOT / "run_train.sh"), *self.words()], env=environment(**self._env, **given, **env),
+            [str(ROOT / "run_train.sh"), *self.arguments()], env=environment(**self._env, **given, **env),
             stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -124,23 +124,23 @@ class Job:
         """All processes with this job's folder in their command line: script, launcher, daemons, ranks."""
         found = []
         for process in psutil.process_iter(["cmdline", "status"]):
-            words = process.info["cmdline"] or []
-            if any(str(self.tiny.folder) in word for word in words) and process.info["status"] != "zombie":
+            arguments = process.info["cmdline"] or []
+            if any(str(self.tiny.folder) in argument for argument in arguments) and process.info["status"] != "zombie":
                 found.append(process)
         return found
 
     def with_fault(self, fault: str) -> Outcome:
-        """Run into the fault, then go on to the end."""
+        """Run into the fault, then resume to the end."""
         outcome = self.finish(self.start(fault))
-        return self.gone_on(outcome)
+        return self.resumed(outcome)
 
-    def gone_on(self, outcome: Outcome) -> Outcome:
+    def resumed(self, outcome: Outcome) -> Outcome:
         """Resume, run to the end, and complete what is known of the outcome."""
         trained = max([int(row["images"]) for row in self.rows()] or [0])
         after = self.finish(self.start())
         assert after.code == 0, after.text[-3000:]
-        resumed = [line for line in after.text.split("\n") if line.startswith("resume ") and " at image " in line]
-        outcome.resumed_at = int(resumed[-1].split(" at image ")[1].split(",")[0]) if resumed else 0
+        lines = [line for line in after.text.split("\n") if line.startswith("resume ") and " at image " in line]
+        outcome.resumed_at = int(lines[-1].split(" at image ")[1].split(",")[0]) if lines else 0
         outcome.lost = max(0, trained - outcome.resumed_at)
         outcome.losses = self.losses()
         return outcome

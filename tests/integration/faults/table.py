@@ -31,7 +31,7 @@ NEEDS_ROOT = ("full", "readonly")
 
 
 def met(name: str, fault: str, folder: Path) -> Outcome:
-    """One job with the fault, and the one that goes on from it."""
+    """One job with the fault, and the one that resumes after it."""
     job = Job(folder)
     kind = fault.split(":", maxsplit=1)[0]
     with ExitStack() as stack:
@@ -44,7 +44,7 @@ def met(name: str, fault: str, folder: Path) -> Outcome:
             job.repair_slides()
         if "cut short" in name and kind == "step":
             job.damage_newest()
-        return job.gone_on(outcome)
+        return job.resumed(outcome)
 
 
 def row(name: str, outcome: Outcome, losses: dict[int, float]) -> dict[str, Any]:

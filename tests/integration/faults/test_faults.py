@@ -1,4 +1,4 @@
-"""Whatever happens to a rank, its disk or its slides: the job ends soon, says why, leaves nothing, and goes on.
+"""Whatever happens to a rank, its disk or its slides: the job ends soon, names the cause, cleans up, resumes.
 
 Two ranks of the small network through run_train.sh; the faults are in faulty_train.py.
 """
@@ -58,16 +58,16 @@ def check(outcome: Outcome, uninterrupted: dict[int, float], message: str, image
         pytest.param("slide", 1, r"rank 1 of 2: error: slide .*rank1/images/.* cannot be read"),
     ],
 )
-def test_ends_and_goes_on(kind: str, rank: int, message: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
+def test_ends_and_resumes(kind: str, rank: int, message: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
     job = Job(tmp_path)
     outcome = job.finish(job.start(f"{kind}:{rank}:{AT_SLIDE if kind == 'slide' else AT}"))
     if kind == "slide":
         job.repair_slides()
-    check(job.gone_on(outcome), uninterrupted, message)
+    check(job.resumed(outcome), uninterrupted, message)
 
 
 def test_launcher_killed(tmp_path: Path, uninterrupted: dict[int, float]) -> None:
-    """The launcher has no last word then: the script says it, and its ranks do not outlive it."""
+    """The launcher cannot report it: the script does, and its ranks do not outlive it."""
     job = Job(tmp_path)
     check(job.with_fault(f"launcher:1:{AT}"), uninterrupted, r"run_train.sh: mpirun was killed by SIGKILL")
 
@@ -85,10 +85,10 @@ def test_disk(kind: str, cause: str, tmp_path: Path, uninterrupted: dict[int, fl
     with small_disk(job.log_dir, "8m"):
         outcome = job.finish(job.start(f"{kind}:0:{AT}"))
         repair_disk(job.log_dir)
-        check(job.gone_on(outcome), uninterrupted, rf"train\.py: .*{cause}")
+        check(job.resumed(outcome), uninterrupted, rf"train\.py: .*{cause}")
 
 
-@KIND("asked to leave")
+@KIND("preempted")
 @pytest.mark.parametrize(
     ("kind", "launcher"),
     [
@@ -97,8 +97,8 @@ def test_disk(kind: str, cause: str, tmp_path: Path, uninterrupted: dict[int, fl
         pytest.param("term", "hydra", marks=SLOW),
     ],
 )
-def test_asked_to_leave(kind: str, launcher: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
-    """Not a fault: one rank, or the script, is asked to leave. No image is lost, and the exit code says so."""
+def test_preempted(kind: str, launcher: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
+    """Not a fault: one rank, or the script, is asked to stop. No image is lost, and the exit code is 75."""
     env = {}
     if launcher == "hydra":
         if not (MPICH_VENV / ".widefov-stamp").exists():
@@ -109,7 +109,7 @@ def test_asked_to_leave(kind: str, launcher: str, tmp_path: Path, uninterrupted:
     assert outcome.code == 75, outcome.text[-3000:]
     # The signal comes in the step from AT on; all leave after that one or the next.
     assert re.search(rf"left        SIGUSR1 at image ({AT + 2}|{AT + 4}) of {IMAGES}", outcome.text)
-    check(job.gone_on(outcome), uninterrupted, "left        SIGUSR1 at image", images_lost=0)
+    check(job.resumed(outcome), uninterrupted, "left        SIGUSR1 at image", images_lost=0)
 
 
 @SLOW
@@ -119,6 +119,6 @@ def test_cut_short_checkpoint(tmp_path: Path, uninterrupted: dict[int, float]) -
     job = Job(tmp_path)
     outcome = job.finish(job.start(f"step:1:{AT}"))
     job.damage_newest()
-    outcome = job.gone_on(outcome)
+    outcome = job.resumed(outcome)
     check(outcome, uninterrupted, "exited on signal 9", images_lost=2 * INTERVAL)
     assert outcome.resumed_at == AT // INTERVAL * INTERVAL - INTERVAL

@@ -55,10 +55,10 @@ class Job:
             time.sleep(0.2)
         return True
 
-    def wait_for(self, words: str, timeout: float = 120, times: int = 1) -> None:
-        """Until it has printed these words, so many times."""
+    def wait_for(self, text: str, timeout: float = 120, times: int = 1) -> None:
+        """Until it has printed this text that many times."""
         begin = time.monotonic()
-        while self.said().count(words) < times:
+        while self.said().count(text) < times:
             assert self.process.poll() is None, self.said()[-4000:]
             assert time.monotonic() - begin < timeout, self.said()[-4000:]
             time.sleep(0.2)

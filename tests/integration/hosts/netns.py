@@ -154,7 +154,7 @@ class Hosts:
         """Pull the host's cable out of the switch."""
         self._switch("ip", "link", "set", f"port{self.names.index(name) + 1}", "down")
 
-    def mend(self, name: str) -> None:
+    def repair(self, name: str) -> None:
         """Plug it in again."""
         self._switch("ip", "link", "set", f"port{self.names.index(name) + 1}", "up")
 

@@ -20,7 +20,7 @@ def images_after(said: str, word: str) -> list[int]:
 
 
 def check_stream(log_dir: Path) -> None:
-    """Every index was trained once, whoever trained it and however often it was begun anew."""
+    """Every index was trained once, by any rank and after any number of restarts."""
     indices: list[int] = []
     for path in sorted((log_dir / "samples").glob("rank-*.csv")):
         with path.open(newline="", encoding="utf-8") as file:

@@ -53,7 +53,7 @@ def test_the_agent_cannot_reach_a_host_that_is_cut_off(fresh_hosts: Hosts) -> No
     fresh_hosts.cut(second)
     done = ssh(fresh_hosts, "-o", "ConnectTimeout=2", second, "true")
     assert done.returncode == 255
-    fresh_hosts.mend(second)
+    fresh_hosts.repair(second)
     assert ssh(fresh_hosts, second, "true").returncode == 0
 
 

@@ -101,7 +101,7 @@ def test_slides_coarser_than_the_patches(tiny: TinySet) -> None:
 
 def test_a_field_of_view_larger_than_slides(tiny: TinySet) -> None:
     assert levels(of(looked_at(tiny, "--img_size", "384"), "field")) == [FAIL]
-    write_slide(tiny.slide("normal_001"), (500, 400), tumour=False)
+    write_slide(tiny.slide("normal_001"), (500, 400), tumor=False)
     finding = only(of(looked_at(tiny, "--img_size", "384"), "field"))
     assert finding.level == WARN
     assert finding.found.startswith("768 um is larger than 3 of 4 slides")

@@ -14,7 +14,7 @@ from slides.synthetic.demo import write_asap, write_levels, write_pyramid
 from slides.truth.reading import Reading
 from system.findings import PASS, WARN
 from tests.support.paths import SHARED
-from tests.support.tiny import TUMOUR_XY, tissue, write_label, write_slide
+from tests.support.tiny import TUMOR_XY, tissue, write_label, write_slide
 
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real slides are not at {SHARED}")
 SIZE = (311, 263)
@@ -24,7 +24,7 @@ SIZE = (311, 263)
 def data(tmp_path: Path) -> Path:
     """`normal_1` and `tumor_1` with its annotation, at 0.5 um/px as scanners give it."""
     for seed, name in enumerate(("normal_1", "tumor_1")):
-        write_slide(tmp_path / "img" / f"{name}.tif", SIZE, seed, tumour=name[0] == "t", um_px=0.5)
+        write_slide(tmp_path / "img" / f"{name}.tif", SIZE, seed, tumor=name[0] == "t", um_px=0.5)
     write_label(tmp_path / "xml" / "tumor_1.xml")
     return tmp_path
 
@@ -58,7 +58,7 @@ def test_a_good_set_passes(data: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_names_are_text_in_the_page(data: Path):
     name = "<script>alert('1')</script> \"é#%".replace("/", "-")
-    write_slide(data / "img" / f"{name}.tif", SIZE, 7, tumour=False, um_px=0.5)
+    write_slide(data / "img" / f"{name}.tif", SIZE, 7, tumor=False, um_px=0.5)
     assert check(data)[name] == []
     page = (data / "out/check/index.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -85,34 +85,34 @@ def unknown_group(data: Path) -> str:
 
 
 def elsewhere(data: Path) -> str:
-    write_label(data / "xml" / "tumor_1.xml", shape_xy=TUMOUR_XY + 5000)
+    write_label(data / "xml" / "tumor_1.xml", shape_xy=TUMOR_XY + 5000)
     return r"FAIL label: .*every annotation lies outside slide"
 
 
 def partly_outside(data: Path) -> str:
-    write_label(data / "xml" / "tumor_1.xml", shape_xy=TUMOUR_XY + np.array([200, 0]))
+    write_label(data / "xml" / "tumor_1.xml", shape_xy=TUMOR_XY + np.array([200, 0]))
     # x 260 to 311 of 260 to 380 lies inside: 69 of 120 columns are clipped, 130 rows.
     return r"WARN outlines: 8970 level-0 px2 lie outside the slide, clipped"
 
 
 def crossing(data: Path) -> str:
-    write_label(data / "xml" / "tumor_1.xml", shape_xy=TUMOUR_XY[[0, 2, 1, 3]])
+    write_label(data / "xml" / "tumor_1.xml", shape_xy=TUMOR_XY[[0, 2, 1, 3]])
     return r"WARN outlines: 1 crossing or touching themselves, repaired"
 
 
 def tiny_outline(data: Path) -> str:
     small = np.array([(100, 100), (110, 100), (110, 110), (100, 110)], float)  # 25 um2
-    write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOUR_XY), ("_0", small)])
+    write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOR_XY), ("_0", small)])
     return r"WARN outlines: 1 smaller than 50 um2: Annotation 1"
 
 
 def two_points(data: Path) -> str:
-    write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOUR_XY), ("_0", TUMOUR_XY[:2])])
+    write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOR_XY), ("_0", TUMOR_XY[:2])])
     return r"WARN outlines: 1 with fewer than three points"
 
 
 def ignored(data: Path) -> str:
-    write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOUR_XY), ("None", TUMOUR_XY)])
+    write_asap(data / "xml" / "tumor_1.xml", [("_0", TUMOR_XY), ("None", TUMOR_XY)])
     return r"WARN outlines: 1 in ignored groups"
 
 
@@ -185,7 +185,7 @@ def test_known_slides_and_copies(data: Path):
     first = (data / "img" / "normal_1.tif").read_bytes()
     (data / "img" / "normal_086.tif").write_bytes(first)
     # Compressed anew with other levels: other bytes, the same image.
-    write_levels(data / "img" / "other.tif", [tissue(SIZE, 0, tumour=False)], um_px=0.5)
+    write_levels(data / "img" / "other.tif", [tissue(SIZE, 0, tumor=False)], um_px=0.5)
     found = check(data)
     assert only(found, "normal_086") == (
         f"WARN known: {data}/img/normal_086.tif is called normal but contains tumor, which would be learned as "

@@ -25,7 +25,7 @@ def data(tmp_path: Path) -> Path:
     """tumor_1 (120 x 130 px at 2 um/px less a hole of 20 x 10), tumor_2 (the same without a hole), two normal ones."""
     folder = tmp_path / "my 'data'"
     for seed, name in enumerate(("tumor_1", "tumor_2", "normal_é", "normal_2")):
-        write_slide(folder / "images" / f"{name}.tif", (301, 263), seed, tumour=name.startswith("tumor"))
+        write_slide(folder / "images" / f"{name}.tif", (301, 263), seed, tumor=name.startswith("tumor"))
     write_label(folder / "xml" / "tumor_2.xml")
     rings = {"_0": [(60, 70), (180, 70), (180, 200), (60, 200)], "_2": [(80, 80), (100, 80), (100, 90), (80, 90)]}
     from slides.synthetic.demo import write_asap
@@ -103,7 +103,7 @@ def manifest_rows(*words: str | Path) -> list[tuple[str, str, str, str]]:
 def test_centers_of_camelyon17(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     root = tmp_path / "CAMELYON17"
     for name, center in (("patient_004_node_4", 0), ("patient_021_node_0", 1), ("patient_022_node_1", 1)):
-        write_slide(root / "training" / f"center_{center}" / f"{name}.tif", (301, 263), tumour=True)
+        write_slide(root / "training" / f"center_{center}" / f"{name}.tif", (301, 263), tumor=True)
         write_label(root / "training" / "lesion_annotations" / f"{name}.xml", "metastases")
     words = ["--dataset", "17", "--data_root", str(tmp_path)]
     assert manifest_rows(*words, "--proc_center", "1", "--out", tmp_path / "one") == [

@@ -20,7 +20,7 @@ SHAPE_XY = (297, 271)
 def folder(tmp_path: Path) -> Path:
     """Two slides with tumor and one without; annotations of the two."""
     for seed, name in enumerate(("tumor_1", "tumor_2", "normal_1")):
-        write_slide(tmp_path / "img" / f"{name}.tif", SHAPE_XY, seed, tumour=name != "normal_1")
+        write_slide(tmp_path / "img" / f"{name}.tif", SHAPE_XY, seed, tumor=name != "normal_1")
         if name != "normal_1":
             write_label(tmp_path / "xml" / f"{name}.xml")
     return tmp_path

@@ -20,7 +20,7 @@ SHAPE_XY = (297, 271)
 
 def make_set(folder: Path, *names: str) -> Path:
     for seed, name in enumerate(names):
-        write_slide(folder / "img" / f"{name}.tif", SHAPE_XY, seed, tumour=name.startswith("tumor"))
+        write_slide(folder / "img" / f"{name}.tif", SHAPE_XY, seed, tumor=name.startswith("tumor"))
         if name.startswith("tumor"):
             write_label(folder / "xml" / f"{name}.xml")
     return folder
