@@ -221,13 +221,14 @@ class Pulse:
         now = time.monotonic()
         if now < self._looked + self._beat_s:
             return
-        late, self._looked = now - self._looked, now
+        # What this process lost itself (a suspended job, a busy machine) is not the silence of others; two beats are
+        # normal. Without this, a pause of little more than the timeout ended jobs in which all ranks were well.
+        lost_s = max(0.0, now - self._looked - 2 * self._beat_s)
+        self._looked = now
+        self._since = min(now, self._since + lost_s)
         peers = [key.data for key in self._selector.get_map().values() if key.data is not None and key.data.name]
-        if late > 3 * self._beat_s + 1:
-            # This process was stopped itself (a whole job that was suspended): the others may be as well as it is.
-            for peer in peers:
-                peer.heard = now
-            return
+        for peer in peers:
+            peer.heard = min(now, peer.heard + lost_s)
         if os.getppid() != self._parent:
             self._end("the launcher has ended")
         for peer in peers:

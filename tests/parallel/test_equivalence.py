@@ -25,7 +25,7 @@ from segmentation.losses import LOSSES, Loss
 from segmentation.pixel_counts import PixelCounts
 from segmentation.validation import Validator
 from tests.support.network import network
-from tests.unit.samplers.test_pipeline import load, pool
+from tests.support.patches import load, pool
 from training.optimizer import Adam, build
 from training.schedule import Schedule, scaling
 from training.step import TrainStep, require_finite

@@ -18,14 +18,17 @@ from system.folder_lock import FolderLock
 @dataclass(frozen=True)
 class Options:
     shout: bool = False
-    wait_s: float = 0.0
+    gate: str = ""
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     text = case.slide_path.read_text(encoding="utf-8")
     with written_folder(out / "tiny" / case.slide_id) as part:
         (part / "first.txt").write_text("first", encoding="utf-8")
-        time.sleep(options.wait_s)
+        # Held up until the test lets this slide pass, by a file of its name.
+        until = time.monotonic() + 120
+        while options.gate and not Path(options.gate, case.slide_id).exists() and time.monotonic() < until:
+            time.sleep(0.01)
         if text == "bad":
             raise ValueError(f"{case.slide_path} is bad;\nmend it")
         if text == "deadly":
@@ -34,7 +37,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     return StepResult({"length": len(text)}, (), (f"tiny/{case.slide_id}",), "of no use" if text == "fault" else "")
 
 
-def step(**options: bool | float) -> Step:
+def step(**options: bool | str) -> Step:
     return Step("tiny", 1, make, Options(**options))
 
 
@@ -43,12 +46,12 @@ def cases_of(folder: Path) -> list[Case]:
 
 
 def main() -> int:
-    """tiny_step.py SLIDES OUT WAIT [PROCESSES]: prints what was done; exit code 1 when a slide failed."""
-    folder, out, wait = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+    """tiny_step.py SLIDES OUT GATE [PROCESSES]: prints what was done; exit code 1 when a slide failed."""
+    folder, out, gate = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
     def story(executor) -> int:
         with FolderLock(out):
-            results = run_step(step(wait_s=wait), cases_of(folder), out, executor, print)
+            results = run_step(step(gate=gate), cases_of(folder), out, executor, print)
         print("on", executor.description)
         print("did", *sorted(result.slide_id for result in results if result.state == DONE), flush=True)
         return int(any(result.error for result in results))

@@ -142,9 +142,9 @@ def test_reasons() -> None:
 
 def test_a_launch_that_hangs_is_ended() -> None:
     start = replace(START, command=("bash", "-c", "echo begun; sleep 60 & sleep 60"))
-    got = launch.Trial(start, 0.5).wait()
+    got = launch.Trial(start, 2.0).wait()
     assert got.code is None
-    assert got.seconds < 10
+    assert got.seconds < 50
     assert got.tail == ["begun"]
 
 

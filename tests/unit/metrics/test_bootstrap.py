@@ -67,10 +67,10 @@ def test_the_interval_of_a_mean_is_about_that_of_the_normal_distribution() -> No
 def test_a_challenge_takes_seconds() -> None:
     rng = np.random.default_rng(2)
     confusion_SKK, histogram_S2N = rng.integers(0, 10**9, (129, 2, 2)), rng.integers(0, 10**7, (129, 2, 1024))
-    begin = time.monotonic()
+    begin = time.process_time()  # of this process: others may keep the machine busy
     got = of_counts([confusion_SKK, histogram_S2N], lambda c, h: np.array([miou(c), auc(h)]), resamples(129, 1000, 3))
     assert got.shape == (1000, 2)
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_counts_of_other_slides_are_refused() -> None:

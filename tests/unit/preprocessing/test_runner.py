@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from preprocessing import store
@@ -90,34 +91,48 @@ def test_one_bad_slide_does_not_lose_the_others(slides: Path, tmp_path: Path, ex
 
 def test_a_process_that_dies_costs_only_its_own_slide(slides: Path, tmp_path: Path):
     (slides / "deadly.txt").write_text("deadly", encoding="utf-8")
-    states = run(slides, tmp_path / "out", Processes(2), wait_s=0.1)
+    states = run(slides, tmp_path / "out", Processes(2))
     assert states == ["a b done", "c'\"d done", "deadly failed", "é$(touch p) done"]
 
 
-def start(slides: Path, out: Path, wait_s: float, processes: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.support.tiny_step", str(slides), str(out), str(wait_s), str(processes)]
+def start(slides: Path, out: Path, gate: Path, processes: int) -> subprocess.Popen[str]:
+    """A process in which a slide waits until `gate` has a file of its name."""
+    command = [sys.executable, "-m", "tests.support.tiny_step", str(slides), str(out), str(gate), str(processes)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def until(condition, seconds: float = 30.0) -> None:
+def until(condition, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs; not so if only its entry is left."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_a_killed_run_leaves_is_taken_up_to_the_same_bytes(slides: Path, tmp_path: Path, processes: int):
     run(slides, tmp_path / "whole")
-    out = tmp_path / "out"
-    killed = start(slides, out, 0.7, processes)
+    out, gate = tmp_path / "out", tmp_path / "gate"
+    gate.mkdir()
+    (gate / "é$(touch p)").touch()  # the largest comes first
+    killed = start(slides, out, gate, processes)
     until(lambda: list(out.glob("tiny/.*.part/first.txt")) and list(out.glob(".done/tiny/*.json")))
+    workers = psutil.Process(killed.pid).children(recursive=True)
     os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate(timeout=30)
-    # Whoever worked for it must be gone, too: nobody writes into the folder of the next run.
-    finished = len(list(out.glob(".done/tiny/*.json")))
-    assert finished < 3
-    again = start(slides, out, 0.7, processes)
+    killed.communicate(timeout=60)
+    # Its workers end as well: none may write into the folder of the next run.
+    until(lambda: not any(map(alive, workers)))
+    assert len(list(out.glob(".done/tiny/*.json"))) == 1
+    for slide in cases_of(slides):
+        (gate / slide.slide_id).touch()
+    again = start(slides, out, gate, processes)
     said, errors = again.communicate(timeout=60)
     assert again.returncode == 0, errors
     assert len(said.split("did ")[1].splitlines()) == 1
@@ -127,12 +142,15 @@ def test_what_a_killed_run_leaves_is_taken_up_to_the_same_bytes(slides: Path, tm
 
 
 def test_two_runs_on_one_folder(slides: Path, tmp_path: Path):
-    out = tmp_path / "out"
-    first = start(slides, out, 1.0, 1)
+    out, gate = tmp_path / "out", tmp_path / "gate"
+    gate.mkdir()
+    first = start(slides, out, gate, 1)
     until(lambda: (out / ".lock").is_file() and (out / ".lock").read_text(encoding="utf-8"))
     with pytest.raises(ValueError, match=f"in use by process {first.pid} on .* since .*tiny_step.*: wait for it"):
         FolderLock(out).__enter__()
-    assert first.wait(timeout=30) == 0
+    for slide in cases_of(slides):
+        (gate / slide.slide_id).touch()
+    assert first.wait(timeout=60) == 0
     first.communicate()
     with FolderLock(out) as held:
         assert held.notes == []
@@ -207,7 +225,7 @@ def test_mpi_ranks_share_the_slides_and_the_lock(slides: Path, tmp_path: Path):
         "tests.support.tiny_step",
     ]
     done = subprocess.run(
-        [*map(str, command), str(slides), str(tmp_path / "out"), "0.1"],
+        [*map(str, command), str(slides), str(tmp_path / "out"), ""],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert "on 3 MPI ranks (2 work, one assigns slides)" in done.stdout, done.stderr

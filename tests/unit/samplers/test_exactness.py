@@ -11,12 +11,11 @@ import shapely
 import samplers
 from samplers import draw as drawing
 from samplers.patch import PatchReader, PatchRequest
-from samplers.pipeline import rank_indices
 from slides.reader import Slide
 from slides.synthetic.demo import write_asap, write_levels
 from slides.synthetic.texture import STAINS, blob, stained_tissue
 from slides.truth.interface import EmptyTruth, XmlTruth
-from tests.unit.samplers.test_samplers import cells, index_of
+from tests.support.search_index import cells, index_of
 
 SIGNIFICANCE = 0.001
 
@@ -84,6 +83,8 @@ def test_every_slide_has_its_share_of_every_class(name, ratio):
 @pytest.mark.parametrize(("ranks", "batch"), [(1, 2), (2, 1), (3, 4)])
 @pytest.mark.parametrize("ratio", [Fraction(1, 4), Fraction(2, 5)])
 def test_ratio_is_exact_over_every_window_of_batches_of_all_ranks(ranks, batch, ratio):
+    from samplers.pipeline import rank_indices  # loads TensorFlow
+
     source = samplers.build("surf", [index_of(cells((1, 2)))], 3, 2, ratio)
     steps = 60
     streams = [rank_indices(0, batch, rank, ranks) for rank in range(ranks)]

@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -15,15 +14,8 @@ from samplers.pipeline import Feed, grid_feed, joined
 from samplers.records import META, Records, read_samples, trim_samples
 from slides.geometry import Window
 from slides.reader import SlideError
-from tests.unit.samplers.test_samplers import cells, index_of
-
-
-def load(index):
-    """A patch whose pixels are its index; odd ones take longer."""
-    time.sleep(0.004 * (index % 2))
-    request = PatchRequest(index, 0, 0, index % 2, (0.0, 0.0))
-    window = Window((index * 2.0, 5.0), (4, 4), (1.0, 1.0))
-    return Patch(request, window, np.full((4, 4, 3), index, np.uint8), np.full((4, 4), index % 2, np.uint8))
+from tests.support.patches import Plain, load, pool
+from tests.support.search_index import cells, index_of
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -76,19 +68,6 @@ def test_a_bad_slide_comes_out_as_its_own_error():
 # ---------------------------------------------------------------------------------------------------------- hard mining
 
 
-class Plain:
-    """A sampler that alternates classes and always looks at (1, 1) of slide 0."""
-
-    max_redraws = 0
-
-    def request(self, index, attempt=0):
-        return PatchRequest(index, attempt, 0, index % 2, (1.0, 1.0))
-
-
-def pool(capacity=2, interval=4):
-    return HardPool(Plain(), [index_of(cells((1, 1)))], 3, Fraction(1, 2), capacity, interval, patch_um=16.0)
-
-
 def entry(index, loss, x=50.0, y=40.0):
     return Entry(index, 0, index % 2, x, y, loss)
 
@@ -135,11 +114,16 @@ def test_feed_waits_for_the_pool():
 
     batches = iter(Feed(wanted, list(range(12)), 2, 4, 1))
     assert [next(batches)[2][:, 0].tolist() for _ in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    publisher = threading.Timer(0.2, lambda: hard.feed([], 4))
+    published = threading.Event()
+
+    def publish():
+        published.set()
+        hard.feed([], 4)
+
+    publisher = threading.Timer(0.2, publish)
     publisher.start()
-    begin = time.monotonic()
     assert next(batches)[2][:, 0].tolist() == [8, 9]
-    assert time.monotonic() - begin > 0.1
+    assert published.is_set()
     publisher.join()
 
 
@@ -149,19 +133,28 @@ def test_feed_ends_while_a_worker_waits_for_the_pool():
     def endless(first=0):
         yield from itertools.count(first)
 
+    waits, rescued = threading.Event(), threading.Event()
+
     def wanted(index):
-        hard.request(index)
+        try:
+            hard.request(index)
+        except NotYetError:
+            waits.set()
+            raise
         return load(index)
 
-    rescue = threading.Timer(15, lambda: hard.feed([], 10**6))
+    def publish():
+        rescued.set()
+        hard.feed([], 10**6)
+
+    rescue = threading.Timer(60, publish)
     rescue.start()
     batches = iter(Feed(wanted, endless, 2, 4, 2))
     for _ in range(4):
         next(batches)
-    time.sleep(0.3)  # until a worker has come to index 9, whose pool will never be published
-    begin = time.monotonic()
+    assert waits.wait(30)  # a worker has come to index 8 or 9, whose pool is never published
     del batches
-    assert time.monotonic() - begin < 10
+    assert not rescued.is_set()
     rescue.cancel()
 
 

@@ -12,35 +12,13 @@ import shapely
 import samplers
 from samplers import draw as drawing
 from samplers.grid import fair_shares, requests, slide_grid
-from samplers.index import Places, SlideIndex, cell_side_l0, index_slide, own_regions
+from samplers.index import Places, cell_side_l0, index_slide, own_regions
 from samplers.patch import GRID, Patch, PatchReader, PatchRequest, draw
-from samplers.pipeline import rank_indices
 from slides.reader import Slide
 from slides.synthetic.demo import decode, position_coded, write_asap
 from slides.truth.interface import EmptyTruth, XmlTruth
 from tests.support.paths import ROOT
-
-CELL = 10  # level-0 px per search cell in these tests
-
-
-def index_of(tumor_HW=None, tissue_HW=None, regions=None, slide_id="a"):
-    """Search index of a 120 x 80 px slide at 0.5 um/px; 12 x 8 cells."""
-    tissue_HW = np.ones((8, 12), bool) if tissue_HW is None else tissue_HW
-    places = {}
-    if tumor_HW is not None:
-        places[1] = Places(tumor_HW)
-        tissue_HW = tissue_HW & ~tumor_HW
-    if tissue_HW.any():
-        places[0] = Places(tissue_HW)
-    return SlideIndex(slide_id, (120, 80), (0.5, 0.5), CELL, Places(tissue_HW), places, regions or {}, ())
-
-
-def cells(*at):
-    mask_HW = np.zeros((8, 12), bool)
-    for row, column in at:
-        mask_HW[row, column] = True
-    return mask_HW
-
+from tests.support.search_index import CELL, cells, index_of
 
 # ----------------------------------------------------------------------------------------------------------- the table
 
@@ -95,6 +73,8 @@ def test_generators_of_different_purpose_differ():
 
 @pytest.mark.parametrize(("batch", "size"), [(2, 1), (2, 2), (1, 3), (3, 4)])
 def test_ranks_are_disjoint_and_complete(batch, size):
+    from samplers.pipeline import rank_indices  # loads TensorFlow
+
     steps, first = 5, 40
     taken = [list(itertools.islice(rank_indices(first, batch, r, size), batch * steps)) for r in range(size)]
     together = sorted(i for rank in taken for i in rank)
@@ -104,6 +84,8 @@ def test_ranks_are_disjoint_and_complete(batch, size):
 
 
 def test_batch_one_does_not_tie_a_rank_to_a_class():
+    from samplers.pipeline import rank_indices  # loads TensorFlow
+
     ranks = [rank_indices(0, 1, r, 2) for r in (0, 1)]
     classes = [[drawing.share(next(rank), Fraction(1, 2)) for _ in range(4)] for rank in ranks]
     assert classes == [[False, True, False, True], [True, False, True, False]]
