@@ -1,12 +1,11 @@
 """Who may import whom, held by reading the syntax tree of every file."""
 
 import ast
-import subprocess
 from collections.abc import Iterable
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.sources import our_sources
 
 # Folder -> folders of ours it may import, besides itself. A task (segmentation) may import all parts, but no task.
 PARTS = {
@@ -110,18 +109,6 @@ def _refused(path: str, target: str, entries: set[str], folders: Iterable[str]) 
     if target in MAY_IMPORT and target != folder and target not in MAY_IMPORT.get(folder, set()):
         return f"{folder} may import {', '.join(sorted(MAY_IMPORT.get(folder, set()))) or 'nothing'} of ours"
     return None
-
-
-def our_sources() -> dict[str, str]:
-    """Text of every tracked Python file; of every one outside hidden folders where git does not answer."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    names = [name for name in listed.stdout.split("\0") if name]
-    if listed.returncode or not names:
-        every = (path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-        names = [path.as_posix() for path in every if not any(part.startswith(".") for part in path.parts)]
-    return {name: (ROOT / name).read_text(encoding="utf-8") for name in names if (ROOT / name).is_file()}
 
 
 def test_the_repository_keeps_the_rules() -> None:

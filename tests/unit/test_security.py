@@ -15,17 +15,8 @@ from artifacts.checkpoints import CheckpointError, Checkpoints, read_arrays
 from models import weights
 from models.weights import build_with_weights, load_weights
 from slides.truth.annotation import DEFAULT_LABEL_MAP, AnnotationError, read_annotations
-from tests.unit.test_imports import our_sources
-
-
-class Evil:
-    """Unpickling this makes the file `hacked`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.target = folder / "hacked"
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.target,)
+from tests.support.hostile import Evil
+from tests.support.sources import our_sources
 
 
 def small() -> keras.Model:

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -347,13 +346,7 @@ def test_wrong_command_lines(arguments: list[str], message: str, capsys: pytest.
     assert message in capsys.readouterr().err.splitlines()[0]
 
 
-def test_help_is_quick_and_nothing_needs_tensorflow(data: Path) -> None:
-    begin = time.monotonic()
-    listed = subprocess.run(
-        [sys.executable, "evaluate.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "--froc_threshold" in listed.stdout
-    assert time.monotonic() - begin < 10  # 2 s on a machine with nothing else to do
+def test_nothing_needs_tensorflow(data: Path) -> None:
     arguments = ["--predictions", str(data / "p"), "--label_path", str(data / "masks"), "--out", str(data / "out")]
     code = f"import sys, evaluate; print(evaluate.main({arguments!r}), {{'tensorflow', 'keras'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

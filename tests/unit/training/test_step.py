@@ -14,20 +14,12 @@ from parallel.launchers import RANK_VARIABLES, SIZE_VARIABLES, launched_rank, la
 from segmentation.losses import Loss
 from segmentation.pixel_counts import PixelCounts
 from segmentation.validation import Validator
-from tests.support.network import network
+from tests.support.network import batch, network
 from training.optimizer import Adam
 from training.step import TrainStep, scaled
 
 RNG = np.random.default_rng(7)
 LOSS = Loss("ce", (1.0, 1.0))
-
-
-def batch(patches=2, side=8, ignored=5):
-    rng = np.random.default_rng(11)
-    image_BHWC = rng.integers(0, 256, (patches, side, side, 3)).astype(np.uint8)
-    label_BHW = rng.integers(0, 2, (patches, side, side)).astype(np.uint8)
-    label_BHW[0, 0, :ignored] = 255
-    return image_BHWC, label_BHW
 
 
 def test_images_are_scaled_to_plus_minus_one():
