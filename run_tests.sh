@@ -45,8 +45,9 @@ ranks_of_parallel=${NP:-2}
 [[ -n ${NP:-} || ! $slow =~ ^(0|all)$ ]] || ranks_of_parallel="2 3"
 limit=${PART_TIMEOUT:-3600}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
-# --dist loadgroup: tests of one xdist_group run in one process, one after the other.
-beside=(-n "${WIDEFOV_TEST_WORKERS:-2}" --dist loadgroup)
+# --dist loadgroup: tests of one xdist_group run in one process, one after the other. In the order of the conftest.py
+# files: what takes long or sleeps comes first.
+beside=(-n "${WIDEFOV_TEST_WORKERS:-2}" --dist loadgroup --no-loadscope-reorder)
 
 with_limit() { timeout --kill-after=20 "$limit" "$@"; }
 
@@ -107,9 +108,7 @@ for part in "${parts[@]}"; do
                 --durations=25 "$@" || status=$?
             ;;
         integration)
-            # The order of tests/integration/conftest.py: what takes long or sleeps comes first.
-            with_limit "$wf_python" -m pytest "$folder" "${beside[@]}" --no-loadscope-reorder --durations=25 "$@" ||
-                status=$?
+            with_limit "$wf_python" -m pytest "$folder" "${beside[@]}" --durations=25 "$@" || status=$?
             ;;
     esac
     outcome=passed

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from parallel.comm import SoloComm
-from parallel.devices import pinning
 from system import cgroups, placement
 from system.placement import Placement, cpu_quota, describe, faults, job_cpus, numbers, ranges, threads_per_rank
 
@@ -150,6 +148,9 @@ def test_nodes_with_the_same_fault_are_named_once() -> None:
 
 
 def test_lines_at_the_start_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from parallel.comm import SoloComm
+    from parallel.devices import pinning  # loads TensorFlow
+
     monkeypatch.setattr(placement, "job_cpus", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
