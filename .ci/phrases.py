@@ -4,7 +4,7 @@
     python .ci/phrases.py FILE...    these files
 
 They were written as a translator would; readers stumble over them. A line that must hold one of them, because it reads
-an old key of a user's file, ends in `# old spelling`.
+an old key of a user's file, has the comment `old spelling`.
 """
 
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = {".py", ".sh", ".md", ".args", ".sbatch", ".css", ".toml", ".yaml", ".txt"}
-KEPT = "# old spelling"
+KEPT = "old spelling"
 
 # Pattern -> what to write. A blank of a pattern also stands for a line break, with the comment sign behind it.
 PHRASES = {

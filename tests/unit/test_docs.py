@@ -15,11 +15,11 @@ TRACKED = set(
 )
 FOLDERS = {str(parent) for name in TRACKED for parent in Path(name).parents}
 # Results are dated: what they name existed at their commit.
-DOCS = sorted(n for n in TRACKED if n.endswith(".md") and not n.startswith("docs/results/") and n != "CHANGELOG.md")
+DOCS = sorted(n for n in TRACKED if n.endswith(".md") and not n.startswith("docs/results/"))
 TOP = {name.split("/")[0] for name in TRACKED if "/" in name}
 SHORT = {Path(name).name for name in TRACKED}
-# Names that stand for other names, and scripts that users write.
-OTHERS = re.compile(r"NAME|STEP|^discover\.sh$|^hosts\.sh$")
+# Names that stand for other names, scripts that users write, and what the changelog calls gone.
+OTHERS = re.compile(r"NAME|STEP|^discover\.sh$|^hosts\.sh$|^prepro\.py$|^run_(launchers|remote)\.sh$|^setup_build\.sh$")
 
 
 def missing_files(text: str) -> list[str]:
