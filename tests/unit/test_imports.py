@@ -21,7 +21,7 @@ PARTS = {
     "training": {"system", "parallel"},
     "artifacts": {"system", "models", "slides", "options"},
     "preprocessing": {"system", "parallel", "slides", "cohorts", "options"},
-    "evaluation": {"metrics", "inference", "samplers", "slides", "cohorts", "artifacts"},
+    "evaluation": {"system", "metrics", "inference", "samplers", "slides", "cohorts", "artifacts"},
     "launch": set(),
 }
 MAY_IMPORT = {
