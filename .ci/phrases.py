@@ -40,7 +40,7 @@ PHRASES = {
     r"\bfrom nothing\b": "from the beginning",
     r"\bso many\b": "that many, this many",
     r"tumour": "tumor",
-    r"\bcentre(s|d)?\b": "center",
+    r"centre": "center",
     r"colour": "color",
 }
 

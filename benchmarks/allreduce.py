@@ -7,8 +7,8 @@ mpirun -np 4 ... python -m benchmarks.allreduce --json FILE         measures the
 - sizes: `Comm.mean` of one tensor, 1 KB to 256 MB, float32 and fp16; fitted: alpha + (bytes on the wire) beta
 - groups: `Comm.mean` of a network's real list of gradients, in one grouped call as `training.step` does, and in one
   call per tensor, for settings of HOROVOD_FUSION_THRESHOLD and HOROVOD_CYCLE_TIME
-- wire: bytes that a rank sends per call, counted by the loopback device of a network namespace in which nothing but
-  the two ranks is, over TCP (Open MPI and `unshare` needed; else left out, and said so)
+- wire: bytes that a rank sends per call over TCP, counted by the loopback device of a network namespace that contains
+  only the two ranks (needs Open MPI and `unshare`; otherwise skipped with a message)
 
 Seconds are medians over repeats, of the slowest rank. Every mean is checked to be one.
 """

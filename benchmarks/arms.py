@@ -65,7 +65,7 @@ def table(runs: list[dict[str, Any]], arms: Sequence[str]) -> list[dict[str, Any
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print a table."""
-    print("\narm         mIoU            Dice            IoU normal  IoU tumour  AUC     images/s")
+    print("\narm         mIoU            Dice            IoU normal  IoU tumor  AUC     images/s")
     for r in rows:
         print(
             f"{r['arm']:<10}  {r['miou']:.4f} +- {r['miou_sd']:.4f}  {r['dice']:.4f} +- {r['dice_sd']:.4f}  "
@@ -79,7 +79,7 @@ def curves(axes: plt.Axes, runs: list[dict[str, Any]], arms: Sequence[str], per_
     Args:
         axes: Where to draw.
         runs: All runs.
-        arms: Names, in order of their colours.
+        arms: Names, in order of their colors.
         per_image: What one image counts on the x axis, by arm; 1 where it is left out.
     """
     for number, arm in enumerate(arms):

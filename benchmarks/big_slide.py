@@ -67,13 +67,13 @@ def _rings(rng: np.random.Generator, side: int) -> list[np.ndarray]:
     rings = []
     for row in range(BLOBS_A_SIDE):
         for column in range(BLOBS_A_SIDE):
-            centre_xy = (np.array([column, row]) + 0.5) * pitch
-            ring = blob(rng, centre_xy, np.full(2, 0.38 * pitch), roughness=0.1)
+            center_xy = (np.array([column, row]) + 0.5) * pitch
+            ring = blob(rng, center_xy, np.full(2, 0.38 * pitch), roughness=0.1)
             # As many vertices as asked for, with ripples of a few px, as careful annotators draw.
             angle = np.linspace(0, 2 * np.pi, len(ring), endpoint=False)
-            radius = np.interp(turn, angle, np.linalg.norm(ring - centre_xy, axis=1), period=2 * np.pi)
+            radius = np.interp(turn, angle, np.linalg.norm(ring - center_xy, axis=1), period=2 * np.pi)
             radius = radius + 6 * np.sin(97 * turn)
-            rings.append(centre_xy + radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1))
+            rings.append(center_xy + radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1))
     return rings
 
 

@@ -32,7 +32,7 @@ SHRINK = 8  # level-0 px per px of the drawn slide
 
 
 def predicted(model: keras.Model, image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """Return tumour_HW of a whole slide: windows of `size` px that touch, as in validation."""
+    """Return tumor_HW of a whole slide: windows of `size` px that touch, as in validation."""
     height, width, channels = image_HWC.shape
     rows = []
     for top in range(0, height, size):
@@ -42,18 +42,18 @@ def predicted(model: keras.Model, image_HWC: np.ndarray, size: int) -> np.ndarra
     return np.concatenate(rows)
 
 
-def by_place(truth_HW: np.ndarray, tumour_HW: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def by_place(truth_HW: np.ndarray, tumor_HW: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the confusion_KK of pixels in the middle of their window (half its side), and of the rim around it."""
     middle = np.abs((np.arange(truth_HW.shape[0]) + 0.5) % size - size / 2) < size / 4
     middle_HW = np.outer(middle, middle)
-    both = (confusion.confusion_from_labels(truth_HW[w] * 1, tumour_HW[w] * 1, 2) for w in (middle_HW, ~middle_HW))
+    both = (confusion.confusion_from_labels(truth_HW[w] * 1, tumor_HW[w] * 1, 2) for w in (middle_HW, ~middle_HW))
     return next(both), next(both)
 
 
-def painted(image_HWC: np.ndarray, tumour_HW: np.ndarray, truth_HW: np.ndarray, px: int) -> np.ndarray:
-    """Return a picture of `px` px a side: pale image, `tumour_HW` red, the outline of the truth black."""
+def painted(image_HWC: np.ndarray, tumor_HW: np.ndarray, truth_HW: np.ndarray, px: int) -> np.ndarray:
+    """Return a picture of `px` px a side: pale image, `tumor_HW` red, the outline of the truth black."""
     small_HWC = cv2.resize(image_HWC, (px, px), interpolation=cv2.INTER_AREA).astype(np.float32)
-    red_HW = cv2.resize(tumour_HW.astype(np.float32), (px, px), interpolation=cv2.INTER_AREA)[..., None]
+    red_HW = cv2.resize(tumor_HW.astype(np.float32), (px, px), interpolation=cv2.INTER_AREA)[..., None]
     small_HWC = 255 - (255 - small_HWC) * 0.7
     small_HWC = small_HWC * (1 - 0.45 * red_HW) + np.array([225, 20, 20]) * 0.45 * red_HW
     truth = cv2.resize(truth_HW.astype(np.uint8), (px, px), interpolation=cv2.INTER_NEAREST)
@@ -74,8 +74,8 @@ def draw(image_HWC: np.ndarray, truth_HW: np.ndarray, by_size: dict[int, np.ndar
     part = np.s_[corner[0] : corner[0] + widest, corner[1] : corner[1] + widest]
     axes[1, 0].imshow(painted(image_HWC[part], truth_HW[part], nothing_HW[part], 384))
     axes[1, 0].set_title(f"truth in {widest} px")
-    for column, (size, tumour_HW) in enumerate(by_size.items(), start=1):
-        axes[0, column].imshow(painted(image_HWC, tumour_HW, truth_HW, px))
+    for column, (size, tumor_HW) in enumerate(by_size.items(), start=1):
+        axes[0, column].imshow(painted(image_HWC, tumor_HW, truth_HW, px))
         axes[0, column].set_title(f"{size} px: predicted")
         for edge in range(size, image_HWC.shape[0], size):
             axes[0, column].axhline(edge / SHRINK, color="white", linewidth=0.5)
@@ -83,7 +83,7 @@ def draw(image_HWC: np.ndarray, truth_HW: np.ndarray, by_size: dict[int, np.ndar
         # the window of the grid in the middle of the widest one
         top, left = ((start + widest // 2) // size * size for start in corner)
         patch = np.s_[top : top + size, left : left + size]
-        axes[1, column].imshow(painted(image_HWC[patch], tumour_HW[patch], truth_HW[patch], 384))
+        axes[1, column].imshow(painted(image_HWC[patch], tumor_HW[patch], truth_HW[patch], 384))
         axes[1, column].set_title(f"one patch of {size} px")
     for axis in axes.flat:
         axis.set_axis_off()
@@ -115,10 +115,10 @@ def main() -> None:
         everything = Window((0.0, 0.0), (height, width), (1.0, 1.0))
         image_HWC, truth_HW = slide.read(everything), truth.label(everything) == 1
         by_size = {size: predicted(model, image_HWC, size) for size, model in loaded.items()}
-        for size, tumour_HW in by_size.items():
-            counts[size] += np.stack(by_place(truth_HW, tumour_HW, size))
+        for size, tumor_HW in by_size.items():
+            counts[size] += np.stack(by_place(truth_HW, tumor_HW, size))
         if slide is val_set.slides[0]:
-            draw(image_HWC, truth_HW, by_size, opts.jpg, f"{slide.id}: truth in black outlines, red is called tumour")
+            draw(image_HWC, truth_HW, by_size, opts.jpg, f"{slide.id}: truth in black outlines, red is called tumor")
     for size, (middle_KK, rim_KK) in counts.items():
         parts = f"middle {confusion.miou(middle_KK):.4f}  rim {confusion.miou(rim_KK):.4f}"
         print(f"{size} px  mIoU {confusion.miou(middle_KK + rim_KK):.4f}  {parts}")

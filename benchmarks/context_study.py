@@ -70,8 +70,8 @@ def check_same_pixels(val_set: SlideSet) -> int:
     return total
 
 
-def tumour_share(slides: SlideSet) -> float:
-    """Share of tumour in all pixels of slides."""
+def tumor_share(slides: SlideSet) -> float:
+    """Share of tumor in all pixels of slides."""
     areas = []
     for slide, truth in zip(slides.slides, slides.truths, strict=True):
         width, height = slide.size_xy_l0
@@ -85,8 +85,8 @@ def options_of(size: int, opts: argparse.Namespace, share: float) -> list[Any]:
     Args:
         size: Field of view, level-0 px.
         opts: Of this study.
-        share: Tumour in training slides: drawn as often as it is there, centres are uniform over tissue, and
-            no field of view gets more tumour than another.
+        share: Tumor in training slides: drawn as often as it is there, centers are uniform over tissue, and
+            no field of view gets more tumor than another.
     """
     batch = STEP_PX // size**2
     return [
@@ -140,8 +140,8 @@ def main() -> None:
     opts = parser.parse_args()
     train_set, val_set = open_slides(opts.data)
     pixels = check_same_pixels(val_set)
-    shares = {"train": tumour_share(train_set), "val": tumour_share(val_set)}
-    print(f"validation on the same {pixels:,} px for every size; tumour {shares['train']:.3f}, {shares['val']:.3f}")
+    shares = {"train": tumor_share(train_set), "val": tumor_share(val_set)}
+    print(f"validation on the same {pixels:,} px for every size; tumor {shares['train']:.3f}, {shares['val']:.3f}")
     runs = []
     for seed in opts.seeds:
         for size in opts.sizes:
@@ -154,7 +154,7 @@ def main() -> None:
     arms.show(rows)
     print(f"all normal  {(1 - shares['val']) / 2:.4f}")
     if opts.json:
-        report.write(opts.json, {"tumour_share": shares, "val_pixels": pixels, "table": rows, "runs": runs})
+        report.write(opts.json, {"tumor_share": shares, "val_pixels": pixels, "table": rows, "runs": runs})
     if opts.png:
         title = f"{opts.model}, {opts.steps} steps of 1 M px, {len(opts.seeds)} seeds"
         plot(runs, opts.sizes, shares["val"], title, opts.png)

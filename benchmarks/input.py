@@ -131,7 +131,7 @@ class Bench:
             self._vips[index % workers].fetch(0, (x, y), (self._size, self._size))
 
         return {
-            "": prepare,  # not a stage: nothing but decoding shall be in the limit
+            "": prepare,  # not a stage: the limit includes only decoding
             "decode": in_threads(lambda i: self._decoder.decode(windows[i])),
             "libvips": in_threads(vips),
             "read": in_threads(lambda i: self._slide.read(windows[i])),

@@ -37,7 +37,7 @@ def launcher(ranks: int) -> list[str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This environment, with so many threads per process; root may start ranks."""
+    """This environment with this number of threads per process; root may start ranks."""
     given = {"OMP_NUM_THREADS": str(threads), "TF_NUM_INTRAOP_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
     return os.environ | given | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 

@@ -37,11 +37,11 @@ SCRIPT = Path(__file__).with_name("small_unet.py")
 # Optical densities of haematoxylin and eosin, for taking apart (Ruifrok and Johnston 2001); the third is what is left.
 HE_OD = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 
-AMOUNT = 0.5  # of the way to the other stains; the whole way no arm finds any tumour
+AMOUNT = 0.5  # of the way to the other stains; the whole way no arm finds any tumor
 
 
 def restain(source: Path, target: Path, stain: str = "violet") -> None:
-    """Write a slide with other stain colours, same size and spacing, 256 px JPEG tiles."""
+    """Write a slide with other stain colors, same size and spacing, 256 px JPEG tiles."""
     image = pyvips.Image.new_from_file(str(source))
     levels_HWC = image.numpy()[..., :3]
     old = np.vstack([HE_OD, np.cross(*HE_OD)])

@@ -289,7 +289,7 @@ def main() -> None:
     if opts.worker:
         work(opts)
         return
-    # Asked to leave: the measured processes must not stay behind, stopped.
+    # On SIGTERM the paused processes must not stay behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print("starting and compiling, some minutes ...", flush=True)
     pairs = Pairs(opts)

@@ -135,7 +135,7 @@ WORKLOADS = (
     Workload("effdetd0", 4_039_509, 46_112, 100, 23_056),
     Workload("deeplab", 41_050_530, 202_800, 145, 101_144),
 )
-# The loss's sums (loss and weight) and who was asked to leave.
+# The loss's sums (loss and weight) and the number of ranks asked to stop.
 SUMS_BYTES = 12
 
 
@@ -274,14 +274,14 @@ def draw(curves: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(
         len(SPEEDS), len(FIELDS), figsize=(10, 7), sharex=True, sharey=True, layout="constrained"
     )
-    colours, styles = {"effdetd0": "tab:blue", "deeplab": "tab:red"}, {"fp32": "-", "fp16": "--"}
+    colors, styles = {"effdetd0": "tab:blue", "deeplab": "tab:red"}, {"fp32": "-", "fp16": "--"}
     markers = {ETHERNET_10.name: "o", INFINIBAND_100.name: "s"}
     for curve in (c for c in curves if c["algorithm"] == "ring"):
         axis = axes[SPEEDS.index(curve["speed"])][list(FIELDS).index(curve["img_size"])]
         s: Setting = curve["setting"]
         axis.plot(
             RANKS, [s.efficiency(n) for n in RANKS], styles[s.wire], marker=markers[curve["link"]], markersize=4,
-            color=colours[curve["model"]], label=f"{curve['model']}, {curve['link']}, {s.wire}",
+            color=colors[curve["model"]], label=f"{curve['model']}, {curve['link']}, {s.wire}",
         )  # fmt: skip
         axis.set_title(f"{curve['img_size']} px, ranks {curve['speed']:g} x as fast as measured", fontsize=10)
     stragglers = curves[0]["setting"].variation

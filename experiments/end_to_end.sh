@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains, predicts and evaluates with one command. Slides and labels lie as DATA/{train,val}/{images,annotations}, the
-# labels are ASAP XML; results are in OUT/{training,predictions,evaluation}.
+# Trains, predicts and evaluates with one command. Slides and labels are in DATA/{train,val}/{images,annotations}; the
+# labels are ASAP XML. Results are in OUT/{training,predictions,evaluation}.
 #
 #   experiments/end_to_end.sh DATA OUT [OPTION OF train.py ...]
 #
-# A second call goes on where the first was stopped. NP=N: ranks, of training and of prediction.
+# A second call resumes. NP=N: number of ranks, for training and prediction.
 
 set -euo pipefail
 if (($# < 2)) || [[ $1 == -* ]]; then
