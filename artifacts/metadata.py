@@ -218,7 +218,7 @@ def write(info: ModelInfo, path: Path) -> None:
     path.write_text(json.dumps(info.as_json(), indent=1) + "\n", encoding="utf-8")
 
 
-def _whole(least: int, most: float) -> Callable[[Any], bool]:
+def _integer(least: int, most: float) -> Callable[[Any], bool]:
     return lambda x: isinstance(x, int) and not isinstance(x, bool) and least <= x <= most
 
 
@@ -231,7 +231,7 @@ def _length(x: Any) -> bool:
 
 
 def _named(x: Any) -> bool:
-    return isinstance(x, dict) and all(isinstance(k, str) and _whole(0, 255)(v) for k, v in x.items())
+    return isinstance(x, dict) and all(isinstance(k, str) and _integer(0, 255)(v) for k, v in x.items())
 
 
 def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -244,21 +244,21 @@ def _in(allowed: Iterable[str]) -> Callable[[Any], bool]:
 
 # What each key must be: a description and a check. Keys with a default may be missing.
 _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "img_size": ("a whole number of px", _whole(1, MAX_SIDE)),
+    "img_size": ("a whole number of px", _integer(1, MAX_SIDE)),
     "um_px": ("a number above 0", _length),
-    "classes": ("a whole number from 2 to 255", _whole(2, 255)),
+    "classes": ("a whole number from 2 to 255", _integer(2, 255)),
     "class_names": ("a list of names", lambda x: isinstance(x, list) and all(isinstance(n, str) for n in x)),
     "output": ("logits or probabilities", _in(OUTPUTS)),
     "input_range": (
         "two numbers, the smaller first",
         lambda x: isinstance(x, list) and len(x) == 2 and all(map(_number, x)) and x[0] < x[1],
     ),
-    "size_multiple": ("a whole number of px or null", _or_none(_whole(1, MAX_SIDE))),
+    "size_multiple": ("a whole number of px or null", _or_none(_integer(1, MAX_SIDE))),
     "context_um_px": ("a number above 0 or null", _or_none(_length)),
     "precision": (", ".join(PRECISIONS), _in(PRECISIONS)),
     "network": (f"{', '.join(MODELS)} or null", _or_none(_in(MODELS))),
     "label_map": ("groups with their classes, or null", _or_none(_named)),
-    "images": ("a whole number or null", _or_none(_whole(0, math.inf))),
+    "images": ("a whole number or null", _or_none(_integer(0, math.inf))),
 }
 _NEEDED = ("img_size", "um_px", "classes", "class_names", "output", "input_range")
 

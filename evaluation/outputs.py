@@ -1,4 +1,4 @@
-"""Outputs of evaluate.py: metrics.json, tables as CSV, the report with small pictures, and scores as text."""
+"""Outputs of an evaluation: metrics.json, tables as CSV, the report with small pictures, and scores as text."""
 
 from __future__ import annotations
 

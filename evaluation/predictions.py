@@ -1,4 +1,4 @@
-"""What evaluate.py reads: folders of predictions, and which slide and label each belongs to.
+"""Inputs of an evaluation: folders of predictions, with the slide and label of each.
 
 H rows, W columns of a map. Map px [r, c] covers level-0 x from c * step_x and y from r * step_y on.
 """
@@ -28,19 +28,19 @@ DETECTIONS_HEADER = ["probability", "x", "y"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a prediction says of itself.
+    """Contents of a prediction's summary.json.
 
     Attributes:
-        folder: its folder.
+        folder: folder of the prediction.
         slide_id: id of the slide.
-        slide_path: where the slide was.
+        slide_path: path of the slide when it was predicted.
         size_xy_l0: size of the slide, level-0 px.
         um_px_xy_l0: micrometers per level-0 px.
         step_xy_l0: level-0 px per px of the maps.
         size_xy: size of the maps, px.
         classes: number of classes K.
-        class_names: of each class.
-        tumor_probability: of the slide.
+        class_names: names of the K classes.
+        tumor_probability: tumor probability of the slide.
     """
 
     folder: Path
@@ -57,12 +57,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to evaluate.
+    """Predictions to evaluate.
 
     Attributes:
         pairs: predictions with their slides and labels, by slide id.
-        left_out: slide id -> why it is not evaluated.
-        notes: what else a user should know.
+        left_out: slide id -> reason why it is not evaluated.
+        notes: further remarks for the user.
     """
 
     pairs: list[tuple[Prediction, Case]]
@@ -74,7 +74,7 @@ def read_prediction(folder: Path) -> Prediction:
     """Read and check a prediction's summary.json.
 
     Raises:
-        ValueError: it cannot be read, lacks something, or contradicts itself.
+        ValueError: it cannot be read, is incomplete, or contradicts itself.
     """
     path = folder / SUMMARY
     try:
@@ -84,18 +84,25 @@ def read_prediction(folder: Path) -> Prediction:
             stored.setdefault("tumor_probability", stored["tumour_probability"])
         classes = int(stored["classes"])
         names = stored.get("class_names") or {}
+        class_names = metadata.current_names([str(names.get(str(cls), f"class {cls}")) for cls in range(classes)])
         found = Prediction(
-            folder, str(stored["slide_id"]), Path(stored["slide_path"]), _pair(stored["size_xy_l0"], int),
-            _pair(stored["um_px_xy_l0"], float), _pair(stored["step_xy_l0"], float), _pair(stored["size_xy"], int),
-            classes, metadata.current_names([str(names.get(str(cls), f"class {cls}")) for cls in range(classes)]),
-            float(stored["tumor_probability"]),
-        )  # fmt: skip
+            folder=folder,
+            slide_id=str(stored["slide_id"]),
+            slide_path=Path(stored["slide_path"]),
+            size_xy_l0=_two_positive(stored["size_xy_l0"], int),
+            um_px_xy_l0=_two_positive(stored["um_px_xy_l0"], float),
+            step_xy_l0=_two_positive(stored["step_xy_l0"], float),
+            size_xy=_two_positive(stored["size_xy"], int),
+            classes=classes,
+            class_names=class_names,
+            tumor_probability=float(stored["tumor_probability"]),
+        )
     except KeyError as error:
         raise ValueError(f"{path} has no {error}: predict this slide again") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): predict this slide again") from error
     expected = tuple(math.ceil(size / step) for size, step in zip(found.size_xy_l0, found.step_xy_l0, strict=True))
-    # One px for the rounding of a step that is no whole number.
+    # One px of tolerance for the rounding of a fractional step.
     if any(abs(a - b) > 1 for a, b in zip(expected, found.size_xy, strict=True)):
         raise ValueError(f"{path}: maps of {found.size_xy} px, but slide and step give {expected}")
     if not 0 <= found.tumor_probability <= 1:
@@ -107,7 +114,7 @@ def read_prediction(folder: Path) -> Prediction:
     return found
 
 
-def _pair(values: Sequence[Any], kind: type) -> tuple[Any, Any]:
+def _two_positive(values: Sequence[Any], kind: type) -> tuple[Any, Any]:
     x, y = (kind(value) for value in values)
     if not (0 < x < math.inf and 0 < y < math.inf):
         raise ValueError(f"{list(values)}: two numbers above 0 are needed")
@@ -139,7 +146,7 @@ def find(opts: argparse.Namespace) -> Found:
 
 
 def _predictions(folder: Path, found: Found) -> dict[str, Prediction]:
-    """Readable predictions by slide id; the others are noted."""
+    """Read predictions by slide id; unreadable ones are added to `found.left_out`."""
     if not folder.is_dir():
         raise ValueError(f"--predictions {folder} is not a folder: give the one that predict.py wrote")
     if (folder / SUMMARY).is_file():
@@ -175,21 +182,21 @@ def _cases_of_slides(opts: argparse.Namespace) -> dict[str, Case]:
 def _cases_of_predictions(
     opts: argparse.Namespace, predictions: dict[str, Prediction], found: Found
 ) -> dict[str, Case]:
-    """Slides as the predictions name them; labels of others are noted as predictions that are missing."""
+    """Take slides from the predictions; labels of other slides are noted as missing predictions."""
     there: dict[str, Path] = {}
     for slide_id, prediction in predictions.items():
         if prediction.slide_path.is_file():
             there[slide_id] = prediction.slide_path
         else:
             found.left_out[slide_id] = (
-                f"slide {prediction.slide_path} of {prediction.folder / SUMMARY} is not there: give --slide_path"
+                f"slide {prediction.slide_path} of {prediction.folder / SUMMARY} does not exist: give --slide_path"
             )
     taken = {path.resolve() for path in there.values()}
     folders = {path.parent for path in taken}
     labels: list[Path] = []
     for path in list_files(opts.label_path, opts.label_format, "label"):
         ids = ids_of_label(path)
-        # Slides and masks may share a folder; there only those called masks are labels.
+        # Slides and masks may share a folder; in it, only files named as masks are labels.
         beside = path.resolve().parent in folders and path.suffix != ".xml"
         if path.resolve() in taken or (beside and not is_mask(path)):
             continue
@@ -203,7 +210,7 @@ def _cases_of_predictions(
 
 
 def _check_classes(opts: argparse.Namespace, predictions: Sequence[Prediction]) -> None:
-    """One number of classes in all predictions, and the truth's.
+    """Check that all predictions and the truth have the same number of classes.
 
     Raises:
         ValueError: they differ.
@@ -230,7 +237,7 @@ def open_maps(prediction: Prediction) -> tuple[MapPyramid, MapPyramid]:
     """Open a prediction's maps of classes and of probabilities.
 
     Raises:
-        ValueError: missing, unreadable, or of another size or kind than its summary says.
+        ValueError: a map is missing or unreadable, or differs in size or kind from the summary.
     """
     names = dict(enumerate(prediction.class_names))
     try:
@@ -247,10 +254,10 @@ def open_maps(prediction: Prediction) -> tuple[MapPyramid, MapPyramid]:
 
 
 def read_detections(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Probabilities (D,) and places (D, 2), level-0 px (x, y), of a prediction's detections.
+    """Read probabilities (D,) and places (D, 2), level-0 px (x, y), of a prediction's detections.
 
     Raises:
-        ValueError: unreadable, another header, or cells that are no numbers.
+        ValueError: the file is unreadable, or its header or cells are invalid.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:

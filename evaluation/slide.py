@@ -1,7 +1,7 @@
-"""One slide's prediction against its truth, block by block: what evaluate.py adds up.
+"""One slide's prediction against its truth, block by block: the counts that evaluate.py adds up.
 
 H rows, W columns of the prediction's map. Cells: px of the coarse map that lesions are found on, 32 level-0 px (or
-7.776 um) a side. Nothing here holds the whole map of a large slide.
+7.776 um) a side. The whole map of a large slide is never in memory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,21 +29,21 @@ from slides.truth.interface import Truth, open_truth
 
 # Multiples of any tile's side, so that each tile is decoded once; 4 Mpx.
 BLOCK_PX = 2048
-# Scanners that the organizers' level 5 is meant for, um per level-0 px.
+# Scanners for which the organizers' level 5 is meant, um per level-0 px.
 SCANNED_UM_PX = (0.22, 0.26)
 LESION_STEP_L0 = 32
-# Tissue is looked for on this pyramid level, about 8 um/px.
+# Tissue is searched on this pyramid level, about 8 um/px.
 TISSUE_LEVEL = 5
 
 
 @dataclass
 class _Maps:
-    """Coarse maps of one slide that the blocks are gathered into, (rows, columns) of cells.
+    """Coarse maps of one slide that blocks are added to, (rows, columns) of cells.
 
     Attributes:
         window: the cells, from level-0 (0, 0) on.
-        predicted_HW: whether the prediction's px under the cell's center is tumor.
-        regions: cells of the three below; larger ones where the prediction's px are.
+        predicted_HW: whether the prediction's px at the cell's center is tumor.
+        regions: cells of the three maps below; larger if the prediction's px are larger.
         px_HW: px predicted tumor whose center lies in the cell.
         highest_HW: highest tumor probability of those, as a byte.
         tumor_HW: whether a px of the map in the cell is truly tumor.
@@ -57,7 +58,7 @@ class _Maps:
 
     @staticmethod
     def empty(window: Window, regions: Window) -> _Maps:
-        """Of nothing predicted and nothing true."""
+        """Return maps without prediction and truth."""
         hw = regions.hw_out
         counts = np.zeros(hw, np.int32), np.zeros(hw, np.uint8), np.zeros(hw, bool)
         return _Maps(window, np.zeros(window.hw_out, bool), regions, *counts)
@@ -89,7 +90,7 @@ def measure(prediction: Prediction, case: Case, opts: argparse.Namespace) -> Sli
     notes = [*truth.notes] if tissue[1].any() else [f"{slide.id}: no tissue found", *truth.notes]
     cells = _cells(slide)
     steps = zip(cells.step_xy_l0, prediction.step_xy_l0, strict=True)
-    maps = _Maps.empty(cells, _whole(slide, *(max(pair) for pair in steps)))
+    maps = _Maps.empty(cells, _whole_slide(slide, *(max(pair) for pair in steps)))
     confusion_KK = np.zeros((prediction.classes,) * 2, np.int64)
     histogram_2N = np.zeros((2, 256), np.int64)
     for corner_xy, window in _blocks(prediction):
@@ -108,34 +109,35 @@ def measure(prediction: Prediction, case: Case, opts: argparse.Namespace) -> Sli
 
 
 def _cells(slide: Slide) -> Window:
-    """The whole slide at the organizers' level 5, or at its spacing where level 0 has another."""
+    """Return the whole slide at the organizers' level 5, or at its spacing if level 0 has another spacing."""
     scanned = all(SCANNED_UM_PX[0] <= um_px <= SCANNED_UM_PX[1] for um_px in slide.um_px_xy_l0)
     step_x, step_y = (LESION_STEP_L0 if scanned else MAP_UM_PX / um_px for um_px in slide.um_px_xy_l0)
-    return _whole(slide, step_x, step_y)
+    return _whole_slide(slide, step_x, step_y)
 
 
-def _whole(slide: Slide, step_x: float, step_y: float) -> Window:
-    """All of a slide in steps of level-0 px."""
+def _whole_slide(slide: Slide, step_x: float, step_y: float) -> Window:
+    """Return a window over the whole slide in steps of level-0 px."""
     width, height = slide.size_xy_l0
     return Window((0.0, 0.0), (int(-(-height // step_y)), int(-(-width // step_x))), (float(step_x), float(step_y)))
 
 
 def _tissue(slide: Slide) -> tuple[int, NDArray[np.bool_]]:
-    """Side of the tissue cells (level-0 px), and which have tissue."""
+    """Return the side of the tissue cells (level-0 px), and which have tissue."""
     tissue_HW, cell_l0, _ = find_tissue(slide, TISSUE_LEVEL)
     return cell_l0, tissue_HW
 
 
 def _under(cell_l0: int, cells_HW: NDArray[np.bool_], window: Window) -> NDArray[np.bool_]:
-    """The cell under the center of every px of a window, (H, W)."""
+    """Return the value of the cell at the center of every px of a window, (H, W)."""
     rows, columns = _cells_under(window, (float(cell_l0), float(cell_l0)), cells_HW.shape)
-    return cells_HW[np.ix_(rows, columns)]
+    under_HW: NDArray[np.bool_] = cells_HW[np.ix_(rows, columns)]
+    return under_HW
 
 
 def _cells_under(
     window: Window, step_xy_l0: tuple[float, float], hw: tuple[int, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row of the cell under each row's centers, and column under each column's; the last also covers a remainder."""
+    """Return the cell row at each row's centers, and the cell column at each column's; the last covers a remainder."""
     x_l0, y_l0 = pixel_centres_l0(window)
     rows, columns = (
         np.floor(along / step).astype(np.int64).clip(0, size - 1)
@@ -145,7 +147,7 @@ def _cells_under(
 
 
 def _blocks(prediction: Prediction) -> Iterator[tuple[tuple[int, int], Window]]:
-    """Rectangles of the map: first column and row, and the window they are of the slide."""
+    """Yield rectangles of the map: first column and row, and their window of the slide."""
     (width, height), (step_x, step_y) = prediction.size_xy, prediction.step_xy_l0
     for top in range(0, height, BLOCK_PX):
         for left in range(0, width, BLOCK_PX):
@@ -162,16 +164,18 @@ def _gather(
     label_HW: NDArray[np.uint8],
     probability_HW: NDArray[np.uint8],
 ) -> None:
-    """Put a block into the coarse maps."""
+    """Add a block to the coarse maps."""
     rows, columns = _cells_under(window, maps.regions.step_xy_l0, maps.regions.hw_out)
     (rows, first_rows), (columns, first_columns) = (np.unique(along, return_index=True) for along in (rows, columns))
     cells = np.ix_(rows, columns)
 
-    def reduced(add: np.ufunc, values_HW: NDArray[np.uint8], dtype: type) -> NDArray[np.generic]:
+    def reduced(add: np.ufunc, values_HW: NDArray[np.uint8], dtype: type) -> NDArray[Any]:
         # Cells are contiguous runs of rows and columns; ufunc.at over single px takes ten times as long.
-        return add.reduceat(add.reduceat(values_HW, first_rows, axis=0, dtype=dtype), first_columns, axis=1)
+        by_row = add.reduceat(values_HW, first_rows, axis=0, dtype=dtype)
+        cells_HW: NDArray[Any] = add.reduceat(by_row, first_columns, axis=1)
+        return cells_HW
 
-    # Where truth is unknown nothing is false.
+    # Nothing is a false positive where truth is unknown.
     predicted_HW = ((label_HW > 0) & (truth_HW != IGNORE)).view(np.uint8)
     if predicted_HW.any():
         maps.px_HW[cells] += reduced(np.add, predicted_HW, np.int32)
@@ -180,7 +184,7 @@ def _gather(
     tumor_HW = ((truth_HW > 0) & (truth_HW != IGNORE)).view(np.uint8)
     if tumor_HW.any():
         maps.tumor_HW[cells] |= reduced(np.maximum, tumor_HW, np.uint8) > 0
-    # Cells whose center lies in this block take the px under it.
+    # Cells whose center lies in this block take the px at the center.
     inside = []
     for px, first, size in zip(
         _cells_under(maps.window, window.step_xy_l0, size_xy[::-1]), corner_xy[::-1], window.hw_out, strict=True
@@ -200,7 +204,7 @@ def _scores(
     detections: tuple[NDArray[np.float64], NDArray[np.float64]],
     notes: tuple[str, ...],
 ) -> SlideScores:
-    """What follows from the whole slide."""
+    """Compute the scores that need the whole slide."""
     window = maps.window
     cell_um_xy = window.step_xy_l0[0] * slide.um_px_xy_l0[0], window.step_xy_l0[1] * slide.um_px_xy_l0[1]
     truth_HW = truth.label(window)

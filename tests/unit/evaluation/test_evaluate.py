@@ -206,7 +206,7 @@ def test_a_bad_slide_is_left_out_and_named_everywhere(data: Path, capsys: pytest
 
 def test_slides_may_have_moved(data: Path, capsys: pytest.CaptureFixture) -> None:
     (data / "images").rename(data / "elsewhere")
-    assert "is not there: give --slide_path" in refused(capsys, data)
+    assert "does not exist: give --slide_path" in refused(capsys, data)
     assert run(data, "--slide_path", data / "elsewhere")["slides"] == 2
     prediction(data / "p", slide(data / "other", "normal_009"))
     metrics = run(data, "--slide_path", data / "elsewhere")
