@@ -14,7 +14,8 @@ cd -- "$root" || exit 1
 
 # Strict types everywhere but in tests/ and benchmarks/.
 typed=(
-    system cohorts slides samplers preprocessing metrics inference
+    system cohorts slides samplers preprocessing metrics inference evaluation artifacts/metadata.py artifacts/saved_model.py
+    artifacts/loading.py artifacts/exporting.py
     options/arguments.py options/parser.py parallel/comm.py
 )
 

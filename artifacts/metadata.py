@@ -24,6 +24,7 @@ FORMAT = "widefov model 1"
 IN_SAVED_MODEL = Path("assets.extra", "model.json")  # the folder that the SavedModel format leaves to its users
 OUTPUTS = ("logits", "probabilities")
 DEFAULT_NAMES = {0: "normal", 1: "tumor"}
+OLD_TUMOR = "tumour"  # old spelling
 TRAINED_RANGE = (-1.0, 1.0)  # of the images of train.py's networks (`training.step.scaled`)
 UINT8_RANGE = (0.0, 255.0)  # of a model that scales by itself
 MAX_SIDE = 2**16  # px
@@ -142,8 +143,8 @@ def class_names(label_map: Mapping[str, int], classes: int) -> list[str]:
 
 
 def current_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return class names in the spelling of today: before version 0.1.0, class 1 was called tumour by default."""
-    return tuple(DEFAULT_NAMES[1] if (cls, name) == (1, "tumour") else name for cls, name in enumerate(names))
+    """Return class names in the spelling of today: before version 0.1.0 that of class 1 was British by default."""
+    return tuple(DEFAULT_NAMES[1] if (cls, name) == (1, OLD_TUMOR) else name for cls, name in enumerate(names))
 
 
 def completed(found: ModelInfo | None, given: ModelOverrides, path: Path, taken: Mapping[str, Any]) -> ModelInfo:
@@ -280,7 +281,7 @@ def from_json(raw: Mapping[str, Any]) -> ModelInfo:
         if not allowed(value):
             raise ValueError(f"{name} is {str(value)[:80]!r}; must be {expected}")
     known |= {name: tuple(known[name]) for name in ("class_names", "input_range")}
-    if "tumour" not in (known.get("label_map") or {}):
+    if OLD_TUMOR not in (known.get("label_map") or {}):
         known["class_names"] = current_names(known["class_names"])
     info = ModelInfo(**known)
     if len(info.class_names) != info.classes:

@@ -24,10 +24,10 @@ import numpy as np
 
 from benchmarks import arms, report
 from cohorts.sets import Source, from_folders
-from samplers.dataset import Reading, SlideSet, open_set
+from samplers.dataset import SetOptions, SlideSet, open_set
 from samplers.grid import requests
 from slides.geometry import Window
-from slides.truth.annotation import DEFAULT_LABEL_MAP
+from slides.truth.reading import Reading
 
 SIZES = (256, 512, 1024)  # field of view, level-0 px
 STEP_PX = 1024**2  # level-0 pixels per step
@@ -47,8 +47,8 @@ def open_slides(data: Path) -> tuple[SlideSet, SlideSet]:
         Source(data / split / "images", data / split / "annotations", "tif", "xml") for split in ("train", "val")
     ]
     train, val, _ = from_folders(*sources, ((-1,), (-1,)), 0.15, 0)
-    how = Reading(DEFAULT_LABEL_MAP, (), None, None, SEARCH_LEVEL, 2)
-    train_set, val_set = (open_set(cases, how, 0, 1, lambda action: [action()]) for cases in (train, val))
+    options = SetOptions(Reading(ignore_groups=()), SEARCH_LEVEL, 2)
+    train_set, val_set = (open_set(cases, options, 0, 1, lambda action: [action()]) for cases in (train, val))
     return train_set, val_set
 
 

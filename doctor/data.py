@@ -13,9 +13,8 @@ from cohorts.pairing import Case, named
 from cohorts.sets import Chosen
 from doctor.job import Task
 from doctor.report import Finding, failed, passed, warned
-from samplers.dataset import Reading
-from slides.reader import Slide
-from slides.truth.interface import MaskTruth, open_truth
+from slides.truth.interface import MaskTruth
+from slides.truth.reading import Reading
 
 MOST_SLIDES = 200
 SECONDS = 60.0
@@ -64,7 +63,7 @@ def _pairs(cases: Sequence[Case]) -> str:
     return f"{count} slide{'s' * (count != 1)} ({labeled} with a label, {count - labeled} without, treated as normal)"
 
 
-def examine_all(cases: Sequence[Case], how: Reading, task: Task) -> tuple[list[Examined], int]:
+def examine_all(cases: Sequence[Case], reading: Reading, task: Task) -> tuple[list[Examined], int]:
     """Open slides and truths and read a window of each; of more than `MOST_SLIDES` a fixed random choice.
 
     Returns:
@@ -76,17 +75,17 @@ def examine_all(cases: Sequence[Case], how: Reading, task: Task) -> tuple[list[E
     deadline = time.monotonic() + SECONDS
 
     def one(case: Case) -> Examined | None:
-        return examine(case, how, task) if time.monotonic() < deadline else None
+        return examine(case, reading, task) if time.monotonic() < deadline else None
 
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
         return [examined for examined in pool.map(one, chosen) if examined is not None], len(chosen)
 
 
-def examine(case: Case, how: Reading, task: Task) -> Examined:
+def examine(case: Case, reading: Reading, task: Task) -> Examined:
     """Open one slide with its truth, and read its middle."""
     try:
-        slide = Slide(case.slide_path, um_px=how.um_px_l0)
-        truth = open_truth(case.label_path, slide, how.label_map, how.ignore_groups, how.mask_values)
+        slide = reading.open_slide(case.slide_path)
+        truth = reading.open_truth(case.label_path, slide)
         width, height = slide.size_xy_l0
         side = min(task.img_size, WINDOW_PX)
         window = slide.window((width / 2, height / 2), (side, side), task.um_px)

@@ -120,12 +120,12 @@ class Doctor:
         if not train:
             return []
         try:
-            how = files.reading()
+            reading = files.set_options().reading
         except ValueError as error:
             report.add([failed("classes", str(error), "see the message")])
             return [*train, *val]
-        examined_train, chosen_train = data.examine_all(train, how, task)
-        examined_val, chosen_val = data.examine_all(val, how, task)
+        examined_train, chosen_train = data.examine_all(train, reading, task)
+        examined_val, chosen_val = data.examine_all(val, reading, task)
         both = [*examined_train, *examined_val]
         report.run("slides", data.opened, both, chosen_train + chosen_val, len(train) + len(val))
         report.run("spacing", data.spacing, both, task)

@@ -23,6 +23,8 @@ from inference.maps import MapPyramid, Maps
 
 SUMMARY = "summary.json"
 DETECTIONS = "detections.csv"
+# Key of predictions made before version 0.1.0.
+OLD_PROBABILITY = "tumour_probability"  # old spelling
 DETECTIONS_HEADER = ["probability", "x", "y"]
 
 
@@ -79,9 +81,8 @@ def read_prediction(folder: Path) -> Prediction:
     path = folder / SUMMARY
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        # The key of predictions made before version 0.1.0.
-        if "tumour_probability" in stored:
-            stored.setdefault("tumor_probability", stored["tumour_probability"])
+        if OLD_PROBABILITY in stored:
+            stored.setdefault("tumor_probability", stored[OLD_PROBABILITY])
         classes = int(stored["classes"])
         names = stored.get("class_names") or {}
         class_names = metadata.current_names([str(names.get(str(cls), f"class {cls}")) for cls in range(classes)])

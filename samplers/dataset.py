@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from samplers.index import SlideIndex, index_slide
 from samplers.patch import PatchReader
 from slides.reader import Slide
-from slides.truth.interface import Truth, open_truth
+from slides.truth.interface import Truth
+from slides.truth.reading import Reading
 
 
 class SlideAndLabel(Protocol):
@@ -44,45 +45,52 @@ class SlideSet:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How slides and labels are to be read.
+class SetOptions:
+    """How a set of slides is read and indexed.
 
     Attributes:
-        label_map: annotation group -> class, in painting order.
-        ignore_groups: annotation groups to skip.
-        mask_values: mask value -> class; None: non-zero is 1.
-        um_px_l0: spacing of level 0, um per px, in place of what all slides say; None to believe them.
+        reading: how slides and labels are read.
         bb_downsample: pyramid level of the search grid.
         classes: number of classes K.
     """
 
-    label_map: Mapping[str, int]
-    ignore_groups: Sequence[str]
-    mask_values: Mapping[int, int] | None
-    um_px_l0: float | None
+    reading: Reading
     bb_downsample: int
     classes: int
 
     def as_json(self) -> dict[str, Any]:
-        """JSON types, for `from_json`."""
-        return asdict(self) | {"label_map": dict(self.label_map), "mask_values": dict(self.mask_values or {})}
+        """Return JSON types, for `from_json`."""
+        return {
+            "label_map": self.reading.class_of_group,
+            "ignore_groups": list(self.reading.ignore_groups),
+            "mask_values": self.reading.class_of_value or {},
+            "um_px_l0": self.reading.um_px,
+            "bb_downsample": self.bb_downsample,
+            "classes": self.classes,
+        }
 
     @staticmethod
-    def from_json(stored: Mapping[str, Any]) -> Reading:
-        """Inverse of `as_json`."""
-        values = {int(value): int(cls) for value, cls in stored["mask_values"].items()}
-        return Reading(**{**stored, "mask_values": values or None})
+    def from_json(stored: Mapping[str, Any]) -> SetOptions:
+        """Return the inverse of `as_json`."""
+        values = tuple((int(value), int(cls)) for value, cls in stored["mask_values"].items())
+        reading = Reading(
+            label_map=tuple(stored["label_map"].items()),
+            ignore_groups=tuple(stored["ignore_groups"]),
+            mask_values=values or None,
+            um_px=stored["um_px_l0"],
+        )
+        return SetOptions(reading, int(stored["bb_downsample"]), int(stored["classes"]))
 
 
 Exchange = Callable[[Callable[[], list[SlideIndex]]], list[list[SlideIndex]]]
 
 
-def open_set(cases: Sequence[SlideAndLabel], how: Reading, rank: int, size: int, exchange: Exchange) -> SlideSet:
+def open_set(cases: Sequence[SlideAndLabel], options: SetOptions, rank: int, size: int, exchange: Exchange) -> SlideSet:
     """Open every slide and its truth, and build the search indexes, divided among ranks.
 
     Args:
         cases: files of each slide.
-        how: label map, spacing, search level.
+        options: how slides are read and indexed.
         rank: this rank.
         size: number of ranks.
         exchange: runs its argument on every rank and returns the results of all in rank order.
@@ -95,11 +103,12 @@ def open_set(cases: Sequence[SlideAndLabel], how: Reading, rank: int, size: int,
 
     def mine() -> list[SlideIndex]:
         for case in cases:
-            slides.append(Slide(case.slide_path, um_px=how.um_px_l0))
-            truths.append(open_truth(case.label_path, slides[-1], how.label_map, how.ignore_groups, how.mask_values))
+            slides.append(options.reading.open_slide(case.slide_path))
+            truths.append(options.reading.open_truth(case.label_path, slides[-1]))
         # Ranks: reading thumbnails is the slow part, so each rank does every size-th slide
         return [
-            index_slide(slides[i], truths[i], how.bb_downsample, how.classes) for i in range(rank, len(cases), size)
+            index_slide(slides[i], truths[i], options.bb_downsample, options.classes)
+            for i in range(rank, len(cases), size)
         ]
 
     parts = exchange(mine)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers import build
-from samplers.dataset import Reading, SlideSet, open_set
+from samplers.dataset import SetOptions, SlideSet, open_set
 from samplers.maps import write_maps
 from samplers.patch import HARD, Patch, PatchReader, PatchRequest
 from samplers.records import Row, read_described, read_samples
@@ -57,12 +57,12 @@ class Replay:
         except OSError as error:
             raise ValueError(f"{log_dir} does not contain a run to replay: {error}") from error
         self.rows = read_samples(log_dir)
-        self._how = Reading.from_json(described["reading"])
+        self._options = SetOptions.from_json(described["reading"])
         cases = [
             _Case(Path(case["slide_path"]), Path(case["label_path"]) if case["label_path"] else None)
             for case in described["cases"]
         ]
-        self.slide_set: SlideSet = open_set(cases, self._how, 0, 1, lambda action: [action()])
+        self.slide_set: SlideSet = open_set(cases, self._options, 0, 1, lambda action: [action()])
         self._position = {slide.id: number for number, slide in enumerate(self.slide_set.slides)}
         self.reader = self._reader()
 
@@ -101,7 +101,13 @@ class Replay:
     def _sampler(self) -> Any:
         ratio = self.options["batch_tumor_ratio"]
         share = None if ratio is None else Fraction(ratio)
-        plan = (self.options["data_sampler"], self.slide_set.indexes, self.options["seed"], self._how.classes, share)
+        plan = (
+            self.options["data_sampler"],
+            self.slide_set.indexes,
+            self.options["seed"],
+            self._options.classes,
+            share,
+        )
         return build(*plan)
 
     def corners_l0(self, row: Row) -> list[Pair]:

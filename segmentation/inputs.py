@@ -10,10 +10,13 @@ import argparse
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts import metadata
 from parallel.comm import AgreedError, Comm, together
+
+if TYPE_CHECKING:
+    from samplers.dataset import SetOptions
 
 CLASS_NAMES = metadata.DEFAULT_NAMES
 
@@ -66,15 +69,15 @@ class Inputs:
 
         opts, comm = self._opts, self._comm
         tiled_tiff.tile_cache.resize(opts.tile_cache * 2**20)
-        how = self.reading()
-        self.classes = how.classes
+        options = self.set_options()
+        self.classes = options.classes
         train_cases, val_cases, notes = together(comm, self.find)
-        self.described = {"reading": how.as_json(), "cases": [case_json(case) for case in train_cases]}
+        self.described = {"reading": options.as_json(), "cases": [case_json(case) for case in train_cases]}
         if opts.stage_dir is not None:
             train_cases, val_cases, note = self._stage(train_cases, val_cases)
             notes.append(note)
         self.train_set, self.val_set = (
-            open_set(cases, how, comm.rank, comm.size, lambda action: comm.gather(together(comm, action)))
+            open_set(cases, options, comm.rank, comm.size, lambda action: comm.gather(together(comm, action)))
             for cases in (train_cases, val_cases)
         )
         self.stream = stream_options(opts) | {
@@ -82,7 +85,7 @@ class Inputs:
             "mine_from": None,
         }
         together(comm, lambda: check_field_of_view(self.train_set, opts.img_size, opts.resolution))
-        self._say(f"classes     {describe(how.label_map, CLASS_NAMES)}")
+        self._say(f"classes     {describe(options.reading.class_of_group, CLASS_NAMES)}")
         for what, opened in (("training", self.train_set), ("validation", self.val_set)):
             tumor = sum(1 for index in opened.indexes if set(index.places) - {0})
             names = [slide.id for slide in opened.slides]
@@ -91,15 +94,18 @@ class Inputs:
             notes += [note for index in opened.indexes for note in index.notes]
         self._say(*(f"note        {note}" for note in notes))
 
-    def reading(self) -> Any:
-        """How slides and labels are to be read."""
-        from samplers.dataset import Reading
+    def set_options(self) -> SetOptions:
+        """Return how slides and labels are read and indexed."""
+        from samplers.dataset import SetOptions
         from slides.truth.annotation import DEFAULT_LABEL_MAP
+        from slides.truth.reading import Reading
 
         opts = self._opts
         label_map = opts.label_map or DEFAULT_LABEL_MAP
         classes = _classes(opts, metadata.class_count(label_map, opts.mask_values))
-        return Reading(label_map, opts.ignore_groups, opts.mask_values, opts.mpp, opts.bb_downsample, classes)
+        values = None if opts.mask_values is None else tuple(opts.mask_values.items())
+        reading = Reading(tuple(label_map.items()), tuple(opts.ignore_groups), values, opts.mpp)
+        return SetOptions(reading, opts.bb_downsample, classes)
 
     def facts(self, network: str, images: int) -> dict[str, Any]:
         """What must be known of the model besides its network, JSON types.

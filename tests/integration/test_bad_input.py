@@ -12,9 +12,9 @@ import tifffile
 
 from cohorts.pairing import pair
 from samplers import build
-from samplers.dataset import Reading, open_set
+from samplers.dataset import SetOptions, open_set
 from slides.synthetic.demo import write_levels, write_pyramid
-from slides.truth.annotation import DEFAULT_LABEL_MAP
+from slides.truth.reading import Reading
 from tests.support.tiny import (
     SMALL,
     TUMOR_XY,
@@ -316,8 +316,8 @@ def damage_tile(slide: Path, level: int, tile: int) -> None:
 def drawn_first(tiny: TinySet, seed: int) -> list[tuple[str, int]]:
     """Slide and class of the first two patches of the stream."""
     cases = pair(tiny.slide("x").parent, tiny.label("x").parent, "tif", "xml")
-    how = Reading(DEFAULT_LABEL_MAP, (), None, None, 7, 2)
-    opened = open_set(cases, how, 0, 1, lambda mine: [mine()])
+    options = SetOptions(Reading(ignore_groups=()), 7, 2)
+    opened = open_set(cases, options, 0, 1, lambda mine: [mine()])
     sampler = build("radboud", opened.indexes, seed, 2, None)
     requests = [sampler.request(index) for index in range(2)]
     return [(cases[request.slide].slide_id, request.cls) for request in requests]

@@ -298,11 +298,16 @@ def test_a_keras_file_of_a_network_of_ours_is_opened_at_another_size(
 
 @pytest.mark.parametrize(
     ("label_map", "names"),
-    [({"_0": 1}, ("normal", "tumor")), (None, ("normal", "tumor")), ({"tumour": 1}, ("normal", "tumour"))],
+    [
+        ({"_0": 1}, ("normal", "tumor")),
+        (None, ("normal", "tumor")),
+        ({"tumour": 1}, ("normal", "tumour")),  # old spelling
+    ],
 )
 def test_models_written_before_0_1_0_have_class_names_of_today(label_map: dict | None, names: tuple[str, ...]) -> None:
     stored = metadata.of_run(run_options(), "effdetd0", 8).as_json()
-    read = metadata.from_json(stored | {"class_names": ["normal", "tumour"], "label_map": label_map})
+    old = {"class_names": ["normal", "tumour"], "label_map": label_map}  # old spelling
+    read = metadata.from_json(stored | old)
     assert read.class_names == names
 
 

@@ -256,8 +256,8 @@ def test_predictions_made_before_0_1_0_give_the_same_numbers(data: Path) -> None
     now = run(data)
     for path in (data / "p").glob("*/summary.json"):
         stored = json.loads(path.read_text())
-        stored["tumour_probability"] = stored.pop("tumor_probability")
-        stored["class_names"]["1"] = "tumour"
+        stored["tumour_probability"] = stored.pop("tumor_probability")  # old spelling
+        stored["class_names"]["1"] = "tumour"  # old spelling
         path.write_text(json.dumps(stored))
     before = run(data)
     for metrics in (now, before):

@@ -1,5 +1,6 @@
 """A set of slides: opened by several ranks, and whether a field of view fits."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from cohorts.pairing import Case
-from samplers.dataset import Reading, SlideSet, check_field_of_view, open_set
+from samplers.dataset import SetOptions, SlideSet, check_field_of_view, open_set
 from slides.synthetic.demo import position_coded, write_asap
+from slides.truth.reading import Reading
 
-HOW = Reading({"_0": 1}, (), None, None, bb_downsample=1, classes=2)
+OPTIONS = SetOptions(Reading((("_0", 1),), ()), bb_downsample=1, classes=2)
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def opened(cases: list[Case], size: int) -> tuple[list[SlideSet], list[int]]:
             all_done.wait()
             return list(parts)
 
-        return open_set(cases, HOW, rank, size, exchange)
+        return open_set(cases, OPTIONS, rank, size, exchange)
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(run, range(size))), [len(part) for part in parts]
@@ -42,7 +44,7 @@ def opened(cases: list[Case], size: int) -> tuple[list[SlideSet], list[int]]:
 
 # Five ranks on three slides: two of them search nothing.
 @pytest.mark.parametrize(("size", "searched"), [(1, [3]), (2, [2, 1]), (5, [1, 1, 1, 0, 0])])
-def test_every_rank_holds_every_slide_whoever_searched_it(cases: list[Case], size: int, searched: list[int]):
+def test_every_rank_has_every_slide_and_its_index(cases: list[Case], size: int, searched: list[int]):
     sets, counts = opened(cases, size)
     assert counts == searched
     assert [[slide.id for slide in one.slides] for one in sets] == [["a", "b", "c"]] * size
@@ -62,3 +64,19 @@ def test_field_of_view_must_fit_one_slide(cases: list[Case]):
     with pytest.raises(ValueError, match=r"sees 128 um, .* choose at most 384 px, or a finer --resolution$"):
         check_field_of_view(found, 512, 0.25)
     check_field_of_view(found, 384, 0.25)
+
+
+def test_options_of_a_set_are_stored_and_read_as_they_are():
+    options = SetOptions(Reading((("b", 2), ("a", 1)), ("none",), ((0, 0), (7, 255)), 0.25), 6, 3)
+    stored = json.loads(json.dumps(options.as_json()))
+    assert SetOptions.from_json(stored) == options
+    # The format of samples/slides.json since the first runs.
+    assert stored == {
+        "label_map": {"b": 2, "a": 1},
+        "ignore_groups": ["none"],
+        "mask_values": {"0": 0, "7": 255},
+        "um_px_l0": 0.25,
+        "bb_downsample": 6,
+        "classes": 3,
+    }
+    assert SetOptions.from_json(stored | {"mask_values": {}, "um_px_l0": None}).reading.mask_values is None
