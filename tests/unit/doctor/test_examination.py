@@ -12,6 +12,7 @@ from doctor import data, option_lints
 from doctor import examination as doctor
 from doctor.report import FAIL, PASS, WARN, Finding, Report, passed
 from slides.synthetic.demo import write_pyramid
+from slides.truth.reading import Reading
 from tests.support.healthy import TASK, levels, only
 from tests.support.tiny import TinySet, write_label, write_slide
 
@@ -127,7 +128,7 @@ def test_a_slide_that_crashes_its_reader_is_a_finding(tiny: TinySet, monkeypatch
     def crash(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(data, "Slide", crash)
+    monkeypatch.setattr(Reading, "open_slide", crash)
     finding = only(of(looked_at(tiny), "slides"))
     assert finding.level == FAIL
     assert "ZeroDivisionError()" in finding.found
