@@ -7,7 +7,6 @@ submission.csv, report.html (evaluation.report).
 
 from __future__ import annotations
 
-import argparse
 import base64
 import csv
 import io
@@ -18,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from options.evaluate import evaluate_options
+from options.evaluate import EvaluateOptions, evaluate_options
+from options.fields import as_json
 from system.atomic_files import write_bytes
 
 # Longer side and bytes of a picture in the report, and of how many slides there are any.
@@ -32,18 +32,21 @@ OVERLAY_PX = 64 * 2**20
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line that says what is wrong."""
     opts = evaluate_options(argv)
+    tables = opts.tables
     try:
-        return compare_tables(opts) if opts.submission else evaluate(opts)
+        if tables.submission is not None and tables.reference is not None:
+            return compare_tables(tables.submission, tables.reference)
+        return evaluate(opts)
     except (ValueError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2
 
 
-def compare_tables(opts: argparse.Namespace) -> int:
+def compare_tables(submission: Path, reference: Path) -> int:
     """Kappa of a submission, printed."""
     from metrics.stages import STAGES, read_submission, score_submission
 
-    kappa, confusion_KK = score_submission(read_submission(opts.reference), read_submission(opts.submission))
+    kappa, confusion_KK = score_submission(read_submission(reference), read_submission(submission))
     print(f"patients    {confusion_KK.sum()}")
     for stage, row in zip(STAGES, confusion_KK.tolist(), strict=True):
         print(f"  {stage:<8} called " + (", ".join(f"{n} x {s}" for s, n in zip(STAGES, row, strict=True) if n) or "-"))
@@ -51,60 +54,65 @@ def compare_tables(opts: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(opts: argparse.Namespace) -> int:
+def evaluate(opts: EvaluateOptions) -> int:
     """Everything, from predictions to report."""
+    from artifacts.metadata import class_count
     from cohorts.pairing import known_problems
     from evaluation.predictions import find
     from evaluation.report import html
     from evaluation.slide import measure
     from metrics.stages import submission_text
-    from metrics.summary import plain, summarize
-    from slides.truth.annotation import DEFAULT_LABEL_MAP, describe
+    from metrics.summary import SlideScores, plain, summarize
+    from slides.truth.annotation import describe
 
     begin = time.monotonic()
     # ---- what there is -----------------------------------------------------------------------------------------------
-    found = find(opts)
-    opts.out.mkdir(parents=True, exist_ok=True)
+    slides, labels, scores = opts.slides, opts.labels, opts.scores
+    predictions, label_path, out = slides.required()
+    reading = labels.reading(slides.mpp)
+    classes = labels.count(class_count(reading.class_of_group, reading.class_of_value))
+    found = find(predictions, slides.slide_path, label_path, (slides.slide_format, slides.label_format), classes)
+    out.mkdir(parents=True, exist_ok=True)
     class_names = found.pairs[0][0].class_names
     notes = [*found.notes, *known_problems([case for _, case in found.pairs])]
-    print(f"classes     {describe(opts.label_map or DEFAULT_LABEL_MAP, dict(enumerate(class_names)))}")
+    print(f"classes     {describe(reading.class_of_group, dict(enumerate(class_names)))}")
     # ---- slide by slide ----------------------------------------------------------------------------------------------
-    slides, pictures = [], {}
+    measured: list[SlideScores] = []
+    folders = {prediction.slide_id: prediction.folder for prediction, _ in found.pairs}
     left_out = dict(found.left_out)
     for number, (prediction, case) in enumerate(found.pairs, start=1):
         try:
-            slides.append(measure(prediction, case, opts))
+            one = measure(prediction, case, reading, tissue_only=scores.pixels == "tissue")
         except (ValueError, OSError) as error:
             # One bad slide does not cost the rest; it is named in every output.
             left_out[prediction.slide_id] = str(error)
             continue
-        notes += slides[-1].notes
-        pictures[prediction.slide_id] = prediction.folder / "overlay.png"
-        print(f"{number:>4} of {len(found.pairs)}  {line(slides[-1])}", flush=True)
+        measured.append(one)
+        notes += one.notes
+        print(f"{number:>4} of {len(found.pairs)}  {line(one)}", flush=True)
     for slide_id, reason in left_out.items():
         print(f"left out    {slide_id}: {reason}", file=sys.stderr)
-    if not slides:
+    if not measured:
         raise ValueError(f"no slide could be evaluated; the first: {next(iter(left_out.values()))}")
     # ---- scores ------------------------------------------------------------------------------------------------------
-    summary = summarize(slides, class_names, opts.bootstrap, opts.seed, opts.froc_threshold)
+    summary = summarize(measured, class_names, scores.bootstrap, scores.seed, scores.froc_threshold)
     metrics = plain(
         summary.metrics
-        | {"left_out": left_out, "notes": notes, "options": described(opts), "seconds": time.monotonic() - begin}
+        | {"left_out": left_out, "notes": notes, "options": as_json(slides) | as_json(labels) | as_json(scores)}
+        | {"seconds": time.monotonic() - begin}
     )
     # ---- files -------------------------------------------------------------------------------------------------------
-    shown = {row["slide_id"]: picture(pictures[row["slide_id"]]) for row in summary.rows[:PICTURES]}
-    write(opts.out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write(opts.out / "slides.csv", table(summary.rows[0], (plain(row).values() for row in summary.rows)))
-    write(opts.out / "false_positives.csv", table(*false_positives(slides)))
+    shown = {row["slide_id"]: picture(folders[row["slide_id"]] / "overlay.png") for row in summary.rows[:PICTURES]}
+    write(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write(out / "slides.csv", table(summary.rows[0], (plain(row).values() for row in summary.rows)))
+    write(out / "false_positives.csv", table(*false_positives(measured)))
     if summary.submission is not None:
-        write(opts.out / "submission.csv", submission_text(summary.submission))
-    write(
-        opts.out / "report.html", html(metrics, [plain(row) for row in summary.rows], summary.froc, summary.roc, shown)
-    )
+        write(out / "submission.csv", submission_text(summary.submission))
+    write(out / "report.html", html(metrics, [plain(row) for row in summary.rows], summary.froc, summary.roc, shown))
     print(headline(metrics))
     for note in notes:
         print(f"note        {note}")
-    print(f"written to  {opts.out}")
+    print(f"written to  {out}")
     return 0
 
 
@@ -135,16 +143,6 @@ def shown(score: dict[str, Any]) -> str:
     return f"{score['value']:.4f}" + (
         "" if score["low"] is None else f"  (95% {score['low']:.4f} to {score['high']:.4f})"
     )
-
-
-def described(opts: argparse.Namespace) -> dict[str, Any]:
-    """Options as JSON types."""
-    kept = (bool, int, float, str, type(None), list, dict)
-    return {
-        name: value if isinstance(value, kept) else list(value) if isinstance(value, tuple) else str(value)
-        for name, value in vars(opts).items()
-        if name not in ("submission", "reference")
-    }
 
 
 def false_positives(slides: Sequence[Any]) -> tuple[list[str], list[list[str]]]:

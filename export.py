@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from options.export import export_options
+from options.export import ExportOptions, export_options
 from system.atomic_files import written_folder
 
 MAX_DIFFERENCE = 1e-4  # of probabilities
@@ -41,19 +41,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def export(opts) -> None:
+def export(opts: ExportOptions) -> None:
     """Open, write, compare, put in place.
 
     Raises:
         DisagreementError: A file differs from the model by more than `MAX_DIFFERENCE`; nothing is kept.
     """
-    require_new(opts.out)
+    out = opts.files.out
+    require_new(out)
 
     # ------------------------------------------------------------------------------------------------------ the model
     from artifacts.exporting import compare, write
     from artifacts.loading import any_size, open_model
+    from artifacts.metadata import ModelOverrides
 
-    loaded = open_model(opts.model, opts.given)
+    given = opts.model
+    overrides = ModelOverrides(given.img_size, given.resolution, given.context_spacing, given.input_range)
+    loaded = open_model(given.model, overrides)
     free = any_size(loaded)
     info, size_multiple = loaded.info, free.info.size_multiple
     context = "" if info.context_um_px is None else f", second view at {info.context_um_px:g} um/px"
@@ -66,9 +70,9 @@ def export(opts) -> None:
     print(f"input       uint8 (B, H, W, {info.channels}), B any, H and W {size}", flush=True)
 
     # ------------------------------------------------------------------------------------------------- write, compare
-    opts.out.parent.mkdir(parents=True, exist_ok=True)
-    with written_folder(opts.out, overwrite=False) as partial:
-        written = [write(name, free, partial, opts.opset) for name in opts.formats]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with written_folder(out, overwrite=False) as partial:
+        written = [write(name, free, partial, opts.files.opset) for name in opts.files.formats]
         differences = []
         for name in written:
             difference, seen = compare(partial / name, loaded, free)
@@ -82,7 +86,7 @@ def export(opts) -> None:
             raise DisagreementError(
                 f"the files differ from the model by {wrong[0]:.1e}, allowed are {MAX_DIFFERENCE:g}; nothing was kept"
             )
-    print(f"written     {opts.out}")
+    print(f"written     {out}")
 
 
 def require_new(out: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from options.predict import predict_options
+from options.predict import PredictOptions, predict_options
 from parallel.comm import together
 from parallel.heartbeat import Pulse
 from parallel.job import connected, guarded, speaker
@@ -31,15 +31,15 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("VIPS_CONCURRENCY", "1")
     # Ranks: they meet at the end only, and not at the same time; `Pulse` notices who is dead.
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
-    if opts.no_cuda:
+    if opts.machine.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    comm = connected(opts.horovod)
+    comm = connected(opts.machine.horovod)
     if comm is None:
         return 2
     from parallel.devices import use_devices
 
     devices = use_devices(comm)
-    with Pulse(comm, opts.stall_timeout) as pulse:
+    with Pulse(comm, opts.machine.stall_timeout) as pulse:
         prediction = Prediction(opts, comm, pulse, devices)
         return guarded(prediction.go, comm, lambda: "Try a smaller --img_size or --batch_size")
 
@@ -54,14 +54,14 @@ class Prediction:
         devices: what this rank computes on, in words.
     """
 
-    def __init__(self, opts, comm, pulse, devices) -> None:
+    def __init__(self, opts: PredictOptions, comm, pulse, devices) -> None:
         self.opts = opts
         self.comm = comm
         self.pulse = pulse
         self.devices = devices
         self.say = speaker(comm)
         self.failures: list[tuple[str, str]] = []
-        self.scratch: Path = opts.out / ".scratch"
+        self.scratch: Path = opts.slides.out / ".scratch"
 
     def go(self) -> int:
         """The whole story; returns the exit code."""
@@ -71,7 +71,7 @@ class Prediction:
         self.pulse.start()
         with ExitStack() as held:
             # Ranks: one holds the folder for all.
-            lock = FolderLock(self.opts.out) if self.comm.rank == 0 else nullcontext()
+            lock = FolderLock(self.opts.slides.out) if self.comm.rank == 0 else nullcontext()
             together(self.comm, lambda: held.enter_context(lock))
             self.open_model()
             self.find_slides()
@@ -82,23 +82,29 @@ class Prediction:
     def open_model(self) -> None:
         """The network and what it was trained for."""
         from artifacts.loading import open_model
+        from artifacts.metadata import ModelOverrides
         from inference.finish import Job
         from inference.outputs import DetectionOptions, OutputOptions
         from inference.slide_list import checksum
 
-        opts, comm = self.opts, self.comm
-        self.network = network = together(comm, lambda: open_model(opts.model, replace(opts.given, resample=True)))
-        self.model = model = replace(network.info, um_px=opts.resolution or network.info.um_px)
+        opts, comm, given = self.opts, self.comm, self.opts.model
+        windows, results, out = opts.windows, opts.results, opts.slides.out
+        overrides = ModelOverrides(
+            given.img_size, given.resolution, given.context_spacing, given.input_range, resample=True
+        )
+        self.network = network = together(comm, lambda: open_model(given.model, overrides))
+        self.model = model = replace(network.info, um_px=given.resolution or network.info.um_px)
         self.said = {
-            "model": checksum(network.path), "img_size": model.img_size, "um_px": model.um_px, "overlap": opts.overlap,
-            "tissue_only": opts.tissue_only, "eightfold": opts.eightfold, "mpp": opts.mpp,
-            "bb_downsample": opts.bb_downsample, "min_probability": opts.min_probability, "nms_um": opts.nms_um,
-            "simplify_um": opts.simplify_um, "min_area_um2": opts.min_area_um2,
+            "model": checksum(network.path), "img_size": model.img_size, "um_px": model.um_px,
+            "overlap": windows.overlap, "tissue_only": windows.tissue_only, "eightfold": windows.eightfold,
+            "mpp": opts.slides.mpp, "bb_downsample": opts.tissue.bb_downsample,
+            "min_probability": results.min_probability, "nms_um": results.nms_um,
+            "simplify_um": results.simplify_um, "min_area_um2": results.min_area_um2,
         }  # fmt: skip
-        detections = DetectionOptions(min_probability=opts.min_probability, radius_um=opts.nms_um)
-        outputs = OutputOptions(opts.simplify_um, opts.min_area_um2, detections)
+        detections = DetectionOptions(min_probability=results.min_probability, radius_um=results.nms_um)
+        outputs = OutputOptions(results.simplify_um, results.min_area_um2, detections)
         names = dict(enumerate(model.class_names))
-        self.job = Job(opts.out, names, str(network.path.resolve()), self.said, outputs)
+        self.job = Job(out, names, str(network.path.resolve()), self.said, outputs)
         self.say(
             f"model       {network.path}, {model.classes} classes",
             f"ranks       {comm.size}, {self.devices}",
@@ -114,18 +120,18 @@ class Prediction:
         from inference.slide_list import done_before, listed
         from slides.tiff import tiled_tiff
 
-        opts, comm = self.opts, self.comm
-        tiled_tiff.tile_cache.resize(opts.tile_cache * 2**20)
+        slides, comm = self.opts.slides, self.comm
+        tiled_tiff.tile_cache.resize(self.opts.machine.tile_cache * 2**20)
 
         def find(path: Path) -> list[tuple[str, Path]]:
             suffix = path.suffix.lower().lstrip(".")
-            cases = find_slides(path, suffix if path.is_file() and suffix in SLIDE_SUFFIXES else opts.slide_format)
+            cases = find_slides(path, suffix if path.is_file() and suffix in SLIDE_SUFFIXES else slides.slide_format)
             return [(case.slide_id, case.slide_path.resolve()) for case in cases]
 
-        found = together(comm, lambda: listed(opts.slide_path, find))
+        found = together(comm, lambda: listed(slides.slide_path, find))
 
         def left() -> list[tuple[str, Path]]:
-            ours = [one for one in found if not done_before(opts.out / one[0], self.said, opts.overwrite)]
+            ours = [one for one in found if not done_before(slides.out / one[0], self.said, slides.overwrite)]
             if ours:
                 self.prepare_folders()
             return ours
@@ -138,7 +144,7 @@ class Prediction:
     def prepare_folders(self) -> None:
         """Remove what a killed run left. Rank 0 only."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        for left in self.opts.out.glob(".*.part"):
+        for left in self.opts.slides.out.glob(".*.part"):
             shutil.rmtree(left, ignore_errors=True)
         self.scratch.mkdir()
 
@@ -150,14 +156,14 @@ class Prediction:
 
         opts, comm, model = self.opts, self.comm, self.model
 
-        view = (model.img_size, model.um_px, opts.overlap)
-        how = (opts.mpp, *view, opts.bb_downsample, opts.tissue_only, model.classes)
-
         def planned_or_why(slide_id: str, path: Path) -> Any:
             try:
-                return plan_slide(path, *how)
+                return plan_slide(
+                    path, opts.slides.mpp, model.img_size, model.um_px, opts.windows.overlap,
+                    opts.tissue.bb_downsample, opts.windows.tissue_only, model.classes,
+                )  # fmt: skip
             except SlideError as error:
-                if opts.strict:
+                if opts.slides.strict:
                     raise
                 return slide_id, str(error)
 
@@ -184,8 +190,9 @@ class Prediction:
 
         opts, comm, model = self.opts, self.comm, self.model
         how = WindowOptions(
-            opts.batch_size, model.classes, model.context_um_px, opts.sample_processes, opts.strict, opts.eightfold
-        )
+            opts.windows.batch_size, model.classes, model.context_um_px, opts.machine.sample_processes,
+            opts.slides.strict, opts.windows.eightfold,
+        )  # fmt: skip
         mine = self.shares[comm.rank]
         bar = tqdm(
             total=sum(run.last - run.first for run in mine), unit="window", disable=comm.rank != 0, smoothing=0.1,
@@ -202,10 +209,10 @@ class Prediction:
             for number, run in enumerate(mine, start=1):
                 planned = self.planned[run.slide]
                 bar.set_postfix_str(f"slide {number} of {len(mine)}, {planned.slide_id}", refresh=False)
-                slide = Slide(planned.path, um_px=opts.mpp)
+                slide = Slide(planned.path, um_px=opts.slides.mpp)
                 weights = Weights(planned.grid, planned.windows)
-                words = (slide, weights, planned.windows, run, self.network.probabilities, how)
-                predict_run(*words, self.scratch / planned.slide_id, progress)
+                folder = self.scratch / planned.slide_id
+                predict_run(slide, weights, planned.windows, run, self.network.probabilities, how, folder, progress)
                 # What went wrong with a slide before is known now, not at the end.
                 finishing = [future for future in finishing if not (future.done() and future.result() is None)]
                 finishing.append(pool.submit(self.finish_if_whole, run.slide))
@@ -230,7 +237,7 @@ class Prediction:
         if not claim(folder, runs):
             return
         try:
-            notes = finish_slide(Slide(planned.path, um_px=opts.mpp), planned, runs, folder, self.job)
+            notes = finish_slide(Slide(planned.path, um_px=opts.slides.mpp), planned, runs, folder, self.job)
         except SlideError as error:
             self.failures.append((planned.slide_id, str(error)))
             tqdm.write(f"FAILED      {planned.slide_id}: {error}")
@@ -246,7 +253,7 @@ class Prediction:
         if self.comm.rank == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)
         windows = sum(len(one.windows) for one in self.planned)
-        self.say(f"ended       {windows} windows in {seconds:.0f} s; results in {self.opts.out}")
+        self.say(f"ended       {windows} windows in {seconds:.0f} s; results in {self.opts.slides.out}")
         self.say(*(f"FAILED      {slide_id}: {why}" for slide_id, why in failures))
         return 1 if failures else 0
 

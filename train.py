@@ -13,7 +13,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from options.train import SIZE_STEP, as_json, train_options
+from options.choices import SIZE_MULTIPLE
+from options.fields import as_json, free_options, stream_options
+from options.train import TrainOptions, train_options
 from parallel import preemption
 from parallel.comm import together
 from parallel.heartbeat import Pulse
@@ -26,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code, the same on all ranks."""
     opts = train_options(argv)
     set_environment(opts)
-    comm = connected(opts.horovod)
+    comm = connected(opts.machine.horovod)
     if comm is None:
         return 2
     from parallel.devices import use_devices
@@ -34,29 +36,27 @@ def main(argv: list[str] | None = None) -> int:
     devices = use_devices(comm)  # once: TensorFlow's threads cannot be changed later
     while True:
         # Ranks: an elastic job notices by itself who is missing, and goes on without.
-        with Pulse(comm, 0 if opts.elastic else opts.stall_timeout) as pulse:
+        with Pulse(comm, 0 if opts.run.elastic else opts.machine.stall_timeout) as pulse:
             run = Run(opts, comm, pulse, devices)
-            code = guarded(
-                run.plan if opts.plan else run.go,
-                comm,
-                partial(out_of_memory_advice, opts.networks[0], opts.batch_size, comm.local_size, SIZE_STEP),
-                opts.elastic,
+            advice = partial(
+                out_of_memory_advice, opts.network.networks[0], opts.training.batch_size, comm.local_size, SIZE_MULTIPLE
             )
+            code = guarded(run.plan if opts.run.plan else run.go, comm, advice, opts.run.elastic)
         if code != COME_TOGETHER:
             return code
         comm = comm.reconnect()
 
 
-def set_environment(opts) -> None:
+def set_environment(opts: TrainOptions) -> None:
     """What libraries read when they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors come as exceptions
     # The samplers are the parallelism; vips would add threads of its own.
     os.environ.setdefault("VIPS_CONCURRENCY", "1")
-    if opts.recompute == "fine":
+    if opts.network.recompute == "fine":
         from system.allocator import give_back_memory
 
         give_back_memory()
-    if opts.no_cuda:
+    if opts.machine.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 
@@ -70,15 +70,17 @@ class Run:
         devices: what this rank computes on, in words.
     """
 
-    def __init__(self, opts, comm, pulse, devices) -> None:
+    def __init__(self, opts: TrainOptions, comm, pulse, devices) -> None:
         self.opts = opts
         self.comm = comm
         self.pulse = pulse
         self.devices = devices
-        self.joint_batch = opts.batch_size * opts.accumulate_batch * comm.size
+        self.joint_batch = opts.training.batch_size * opts.training.accumulate_batch * comm.size
         self.leaving = preemption.Leaving()
         self.say = speaker(comm)
-        self.inputs = Inputs(opts, comm, self.say)
+        self.inputs = Inputs(
+            opts.slides, opts.labels, opts.tissue, opts.sampling, opts.training, opts.machine, comm, self.say
+        )
         self.images = 0  # over all ranks
         self.best_miou = -1.0
         self.validation_due = False
@@ -91,24 +93,30 @@ class Run:
         from training.planner import require_memory
 
         opts, joint = self.opts, self.joint_batch
+        sampling, training, batch = opts.sampling, opts.training, f"{opts.training.batch_size}"
         self.leaving.listen(self.say)
-        if opts.elastic:
+        if opts.run.elastic:
             self.comm.on_hosts_changed(self.leaving.hosts_changed)
-        batch = f"{opts.batch_size}" + (f" x {opts.accumulate_batch} passes" if opts.accumulate_batch > 1 else "")
+        if training.accumulate_batch > 1:
+            batch += f" x {training.accumulate_batch} passes"
+        size, um_px = sampling.img_size, sampling.resolution
         self.say(
             f"ranks       {self.comm.size} x batch {batch} = {joint} images a step, {self.devices}",
-            f"view        {opts.img_size} px at {opts.resolution:g} um/px = {self.inputs.patch_um:.0f} um of tissue",
-            f"length      {opts.num_steps} images = {-(-opts.num_steps // joint)} steps",
+            f"view        {size} px at {um_px:g} um/px = {sampling.patch_um:.0f} um of tissue",
+            f"length      {training.num_steps} images = {-(-training.num_steps // joint)} steps",
         )
         self.say(*pinning(self.comm))
         self.pulse.start()
-        if opts.mixed_precision == "float32":
-            words = (opts.networks[0], opts.img_size, opts.batch_size, opts.recompute, SIZE_STEP)
+        if opts.network.mixed_precision == "float32":
             # Ranks: nodes may differ; where one cannot hold it, all leave.
-            self.say(*require_memory(*words, self.comm, opts.memory_check))
-        self.inputs.open()
+            notes = require_memory(
+                opts.network.networks[0], sampling.img_size, training.batch_size, opts.network.recompute,
+                SIZE_MULTIPLE, self.comm, opts.run.memory_check,
+            )  # fmt: skip
+            self.say(*notes)
+        self.inputs.open(stream_options(opts))
         self.build_model()
-        self.inputs.build_sampler(joint)
+        self.inputs.build_sampler(joint, opts.run.log_every)
         self.resume_or_start()
         asked = self.train()
         if not asked:
@@ -122,9 +130,12 @@ class Run:
         """In place of a run: what a step would need, and what fits."""
         from training.planner import plan
 
-        opts, comm = self.opts, self.comm
-        words = (opts.networks[0], opts.img_size, opts.batch_size, opts.mixed_precision, opts.recompute, SIZE_STEP)
-        self.say(*plan(*words, ranks=comm.local_size))
+        opts, network = self.opts, self.opts.network
+        lines = plan(
+            network.networks[0], opts.sampling.img_size, opts.training.batch_size, network.mixed_precision,
+            network.recompute, SIZE_MULTIPLE, ranks=self.comm.local_size,
+        )  # fmt: skip
+        self.say(*lines)
         return 0
 
     def build_model(self) -> None:
@@ -140,34 +151,45 @@ class Run:
         from training.precision import LossScale
         from training.step import TrainStep
 
-        opts, classes, channels = self.opts, self.inputs.classes, self.inputs.channels
+        opts, network, training = self.opts, self.opts.network, self.opts.training
+        classes, channels, img_size = self.inputs.classes, opts.sampling.channels, opts.sampling.img_size
         # Ranks: Horovod matches tensors by name, and Keras counts its layers: one that came later counts from 1.
         keras.backend.clear_session()
-        keras.utils.set_random_seed(opts.seed)
-        if opts.weights_path is None:
-            self.model = models.build(opts.networks[0], opts.img_size, classes, channels, opts.mixed_precision)
+        keras.utils.set_random_seed(training.seed)
+        if network.weights_path is None:
+            self.model = models.build(network.networks[0], img_size, classes, channels, network.mixed_precision)
         else:
-            wanted = (opts.networks, opts.img_size, classes, opts.weights_path, channels, opts.mixed_precision)
-            self.model, report = together(self.comm, lambda: build_with_weights(*wanted))
-            self.say(f"weights     {len(report.loaded)} layers from {opts.weights_path}, {len(report.skipped)} skipped")
+            weights = network.weights_path
+
+            def built() -> tuple:
+                return build_with_weights(
+                    network.networks, img_size, classes, weights, channels, network.mixed_precision
+                )
+
+            self.model, report = together(self.comm, built)
+            self.say(
+                f"weights     {len(report.loaded)} layers from {network.weights_path}, {len(report.skipped)} skipped"
+            )
             self.say(*(f"            {name}: {reason}" for name, reason in report.skipped))
         self.say(f"model       {self.model.name}, {self.model.count_params():,} parameters")
-        if opts.freeze_bn or opts.freeze_backbone:
-            frozen = models.freeze(self.model, opts.freeze_bn, opts.freeze_backbone)
+        if network.freeze_bn or network.freeze_backbone:
+            frozen = models.freeze(self.model, network.freeze_bn, network.freeze_backbone)
             self.say(f"frozen      {frozen:,} parameters")
-        if opts.sync_bn and self.comm.size > 1:
+        if network.sync_bn and self.comm.size > 1:
             self.say(f"batch norm  {models.synchronise(self.model, self.comm.sum)} layers over all ranks")
         self.optimizer = optimizer.build(
-            opts.optimizer, self.model.trainable_variables, opts.momentum, opts.weight_decay
+            opts.optimization.optimizer,
+            self.model.trainable_variables,
+            opts.optimization.momentum,
+            opts.optimization.weight_decay,
         )
-        weights_K = opts.class_weights or (opts.neg_pixel_weight, *[opts.pos_pixel_weight] * (classes - 1))
-        loss = Loss(opts.loss, weights_K, opts.label_smoothing, opts.focal_gamma)
-        self.loss_scale = LossScale() if opts.mixed_precision == "float16" else None
+        loss = Loss(training.loss, training.weights_of(classes), training.label_smoothing, training.focal_gamma)
+        self.loss_scale = LossScale() if network.mixed_precision == "float16" else None
         self.counts = PixelCounts(classes)
         self.step = TrainStep(
-            self.model, self.optimizer, self.comm, loss, opts.fp16_allreduce, self.counts,
-            warm_up=opts.weights_path is None, loss_scale=self.loss_scale,
-            training_pass=models.training_pass(self.model, opts.recompute), parts=opts.accumulate_batch,
+            self.model, self.optimizer, self.comm, loss, training.fp16_allreduce, self.counts,
+            warm_up=network.weights_path is None, loss_scale=self.loss_scale,
+            training_pass=models.training_pass(self.model, network.recompute), parts=training.accumulate_batch,
         )  # fmt: skip
         self.validator = Validator(self.model, classes, loss)
 
@@ -177,16 +199,18 @@ class Run:
         from segmentation.resume import checkpoint_to_go_on_from
         from training.log import RunLog
 
-        opts, comm = self.opts, self.comm
-        self.checkpoints = Checkpoints(opts.log_dir / "checkpoints") if opts.log_dir else None
+        run, comm = self.opts.run, self.comm
+        self.checkpoints = Checkpoints(run.log_dir / "checkpoints") if run.log_dir else None
         network = (self.model, self.optimizer)
-        state = checkpoint_to_go_on_from(opts, comm, network, self.inputs.stream, self.say)
+        state = checkpoint_to_go_on_from(
+            run, as_json(self.opts), free_options(self.opts), comm, network, self.inputs.stream, self.say
+        )
         if state is not None:
             self.restore(state)
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
         comm.broadcast(list(named_variables(*network).values()))
-        self.log = together(comm, lambda: RunLog(opts.log_dir, comm.rank, state.seconds if state else 0.0))
-        self.inputs.start_records()
+        self.log = together(comm, lambda: RunLog(run.log_dir, comm.rank, state.seconds if state else 0.0))
+        self.inputs.start_records(run.log_dir)
 
     def restore(self, state) -> None:
         """Take over what a checkpoint holds besides variables."""
@@ -213,12 +237,12 @@ class Run:
         from training.schedule import Schedule, passed, scaling
         from training.step import require_finite
 
-        opts, comm = self.opts, self.comm
-        target = opts.base_lr * scaling(opts.lr_scaling, comm.size * opts.accumulate_batch)
-        schedule = Schedule(opts.lr_schedule, target, opts.warmup, opts.num_steps, opts.lr_cycle)
-        self.progress = Progress(opts.num_steps, self.images, shown=comm.rank == 0)
+        training, rates, run, comm = self.opts.training, self.opts.optimization, self.opts.run, self.comm
+        target = rates.base_lr * scaling(rates.lr_scaling, comm.size * training.accumulate_batch)
+        schedule = Schedule(rates.lr_schedule, target, rates.warmup, training.num_steps, rates.lr_cycle)
+        self.progress = Progress(training.num_steps, self.images, shown=comm.rank == 0)
         leave = self.validation_due and not self.validate()
-        going_on = self.images < opts.num_steps and not leave
+        going_on = self.images < training.num_steps and not leave
         for image_BHWC, label_BHW, meta_BM in self.pulse.watched(
             self.inputs.train_feed(self.images) if going_on else ()
         ):
@@ -228,23 +252,22 @@ class Run:
             self.inputs.records.add(meta_BM, result.sample_loss_B)
             before, self.images = self.images, self.images + self.joint_batch
             self.progress.step(self.images, result.loss)
-            last, leave = self.images >= opts.num_steps, result.stop
-            if last or passed(before, self.images, opts.log_every):
+            last, leave = self.images >= training.num_steps, result.stop
+            if last or passed(before, self.images, run.log_every):
                 self.log_training(rate)
-            self.validation_due = last or passed(before, self.images, opts.validate_every)
+            self.validation_due = last or passed(before, self.images, run.validate_every)
             if self.validation_due and not leave:
                 leave = not self.validate()
-            if last or leave or passed(before, self.images, opts.checkpoint_every):
+            if last or leave or passed(before, self.images, run.checkpoint_every):
                 self.save(f"images-{self.images:09d}.npz")
             if last or leave:
                 break
         self.speed = self.progress.close()
-        if not leave or (self.images >= opts.num_steps and not self.validation_due):
+        if not leave or (self.images >= training.num_steps and not self.validation_due):
             return set()
         asked = set(comm.gather(self.leaving.asked)) - {""}
-        self.say(
-            f"left        {', '.join(sorted(asked))} at image {self.images} of {opts.num_steps}; --resume auto goes on"
-        )
+        at = f"at image {self.images} of {training.num_steps}"
+        self.say(f"left        {', '.join(sorted(asked))} {at}; --resume auto goes on")
         return asked
 
     def log_training(self, rate: float) -> None:
@@ -310,22 +333,24 @@ class Run:
     def finish(self) -> None:
         """Final model, sampling maps, summary."""
         import models
+        from artifacts import metadata
         from artifacts.checkpoints import export
         from samplers.maps import write_maps
         from samplers.records import read_samples
 
-        opts, s = self.opts, self.scores
+        log_dir, num_steps, s = self.opts.run.log_dir, self.opts.training.num_steps, self.scores
         if not s:
-            self.say(f"done        nothing to do: the checkpoint is at image {self.images} of {opts.num_steps}")
+            self.say(f"done        nothing to do: the checkpoint is at image {self.images} of {num_steps}")
             return
         self.save("final.npz")
 
         def write() -> None:
             # Ranks: all have written their samples when `save` returned; one draws and exports.
-            if self.comm.rank == 0 and opts.log_dir is not None:
-                rows = read_samples(opts.log_dir)
-                write_maps(opts.log_dir / "sampling", self.inputs.train_set, rows, self.inputs.patch_um)
-                export(models.in_float32(self.model), opts.log_dir, self.inputs.facts(self.model.name, self.images))
+            if self.comm.rank == 0 and log_dir is not None:
+                rows = read_samples(log_dir)
+                write_maps(log_dir / "sampling", self.inputs.train_set, rows, self.opts.sampling.patch_um)
+                facts = metadata.of_run(as_json(self.opts), self.model.name, self.images)
+                export(models.in_float32(self.model), log_dir, facts.as_json())
 
         together(self.comm, write)
         self.log.close()
@@ -334,11 +359,11 @@ class Run:
             f"\ndone        {self.images} images, {self.speed:.2f} images/s in training; draws not taken: {rejected}",
             f"val         mIoU {s['miou']:.4f} (best {self.best_miou:.4f})  Dice {s['dice']:.4f}  AUC {s['auc']:.4f}",
         )
-        if opts.log_dir is not None:
+        if log_dir is not None:
             self.say(
-                f"model       {opts.log_dir}/final.keras, final_savedmodel; checkpoints in {opts.log_dir}/checkpoints",
-                f"TensorBoard tensorboard --logdir {opts.log_dir}",
-                f"pictures    {self.picture} (patch, truth, prediction); where was sampled: {opts.log_dir}/sampling",
+                f"model       {log_dir}/final.keras, final_savedmodel; checkpoints in {log_dir}/checkpoints",
+                f"TensorBoard tensorboard --logdir {log_dir}",
+                f"pictures    {self.picture} (patch, truth, prediction); where was sampled: {log_dir}/sampling",
             )
 
 

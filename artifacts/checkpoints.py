@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,6 @@ import numpy as np
 
 from system.atomic_files import move_into_place, write_atomically, write_bytes
 
-# Options that change nothing of what is learnt; batch and ranks have a line of their own.
-FREE_TO_CHANGE = {
-    "resume", "log_dir", "plan", "memory_check", "stall_timeout", "stage_dir", "stage_gb", "tile_cache", "horovod",
-    "sample_processes", "networks", "batch_size", "accumulate_batch", "log_every", "checkpoint_every", "elastic",
-}  # fmt: skip
 KEEP = 3  # newest checkpoints kept; older ones are deleted
 
 
@@ -251,19 +246,20 @@ def restore(path: Path, arrays: Mapping[str, np.ndarray], model, optimizer) -> S
     return State(**head(arrays), arrays=extra)
 
 
-def changed(state: State, options: Mapping[str, Any], ranks: int) -> list[str]:
+def changed(state: State, options: Mapping[str, Any], free: Collection[str], ranks: int) -> list[str]:
     """What a run that goes on does otherwise than the one that wrote the checkpoint, a line each.
 
     Args:
         state: of the checkpoint.
         options: of the run that goes on.
+        free: names of options that change nothing of what is learned; batch and ranks have a line of their own.
         ranks: of the run that goes on.
     """
     was = state.options
     notes = [
         f"--{name} was {was[name]}, is {value}"
         for name, value in options.items()
-        if name in was and name not in FREE_TO_CHANGE and was[name] != value
+        if name in was and name not in free and was[name] != value
     ]
     batches = [o["batch_size"] * o["accumulate_batch"] * r for o, r in ((was, state.ranks), (options, ranks))]
     if batches[0] != batches[1]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from options.groups import MODELS, PRECISIONS
+from options.choices import MODELS, PRECISIONS
 from slides.truth.annotation import DEFAULT_LABEL_MAP
 from slides.truth.label import IGNORE
 

@@ -8,23 +8,23 @@ or FAIL, with a fix. Without data only the machine is checked.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from cohorts.pairing import Case
 from doctor import data, launch, option_lints, rank, ranks, resources, software
 from doctor.job import Launch, Task, read_launch
 from doctor.report import Report, failed
-from options.train import train_options
-from parallel.comm import SoloComm, connect
-from segmentation.inputs import Inputs
+from options.parser import OptionError
+from options.train import TrainOptions, TrainSlides, train_options
+from parallel.comm import connect
+from segmentation.inputs import find_cases, set_options
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ("slide_path", "label_path", "valid_slide_path", "valid_label_path", "dataset", "manifest")
 LIMIT_S = 60.0
 
 
@@ -67,10 +67,11 @@ class Doctor:
         report.run("packages", software.packages, ROOT / "requirements.txt")
         report.run("horovod", software.horovod, start)
         report.run("launcher", software.launcher, start)
-        opts, message = parsed(self.arguments)
-        reports: list[dict] = []
-        if opts is None:
-            report.add([failed("options", message, "correct the command line: train.py --help")])
+        reports: list[dict[str, Any]] = []
+        try:
+            opts = parsed(self.arguments)
+        except OptionError as error:
+            report.add([failed("options", str(error), "correct the command line: train.py --help")])
         else:
             reports = self.examine_run(opts, start, limit)
         counts = report.counts()
@@ -82,15 +83,16 @@ class Doctor:
             self.own.json.write_text(report.as_json(ranks=reports) + "\n", encoding="utf-8")
         return report.exit_code
 
-    def examine_run(self, opts: argparse.Namespace, start: Launch, limit: float) -> list[dict]:
+    def examine_run(self, opts: TrainOptions, start: Launch, limit: float) -> list[dict[str, Any]]:
         """All checks that need a valid command line; returns the reports of the ranks."""
         report, task = self.report, task_of(opts)
         trials: list[launch.Trial] = []
         if not start.program or shutil.which(start.program):
             # Reported if it cannot start; it runs while slides are examined.
             report.run("ranks", lambda: trials.append(launch.Trial(start, limit)) or ())
-        cases = self.examine_data(opts, task) if has_data(opts) else []
-        got: list[dict] = []
+        with_data = has_data(opts.slides)
+        cases = self.examine_data(opts, task) if with_data else []
+        got: list[dict[str, Any]] = []
         for trial in trials:
             outcome = trial.wait()
             report.run("ranks", launch.judge, start, outcome, limit)
@@ -103,29 +105,29 @@ class Doctor:
             report.run("allreduce", ranks.allreduce, got)
             report.run("paths", ranks.paths, got)
             report.run("--log_dir", ranks.log_folder, got, task)
-        if got and has_data(opts):
+        if got and with_data:
             report.run("disk", resources.checkpoints, got, task)
             report.run("--stage_dir", resources.staged, got, task, cases)
             report.run("memory", resources.memory, got, task)
             report.run("time", resources.duration, got, task)
-        if has_data(opts):
+        if with_data:
             report.run("options", option_lints.lint, task, start.ranks)
         return got
 
-    def examine_data(self, opts: argparse.Namespace, task: Task) -> list:
+    def examine_data(self, opts: TrainOptions, task: Task) -> list[Case]:
         """Slides and labels; returns the cases."""
-        report, files = self.report, Inputs(opts, SoloComm(), print)
-        found, train, val = data.pairing(files.find)
+        report, training = self.report, opts.training
+        found, train, val = data.pairing(lambda: find_cases(opts.slides, training.seed))
         report.add(found)
         if not train:
             return []
         try:
-            reading = files.set_options().reading
+            options = set_options(opts.labels, opts.slides.mpp, opts.tissue.bb_downsample, training.class_weights)
         except ValueError as error:
             report.add([failed("classes", str(error), "see the message")])
             return [*train, *val]
-        examined_train, chosen_train = data.examine_all(train, reading, task)
-        examined_val, chosen_val = data.examine_all(val, reading, task)
+        examined_train, chosen_train = data.examine_all(train, options.reading, task)
+        examined_val, chosen_val = data.examine_all(val, options.reading, task)
         both = [*examined_train, *examined_val]
         report.run("slides", data.opened, both, chosen_train + chosen_val, len(train) + len(val))
         report.run("spacing", data.spacing, both, task)
@@ -136,15 +138,16 @@ class Doctor:
 def probe(arguments: list[str]) -> int:
     """One rank of the trial launch."""
     rank.hello()
-    opts, message = parsed(arguments)
-    if opts is None:
-        rank.send("error", message)
+    try:
+        opts = parsed(arguments)
+    except OptionError as error:
+        rank.send("error", str(error))
         return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if opts.no_cuda:
+    if opts.machine.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
-        comm = connect(opts.horovod)
+        comm = connect(opts.machine.horovod)
     except ValueError as error:
         rank.send("error", str(error))
         return 2
@@ -152,38 +155,38 @@ def probe(arguments: list[str]) -> int:
     return 0
 
 
-def parsed(arguments: list[str]) -> tuple[argparse.Namespace | None, str]:
-    """Validated options of a training run, with or without data; or None and the error message."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            opts = train_options([*arguments, "--plan"])  # which needs no data
-            if has_data(opts):
-                opts = train_options(arguments)
-    except SystemExit as end:
-        if end.code in (0, None):  # --help
-            raise
-        return None, printed.getvalue().split("\n", 1)[0].removeprefix("train.py: error: ")
-    return opts, ""
+def parsed(arguments: list[str]) -> TrainOptions:
+    """Options of a training run, with or without data.
+
+    Raises:
+        OptionError: the command line is wrong.
+    """
+    opts = train_options([*arguments, "--plan"], raises=True)  # which needs no data
+    return train_options(arguments, raises=True) if has_data(opts.slides) else opts
 
 
-def has_data(opts: argparse.Namespace) -> bool:
+def has_data(slides: TrainSlides) -> bool:
     """Whether the command line names slides or labels."""
-    return any(getattr(opts, name) for name in DATA)
+    return any((*slides.folders, slides.dataset, slides.manifest))
 
 
-def task_of(opts: argparse.Namespace) -> Task:
+def task_of(opts: TrainOptions) -> Task:
     """The options that the checks use."""
-    named = {name: getattr(opts, name) for name in DATA if name != "dataset"}
-    named |= {"data_root": opts.data_root if opts.dataset else None, "weights_path": opts.weights_path}
-    named |= {"resume": Path(opts.resume) if opts.resume not in (None, "auto") else None}
+    slides, sampling, network, training, run = opts.slides, opts.sampling, opts.network, opts.training, opts.run
+    named = {
+        "slide_path": slides.slide_path, "label_path": slides.label_path, "valid_slide_path": slides.valid_slide_path,
+        "valid_label_path": slides.valid_label_path, "manifest": slides.manifest,
+        "data_root": slides.data_root if slides.dataset else None, "weights_path": network.weights_path,
+        "resume": None if run.resume in (None, "auto") else Path(run.resume),
+    }  # fmt: skip
     return Task(
-        network=opts.networks[0], img_size=opts.img_size, um_px=opts.resolution,
-        channels=3 if opts.context_spacing is None else 6, precision=opts.mixed_precision, recompute=opts.recompute,
-        batch=opts.batch_size, passes=opts.accumulate_batch, images=opts.num_steps, log_every=opts.log_every,
-        validate_every=opts.validate_every, checkpoint_every=opts.checkpoint_every, warmup=opts.warmup,
-        sync_bn=opts.sync_bn, frozen_bn=opts.freeze_bn, gpus=not opts.no_cuda,
-        sample_processes=opts.sample_processes, tile_cache_mb=opts.tile_cache, memory_check=opts.memory_check,
-        log_dir=opts.log_dir, stage_dir=opts.stage_dir, stage_bytes=int(opts.stage_gb * 1e9),
-        inputs={name: path for name, path in named.items() if path is not None}, resumes=bool(opts.resume),
+        network=network.networks[0], img_size=sampling.img_size, um_px=sampling.resolution,
+        channels=sampling.channels, precision=network.mixed_precision, recompute=network.recompute,
+        batch=training.batch_size, passes=training.accumulate_batch, images=training.num_steps,
+        log_every=run.log_every, validate_every=run.validate_every, checkpoint_every=run.checkpoint_every,
+        warmup=opts.optimization.warmup, sync_bn=network.sync_bn, frozen_bn=network.freeze_bn,
+        gpus=not opts.machine.no_cuda, sample_processes=opts.machine.sample_processes,
+        tile_cache_mb=opts.machine.tile_cache, memory_check=run.memory_check, log_dir=run.log_dir,
+        stage_dir=slides.stage_dir, stage_bytes=int(slides.stage_gb * 1e9),
+        inputs={name: path for name, path in named.items() if path is not None}, resumes=run.resume is not None,
     )  # fmt: skip

@@ -5,7 +5,6 @@ H rows, W columns of a map. Map px [r, c] covers level-0 x from c * step_x and y
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
@@ -122,27 +121,37 @@ def _two_positive(values: Sequence[Any], kind: type) -> tuple[Any, Any]:
     return x, y
 
 
-def find(opts: argparse.Namespace) -> Found:
+def find(folder: Path, slide_path: Path | None, label_path: Path, formats: tuple[str, str], classes: int) -> Found:
     """Pair predictions with slides and labels.
+
+    Args:
+        folder: of the predictions; one folder per slide.
+        slide_path: folder or file; None for the slides that the predictions name.
+        label_path: folder or file.
+        formats: of slides and of labels.
+        classes: number of classes of the truth.
 
     Raises:
         ValueError: no prediction at all, labels that do not pair, or classes that differ.
     """
     found = Found([], {}, [])
-    predictions = _predictions(opts.predictions, found)
-    cases = _cases_of_slides(opts) if opts.slide_path else _cases_of_predictions(opts, predictions, found)
+    predictions = _predictions(folder, found)
+    if slide_path is not None:
+        cases = {case.slide_id: case for case in pair(slide_path, label_path, *formats)}
+    else:
+        cases = _cases_of_predictions(folder, label_path, formats[1], predictions, found)
     for slide_id, case in sorted(cases.items()):
         if slide_id in predictions:
             found.pairs.append((predictions[slide_id], case))
         elif slide_id not in found.left_out:
-            found.left_out[slide_id] = f"no prediction of {case.slide_path} in {opts.predictions}"
+            found.left_out[slide_id] = f"no prediction of {case.slide_path} in {folder}"
     extra = sorted(set(predictions) - set(cases) - set(found.left_out))
     if extra:
         found.notes.append(f"predictions of slides that are not in --slide_path, left alone: {', '.join(extra[:10])}")
     if not found.pairs:
         reasons = "; ".join(list(found.left_out.values())[:3])
-        raise ValueError(f"nothing to evaluate in {opts.predictions}: {reasons or 'no prediction belongs to a slide'}")
-    _check_classes(opts, [prediction for prediction, _ in found.pairs])
+        raise ValueError(f"nothing to evaluate in {folder}: {reasons or 'no prediction belongs to a slide'}")
+    _check_classes(classes, [prediction for prediction, _ in found.pairs])
     return found
 
 
@@ -173,15 +182,8 @@ def _predictions(folder: Path, found: Found) -> dict[str, Prediction]:
     return predictions
 
 
-def _cases_of_slides(opts: argparse.Namespace) -> dict[str, Case]:
-    """Slides and labels as training pairs them."""
-    return {
-        case.slide_id: case for case in pair(opts.slide_path, opts.label_path, opts.slide_format, opts.label_format)
-    }
-
-
 def _cases_of_predictions(
-    opts: argparse.Namespace, predictions: dict[str, Prediction], found: Found
+    folder: Path, label_path: Path, label_format: str, predictions: dict[str, Prediction], found: Found
 ) -> dict[str, Case]:
     """Take slides from the predictions; labels of other slides are noted as missing predictions."""
     there: dict[str, Path] = {}
@@ -195,7 +197,7 @@ def _cases_of_predictions(
     taken = {path.resolve() for path in there.values()}
     folders = {path.parent for path in taken}
     labels: list[Path] = []
-    for path in list_files(opts.label_path, opts.label_format, "label"):
+    for path in list_files(label_path, label_format, "label"):
         ids = ids_of_label(path)
         # Slides and masks may share a folder; in it, only files named as masks are labels.
         beside = path.resolve().parent in folders and path.suffix != ".xml"
@@ -204,13 +206,11 @@ def _cases_of_predictions(
         if any(name in there for name in ids):
             labels.append(path)
         elif not any(name in found.left_out for name in ids):
-            found.left_out[ids[1 if is_mask(path) else 0]] = (
-                f"no prediction in {opts.predictions} for the slide of {path}"
-            )
+            found.left_out[ids[1 if is_mask(path) else 0]] = f"no prediction in {folder} for the slide of {path}"
     return {case.slide_id: case for case in pair_files(there.values(), labels)}
 
 
-def _check_classes(opts: argparse.Namespace, predictions: Sequence[Prediction]) -> None:
+def _check_classes(classes: int, predictions: Sequence[Prediction]) -> None:
     """Check that all predictions and the truth have the same number of classes.
 
     Raises:
@@ -223,10 +223,6 @@ def _check_classes(opts: argparse.Namespace, predictions: Sequence[Prediction]) 
             f"predictions of different models: {first.folder} has {first.classes} classes, {other.folder} "
             f"{other.classes}; evaluate them apart"
         )
-    mapped = metadata.class_count(opts.label_map or {}, opts.mask_values)
-    classes = opts.classes or mapped
-    if mapped > classes:
-        raise ValueError(f"--classes {classes}: --label_map and --mask_values have class {mapped - 1}; give {mapped}")
     if classes != first.classes:
         raise ValueError(
             f"the model has {first.classes} classes ({', '.join(first.class_names)}), the truth {classes}: give the "

@@ -6,7 +6,6 @@ H rows, W columns of the prediction's map. Cells: px of the coarse map that lesi
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +23,8 @@ from metrics.summary import FalseRegion, SlideScores
 from samplers.index import find_tissue
 from slides.geometry import Window, lv_from_l0, pixel_centres_l0
 from slides.reader import Slide
-from slides.truth.annotation import DEFAULT_LABEL_MAP
-from slides.truth.interface import Truth, open_truth
+from slides.truth.interface import Truth
+from slides.truth.reading import Reading
 
 # Multiples of any tile's side, so that each tile is decoded once; 4 Mpx.
 BLOCK_PX = 2048
@@ -64,26 +63,30 @@ class _Maps:
         return _Maps(window, np.zeros(window.hw_out, bool), regions, *counts)
 
 
-def measure(prediction: Prediction, case: Case, opts: argparse.Namespace) -> SlideScores:
+def measure(
+    prediction: Prediction,
+    case: Case,
+    reading: Reading,
+    tissue_only: bool,
+) -> SlideScores:
     """Compare one prediction with its truth.
 
     Args:
         prediction: the prediction.
         case: its slide and label.
-        opts: label map, spacing, which px count.
+        reading: how its label is read; the spacing is that of the prediction if this one is None.
+        tissue_only: count px of tissue and of annotations only.
 
     Raises:
         ValueError: slide, label or prediction cannot be read, or do not fit together.
     """
-    slide = Slide(case.slide_path, um_px=opts.mpp or prediction.um_px_xy_l0)
+    slide = Slide(case.slide_path, um_px=reading.um_px or prediction.um_px_xy_l0)
     if slide.size_xy_l0 != prediction.size_xy_l0:
         raise ValueError(
             f"slide {slide.path} has {slide.size_xy_l0} px, its prediction {prediction.folder} is of one of "
             f"{prediction.size_xy_l0}: predict it again, or give the --slide_path it was made from"
         )
-    truth = open_truth(
-        case.label_path, slide, opts.label_map or DEFAULT_LABEL_MAP, opts.ignore_groups, opts.mask_values
-    )
+    truth = reading.open_truth(case.label_path, slide)
     label, probability = open_maps(prediction)
     detections = read_detections(prediction.folder / DETECTIONS)
     tissue = _tissue(slide)
@@ -98,7 +101,7 @@ def measure(prediction: Prediction, case: Case, opts: argparse.Namespace) -> Sli
         label_HW = label.read(label.levels[0], corner_xy, window.hw_out)
         probability_HW = probability.read(probability.levels[0], corner_xy, window.hw_out)
         _gather(maps, corner_xy, window, prediction.size_xy, truth_HW, label_HW, probability_HW)
-        if opts.pixels == "tissue":
+        if tissue_only:
             truth_HW[(truth_HW == 0) & ~_under(*tissue, window)] = IGNORE
         try:
             confusion_KK += confusion_from_labels(truth_HW, label_HW, prediction.classes)

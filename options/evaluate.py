@@ -1,78 +1,95 @@
-"""The options of evaluate.py, in the scheme of `options.py` and `option_groups.py`."""
+"""The options of evaluate.py."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from metrics.froc import FALSE_PER_SLIDE
-from options.groups import class_options
+from options.choices import FALSE_PER_SLIDE, PixelSet
+from options.classes import Classes
+from options.fields import Group, option, read
+from options.groups import LabeledSlides, SlideFiles
 from options.parser import Parser, positive, whole
-from options.train import check_classes
-
-PIXELS = ("tissue", "all")
 
 
-def evaluate_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and validate evaluate.py's command line; exits with code 2 and one clear line where it is wrong."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSlides(SlideFiles, LabeledSlides):
+    """Predictions, slides and labels.
+
+    Without --slide_path the slides are those that the predictions name.
+    """
+
+    predictions: Path | None = option(metavar="DIR", help="what predict.py wrote: a folder with one folder per slide")
+    out: Path | None = option(
+        metavar="DIR", help="folder for metrics.json, slides.csv, false_positives.csv, report.html"
+    )
+
+    def required(self) -> tuple[Path, Path, Path]:
+        """Predictions, labels and output folder.
+
+        Raises:
+            ValueError: one is not given.
+        """
+        if self.predictions is None or self.label_path is None or self.out is None:
+            named = {"predictions": self.predictions, "label_path": self.label_path, "out": self.out}
+            missing = next(name for name, path in named.items() if path is None)
+            raise ValueError(f"--{missing} is missing: --predictions, --label_path and --out are needed")
+        return self.predictions, self.label_path, self.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Group):
+    """Scores."""
+
+    pixels: PixelSet = option("tissue", help="which count: tissue and annotations, or all")
+    bootstrap: int = option(1000, parse=whole(0, 100_000), help="resamples of slides for the intervals; 0: none")
+    seed: int = option(0, parse=whole(0, 2**32 - 1), help="seed of the resamples")
+    froc_threshold: tuple[float, ...] = option(
+        FALSE_PER_SLIDE, parse=positive, metavar="FALSE",
+        help="false positives per slide at which the sensitivity is read",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if sorted(set(self.froc_threshold)) != list(self.froc_threshold):
+            raise ValueError("--froc_threshold: numbers in rising order, each once, are needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTables(Group):
+    """Two tables of CAMELYON17 only."""
+
+    submission: Path | None = option(metavar="CSV", help="predicted stages: patient,stage")
+    reference: Path | None = option(metavar="CSV", help="true stages")
+
+    def __post_init__(self) -> None:
+        if (self.submission is None) != (self.reference is None):
+            raise ValueError("--submission and --reference go together: two tables of stages to be compared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Group):
+    """All options of evaluate.py."""
+
+    slides: EvaluateSlides
+    labels: Classes
+    scores: Scores
+    tables: StageTables
+
+    def __post_init__(self) -> None:
+        slides = self.slides
+        if self.tables.submission is None:
+            slides.required()
+        elif slides.predictions or slides.label_path or slides.slide_path:
+            raise ValueError("--submission and --reference compare two tables only: omit the other paths")
+
+
+def evaluate_options(argv: Sequence[str] | None = None) -> EvaluateOptions:
+    """Parse and check evaluate.py's command line; exits with code 2 and one line where it is wrong."""
     parser = Parser(
         prog="evaluate.py",
         description="Score predictions of whole slides against their truth: pixels, lesions, slides, patients.",
         epilog="evaluate.py --submission FILE --reference FILE compares two CAMELYON17 tables of stages and nothing "
         "else. What each number is: docs/evaluation.md.",
     )
-    _data_options(parser)
-    _score_options(parser)
-    opts = parser.parse_args(argv)
-    if (opts.submission is None) != (opts.reference is None):
-        parser.error("--submission and --reference go together: two tables of stages to be compared")
-    if opts.submission is not None:
-        if opts.predictions or opts.label_path or opts.slide_path:
-            parser.error("--submission and --reference compare two tables only: leave the other paths out")
-        return opts
-    missing = [name for name in ("predictions", "label_path", "out") if getattr(opts, name) is None]
-    if missing:
-        parser.error(f"--{missing[0]} is missing: --predictions, --label_path and --out are needed")
-    check_classes(parser, opts)
-    if sorted(set(opts.froc_threshold)) != list(opts.froc_threshold):
-        parser.error("--froc_threshold: numbers in rising order, each once, are needed")
-    return opts
-
-
-def _data_options(parser: Parser) -> None:
-    data = parser.add_argument_group("predictions, labels and slides")
-    data.add_argument("--predictions", type=Path, help="what predict.py wrote: a folder with one folder per slide")
-    data.add_argument("--label_path", type=Path, help="labels: a folder or one file; slides without one have no tumour")
-    data.add_argument(
-        "--slide_path", type=Path, help="slides: a folder or one file; without it those that the predictions name"
-    )
-    data.add_argument("--slide_format", default="tif", metavar="SUFFIX", help="of --slide_path: tif, svs, ndpi ...")
-    data.add_argument("--label_format", default="tif", choices=("tif", "xml"), help="tif (mask pyramids) or xml (ASAP)")
-    class_options(data)
-    data.add_argument(
-        "--mpp", type=positive, help="um per px of level 0, in place of what the predictions took it to be"
-    )
-    data.add_argument("--out", type=Path, help="folder for metrics.json, slides.csv, false_positives.csv, report.html")
-
-
-def _score_options(parser: Parser) -> None:
-    scores = parser.add_argument_group("scores")
-    scores.add_argument(
-        "--pixels", choices=PIXELS, default="tissue", help="which count: tissue and annotations, or all"
-    )
-    scores.add_argument(
-        "--bootstrap", type=whole(0, 100_000), default=1000, help="resamples of slides for the intervals; 0: none"
-    )
-    scores.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the resamples")
-    scores.add_argument(
-        "--froc_threshold",
-        type=positive,
-        nargs="+",
-        default=list(FALSE_PER_SLIDE),
-        metavar="FALSE",
-        help="false positives per slide at which the sensitivity is read; CAMELYON16's unless given",
-    )
-    tables = parser.add_argument_group("two tables of CAMELYON17 only")
-    tables.add_argument("--submission", type=Path, help="CSV of predicted stages: patient,stage")
-    tables.add_argument("--reference", type=Path, help="CSV of true stages")
+    return read(EvaluateOptions, parser, argv)

@@ -1,80 +1,85 @@
-"""The options of predict.py, validated."""
+"""The options of predict.py."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from options.export import given, model_options
-from options.groups import common_options
+from options.fields import Group, option, read
+from options.groups import Machine, SlideFiles, TissueSearch
+from options.model import Model
 from options.parser import Parser, not_negative, positive, share_below_1, whole
 
 
-def _parser() -> Parser:
+@dataclass(frozen=True, kw_only=True)
+class PredictSlides(SlideFiles):
+    """Slides."""
+
+    slide_path: tuple[Path, ...] = option(
+        required=True, help="slides: files, folders, or .txt files with one of these in a line"
+    )
+    out: Path = option(required=True, metavar="DIR", help="folder of the results, one folder in it for each slide")
+    overwrite: bool = option(False, help="also predict slides that were predicted with other options")
+    strict: bool = option(False, help="stop where a slide cannot be opened or a window not be read whole")
+
+    def __post_init__(self) -> None:
+        missing = [path for path in self.slide_path if not path.exists()]
+        if missing:
+            raise ValueError(f"--slide_path {missing[0]}: no such file or folder")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file; a folder is needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows(Group):
+    """Windows."""
+
+    overlap: float = option(
+        0.25, parse=share_below_1, metavar="SHARE", help="share of a window's side in common with the next"
+    )
+    batch_size: int = option(1, parse=whole(1), help="windows in one call of the network")
+    tissue_only: bool = option(True, help="leave out windows without tissue")
+    eightfold: bool = option(False, help="mean over the 8 orientations of every window; 8 times the work")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(Group):
+    """Results."""
+
+    min_probability: float = option(
+        0.1, parse=share_below_1, metavar="SHARE", help="detections below this are left out"
+    )
+    nms_um: float = option(75.0, parse=positive, unit="um", help="um: of detections closer than this the best stays")
+    simplify_um: float | None = option(
+        parse=not_negative, unit="um", help="um by which outlines may be moved; default 2 px of the map"
+    )
+    min_area_um2: float = option(100.0, parse=not_negative, unit="um2", help="um2: smaller outlines are left out")
+
+    def __post_init__(self) -> None:
+        if not self.min_probability:
+            raise ValueError(
+                "--min_probability 0: a number above 0 is needed, or every px without tumor would be a candidate"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(Group):
+    """All options of predict.py."""
+
+    model: Model
+    slides: PredictSlides
+    tissue: TissueSearch
+    windows: Windows
+    results: Results
+    machine: Machine
+
+
+def predict_options(argv: Sequence[str] | None = None) -> PredictOptions:
+    """Parse and check predict.py's command line; exits with code 2 and one line where it is wrong."""
     parser = Parser(
         prog="predict.py",
         description="Predict whole slides with a trained network: probability maps, outlines, detections, pictures.",
         epilog="Several ranks: NP=4 SCRIPT=predict.py ./run_train.sh --model ... Options can be kept in a file: @FILE.",
     )
-    model_options(parser)
-    data = parser.add_argument_group("slides")
-    data.add_argument(
-        "--slide_path",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="slides: files, folders, or .txt files with one of these in a line",
-    )
-    data.add_argument("--out", type=Path, required=True, help="folder of the results, one folder in it for each slide")
-    data.add_argument(
-        "--overwrite", action="store_true", help="also predict slides that were predicted with other options"
-    )
-    common_options(data, "--slide_format", "--mpp", "--tile_cache")
-    data.add_argument(
-        "--strict", action="store_true", help="stop where a slide cannot be opened or a window not be read whole"
-    )
-    windows = parser.add_argument_group("windows")
-    windows.add_argument(
-        "--overlap", type=share_below_1, default=0.25, help="share of a window's side in common with the next"
-    )
-    windows.add_argument("--batch_size", type=whole(1), default=1, help="windows in one call of the network")
-    windows.add_argument(
-        "--tissue_only",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="leave out windows without tissue",
-    )
-    windows.add_argument(
-        "--eightfold", action="store_true", help="mean over the 8 orientations of every window; 8 times the work"
-    )
-    common_options(windows, "--bb_downsample")
-    results = parser.add_argument_group("results")
-    results.add_argument(
-        "--min_probability", type=share_below_1, default=0.1, help="detections below this are left out"
-    )
-    results.add_argument(
-        "--nms_um", type=positive, default=75.0, help="um: of detections closer than this the best stays"
-    )
-    results.add_argument(
-        "--simplify_um", type=not_negative, help="um by which outlines may be moved; default 2 px of the map"
-    )
-    results.add_argument("--min_area_um2", type=not_negative, default=100.0, help="um2: smaller outlines are left out")
-    run = parser.add_argument_group("run")
-    common_options(run, "--sample_processes", "--no_cuda", "--horovod", "--stall_timeout")
-    return parser
-
-
-def predict_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and validate predict.py's command line; exits with code 2 and one clear line where it is wrong."""
-    parser = _parser()
-    opts = parser.parse_args(argv)
-    opts.given = given(parser, opts)
-    if not opts.min_probability:
-        parser.error("--min_probability 0: a number above 0 is needed, or every px without tumour would be a candidate")
-    missing = [path for path in opts.slide_path if not path.exists()]
-    if missing:
-        parser.error(f"--slide_path {missing[0]}: no such file or folder")
-    if opts.out.exists() and not opts.out.is_dir():
-        parser.error(f"--out {opts.out} is a file; a folder is needed")
-    return opts
+    return read(PredictOptions, parser, argv)

@@ -1,183 +1,373 @@
-"""The options of the entry scripts, validated here and nowhere else (`option_groups.py` lists them).
-
-`train_options` returns validated, typed values; below the entry scripts nobody sees them as one object.
-"""
+"""The options of train.py: groups of flags, what follows from them, and what cannot be."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
 
-from options import arguments, groups
-from options.groups import MODELS, MOMENTUM, OPTIMIZERS, SIZE_STEP
-from options.parser import Parser
+from options.choices import (
+    MODELS,
+    OPTIMIZERS,
+    SIZE_MULTIPLE,
+    Augmentation,
+    LabelFormat,
+    LossName,
+    LrScaling,
+    ModelName,
+    Precision,
+    Recomputation,
+    SamplerName,
+    ScheduleName,
+)
+from options.classes import Classes
+from options.fields import Group, derived, option, read
+from options.groups import CENTERS, SUFFIXES, TRUTHS, Cohort, Machine, SlideFiles, TissueSearch
+from options.parser import Parser, not_negative, positive, share, share_below_1, whole
 from parallel.launchers import is_elastic
 
+MOMENTUM = 0.9
 
-def _train_parser() -> Parser:
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSlides(SlideFiles, Cohort):
+    """Slides and labels."""
+
+    manifest: Path | None = option(help="table of run_prepro.sh with slides, labels and split, in place of folders")
+    slide_root: Path | None = option(help="folder of the manifest's files, where they have been moved")
+    valid_slide_format: str = option(metavar="SUFFIX", help=f"{SUFFIXES}; default: --slide_format")
+    valid_label_format: LabelFormat = option(help=f"{TRUTHS}; default: --label_format")
+    train_centers: tuple[int, ...] = option((-1,), metavar="CENTER", help=CENTERS)
+    val_centers: tuple[int, ...] = option((-1,), metavar="CENTER", help=CENTERS)
+    val_split: float = option(
+        0.15, metavar="SHARE", help="share of slides (patients) held out where no validation slides are given"
+    )
+    stage_dir: Path | None = option(
+        metavar="DIR", free=True,
+        help="disk of the node, e.g. $TMPDIR: slides and masks are copied there once per node",
+    )  # fmt: skip
+    stage_gb: float = option(
+        200.0, parse=positive, unit="GB", free=True, help="most GB to copy per node; the rest is read in place"
+    )
+
+    @classmethod
+    def settle(cls, given: argparse.Namespace) -> None:
+        """Validation data looks like training data unless stated otherwise."""
+        super().settle(given)
+        given.valid_label_format = given.valid_label_format or given.label_format
+        given.valid_slide_format = given.valid_slide_format or given.slide_format
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_split < 1:
+            raise ValueError(f"--val_split {self.val_split:g}: a share between 0 and 1 (both excluded) is needed")
+
+    def require_source(self) -> None:
+        """Check that the data are named in exactly one way, and no half of a pair.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.slide_root is not None and self.manifest is None:
+            raise ValueError("--slide_root says where the files of a --manifest are: give that, too")
+        if self.manifest:
+            if any(self.folders) or self.dataset:
+                raise ValueError(
+                    "--manifest takes the place of the four path options and of --dataset: give one or the other"
+                )
+        elif self.dataset:
+            if any(self.folders):
+                raise ValueError("--dataset takes the place of the four path options: give one or the other")
+            if self.data_root is None:
+                raise ValueError(f"--dataset {self.dataset} needs --data_root (or $CAMELYON_ROOT)")
+        elif self.slide_path is None or self.label_path is None:
+            raise ValueError(
+                "no training data: give --slide_path and --label_path, or --dataset 16 or 17 with --data_root, or a "
+                "--manifest"
+            )
+        elif (self.valid_slide_path is None) != (self.valid_label_path is None):
+            raise ValueError("--valid_slide_path and --valid_label_path go together")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Group):
+    """Sampling."""
+
+    img_size: int = option(1024, unit="px", stream=True, help="side of the square field of view, output px")
+    resolution: float = option(0.25, parse=positive, unit="um/px", stream=True, help="um per px of the patch")
+    data_sampler: SamplerName = option("radboud", stream=True, help="where to look")
+    batch_tumor_ratio: Fraction | None = option(
+        parse=share, metavar="SHARE", stream=True,
+        help="share of tumor patches in a batch, exact over time; default 1 for surf, balanced rounds for radboud",
+    )  # fmt: skip
+    hard_mining: bool = option(False, stream=True, help="draw part of each batch from places the network gets wrong")
+    hard_fraction: Fraction = option(
+        Fraction(1, 4), parse=share, metavar="SHARE", stream=True, help="share of draws from the hard pool"
+    )
+    hard_pool: int = option(256, parse=whole(1), stream=True, help="places in the hard pool")
+    mine_from: Path | None = option(metavar="DIR", help="--out of evaluate.py: its false positives begin the hard pool")
+    qc: bool = option(
+        True, stream=True,
+        help="draw again where a patch shows pen marks or is out of focus; places inside annotations are kept",
+    )  # fmt: skip
+    augment: Augmentation = option("none", stream=True, help="flips and rotations; color, zoom, blur; more of it")
+    context_spacing: float | None = option(
+        parse=positive, unit="um/px", stream=True,
+        help="um per px of a second, coarser view around each patch, 3 more channels",
+    )  # fmt: skip
+    max_unreadable: Fraction = option(
+        Fraction(1, 100), parse=share, metavar="SHARE", help="share of draws that may fail to be read"
+    )
+    val_patches: int = option(256, parse=whole(0), help="validation patches over all slides and ranks; 0 is all")
+
+    def __post_init__(self) -> None:
+        size = self.img_size
+        if size < SIZE_MULTIPLE or size % SIZE_MULTIPLE:
+            below = max(SIZE_MULTIPLE, size // SIZE_MULTIPLE * SIZE_MULTIPLE)
+            raise ValueError(
+                f"--img_size {size}: a multiple of {SIZE_MULTIPLE} is needed, e.g. {below} or {below + SIZE_MULTIPLE}"
+            )
+        if self.context_spacing is not None and self.context_spacing <= self.resolution:
+            raise ValueError(
+                f"--context_spacing {self.context_spacing:g}: the second view must be coarser than --resolution "
+                f"{self.resolution:g} um/px"
+            )
+        if self.mine_from:
+            self._check_mining()
+
+    def _check_mining(self) -> None:
+        """Places without tumor are of use only where such places are drawn."""
+        if not self.hard_mining:
+            raise ValueError("--mine_from is for --hard_mining: it says what its pool begins with")
+        usual = 1 if self.data_sampler == "surf" else 0
+        if (usual if self.batch_tumor_ratio is None else self.batch_tumor_ratio) == 1:
+            raise ValueError(
+                "--mine_from has places without tumor, of which --batch_tumor_ratio 1 (the default of surf) draws "
+                "none: give a smaller one"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels C of a patch: RGB of each view."""
+        return 3 if self.context_spacing is None else 6
+
+    @property
+    def patch_um(self) -> float:
+        """Side of a patch, um."""
+        return self.img_size * self.resolution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Group):
+    """Network.
+
+    `networks` are the names that --model allows; without it, weights tell which network they are of.
+    """
+
+    model: ModelName | None = option(help="default effdetd0, or the one that --weights_path was made for")
+    weights_path: Path | None = option(
+        help="pre-trained weights: file or folder with .h5, .keras, or an EfficientDet checkpoint (PREFIX or .index)"
+    )
+    sync_bn: bool = option(False, help="batch normalization over the batches of all ranks together")
+    freeze_bn: bool = option(False, help="batch normalization keeps its weights and moving statistics")
+    freeze_backbone: bool = option(False, help="train only what comes after the backbone")
+    recompute: Recomputation = option(
+        "none", help="what the backward pass computes again, to save memory: the inside of blocks, or of parts of them"
+    )
+    mixed_precision: Precision = option(
+        "float32", help="of computation; weights and statistics stay float32, float16 comes with loss scaling"
+    )
+    networks: tuple[ModelName, ...] = derived(free=True)
+
+    @classmethod
+    def settle(cls, given: argparse.Namespace) -> None:
+        """See the class."""
+        given.networks = MODELS if given.weights_path and not given.model else (given.model or MODELS[0],)
+
+    def __post_init__(self) -> None:
+        if self.freeze_bn and self.sync_bn:
+            raise ValueError("--freeze_bn and --sync_bn: frozen statistics are not taken from any batch; omit one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Group):
+    """Training."""
+
+    batch_size: int = option(2, parse=whole(1), free=True, help="patches per rank")
+    accumulate_batch: int = option(
+        1, parse=whole(1), free=True,
+        help="passes of --batch_size patches per rank whose gradients are added up before one update",
+    )  # fmt: skip
+    num_steps: int = option(50000, parse=whole(1), unit="images", help="length of training, IMAGES over all ranks")
+    loss: LossName = option("ce", help="cross-entropy, focal, soft Dice, or a sum")
+    label_smoothing: float = option(
+        0.0, parse=share_below_1, metavar="SHARE", help="share of the target spread over all classes"
+    )
+    focal_gamma: float = option(parse=not_negative, metavar="GAMMA", help="gamma of --loss focal; default 2")
+    pos_pixel_weight: float = option(
+        1.0, parse=not_negative, metavar="WEIGHT", help="weight of tumor pixels in the loss"
+    )
+    neg_pixel_weight: float = option(
+        1.0, parse=not_negative, metavar="WEIGHT", help="weight of normal pixels in the loss"
+    )
+    class_weights: tuple[float, ...] | None = option(
+        parse=not_negative, metavar="WEIGHT",
+        help="weight of every class's pixels in the loss, in place of the two above",
+    )  # fmt: skip
+    seed: int = option(0, parse=whole(0, 2**32 - 1), stream=True, help="seed of weights, split and sample stream")
+    fp16_allreduce: bool = option(False, help="compress gradients to fp16 for the allreduce")
+
+    @classmethod
+    def settle(cls, given: argparse.Namespace) -> None:
+        """Gamma is for one loss only."""
+        if given.focal_gamma is not None and given.loss != "focal":
+            raise ValueError(f"--focal_gamma is for --loss focal; --loss {given.loss} has none")
+        given.focal_gamma = 2.0 if given.focal_gamma is None else given.focal_gamma
+
+    def __post_init__(self) -> None:
+        if self.class_weights and not any(self.class_weights):
+            raise ValueError("--class_weights are all 0: nothing would be learned")
+        if not self.class_weights and self.pos_pixel_weight == self.neg_pixel_weight == 0:
+            raise ValueError("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing would be learned")
+        if self.label_smoothing and self.loss == "dice":
+            raise ValueError("--label_smoothing is for ce and focal; --loss dice has no such target")
+
+    def weights_of(self, classes: int) -> tuple[float, ...]:
+        """Weights (K,) in the loss of the pixels of each of K classes."""
+        return self.class_weights or (self.neg_pixel_weight, *[self.pos_pixel_weight] * (classes - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization(Group):
+    """Optimizer and learning rate."""
+
+    optimizer: str = option("adam", choices=tuple(OPTIMIZERS), help="how gradients change weights")
+    base_lr: float = option(
+        parse=positive, metavar="RATE", help="learning rate of one rank; default 0.001, of sgd 0.01, of lars 1"
+    )
+    lr_scaling: LrScaling = option(
+        "linear", help="of --base_lr with ranks x --accumulate_batch: times it, times its root, or not at all"
+    )
+    warmup: int = option(parse=whole(0), unit="images", help="length of linear warm-up; default 5%% of --num_steps")
+    lr_schedule: ScheduleName = option(
+        "constant", help="after the warm-up: half a cosine, triangles, or a power of what is left"
+    )
+    lr_cycle: int = option(
+        parse=whole(1), unit="images", help="length of a triangle of cyclic; default --num_steps / 10"
+    )
+    momentum: float = option(parse=share_below_1, metavar="SHARE", help=f"of sgd and lars; default {MOMENTUM}")
+    weight_decay: float | None = option(
+        parse=not_negative, metavar="DECAY", help="of kernels; default adamw, lamb 0.01, lars 0.0001, sgd 0"
+    )
+
+    @classmethod
+    def settle(cls, given: argparse.Namespace) -> None:
+        """No option that the optimizer or the schedule has no use for; defaults that depend on them."""
+        usual = OPTIMIZERS[given.optimizer]
+        if given.weight_decay is not None and usual.weight_decay is None:
+            raise ValueError(f"--weight_decay: --optimizer {given.optimizer} has none; adamw is Adam with weight decay")
+        if given.momentum is not None and not usual.momentum:
+            raise ValueError(f"--momentum is for sgd and lars; --optimizer {given.optimizer} has none")
+        if given.lr_cycle is not None and given.lr_schedule != "cyclic":
+            raise ValueError(f"--lr_cycle is for --lr_schedule cyclic; {given.lr_schedule} has no cycle")
+        given.base_lr = given.base_lr or usual.base_lr
+        given.weight_decay = usual.weight_decay if given.weight_decay is None else given.weight_decay
+        given.momentum = MOMENTUM if given.momentum is None else given.momentum
+        given.warmup = given.num_steps // 20 if given.warmup is None else given.warmup
+        given.lr_cycle = given.lr_cycle or max(1, given.num_steps // 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Group):
+    """Planning, logging and checkpoints."""
+
+    plan: bool = option(
+        False, free=True,
+        help="only print memory and time of a step and the largest --img_size that fits this machine; needs no data",
+    )  # fmt: skip
+    memory_check: bool = option(True, free=True, help="refuse to start what by the planner cannot fit this machine")
+    log_dir: Path | None = option(
+        metavar="DIR", free=True, help="TensorBoard events, metrics.jsonl, checkpoints, options, sampling maps"
+    )
+    log_every: int = option(128, parse=whole(1), unit="images", free=True, help="images between log lines")
+    validate_every: int = option(2048, parse=whole(1), unit="images", help="images between validations")
+    checkpoint_every: int = option(
+        parse=whole(1), unit="images", free=True, help="images between checkpoints; default --validate_every"
+    )
+    resume: str | None = option(
+        nargs="?", const="auto", metavar="PATH|auto", free=True,
+        help="resume from a checkpoint; auto: the newest in --log_dir, if any",
+    )  # fmt: skip
+    elastic: bool = option(
+        False, free=True,
+        help="ranks may come and go: under horovodrun --gloo --min-np ...; implies --resume auto, needs --log_dir",
+    )  # fmt: skip
+    debug: bool = option(False, help="a short run on at most 100 images")
+
+    @classmethod
+    def settle(cls, given: argparse.Namespace) -> None:
+        """Ranks that come later start from the newest checkpoint."""
+        given.checkpoint_every = given.checkpoint_every or given.validate_every
+        if given.elastic and not is_elastic():
+            raise ValueError(
+                "--elastic is for ranks that an elastic launcher started: horovodrun --gloo -np 2 --min-np 1 --max-np "
+                "4 --host-discovery-script FILE ... (docs/distributed.md)"
+            )
+        if given.elastic:
+            given.resume = given.resume or "auto"
+
+    def __post_init__(self) -> None:
+        if self.elastic and self.log_dir is None:
+            raise ValueError("--elastic needs --log_dir, which all ranks see: new ranks resume from its checkpoints")
+        if self.resume == "auto" and self.log_dir is None:
+            raise ValueError("--resume auto looks for checkpoints in --log_dir, which is not given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Group):
+    """All options of train.py."""
+
+    slides: TrainSlides
+    labels: Classes
+    tissue: TissueSearch
+    sampling: Sampling
+    network: Network
+    training: Training
+    optimization: Optimization
+    run: Run
+    machine: Machine
+
+    @classmethod
+    def settle(cls, given: argparse.Namespace) -> None:
+        """A short run with --debug."""
+        if given.debug:
+            given.num_steps = min(given.num_steps, 100)
+            given.log_every = min(given.log_every, 20)
+            given.validate_every = min(given.validate_every, 50)
+            given.val_patches = min(given.val_patches or 8, 8)
+
+    def __post_init__(self) -> None:
+        if not self.run.plan:
+            self.slides.require_source()
+        frozen = self.network.freeze_bn or self.network.freeze_backbone
+        if frozen and not (self.network.weights_path or self.run.resume):
+            raise ValueError(
+                "--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path or --resume"
+            )
+
+
+def train_options(argv: Sequence[str] | None = None, raises: bool = False) -> TrainOptions:
+    """Parse and check train.py's command line.
+
+    Args:
+        argv: arguments; None for those of this process.
+        raises: raise `OptionError` for a wrong one, in place of one line on standard error and exit code 2.
+    """
     parser = Parser(
         prog="train.py",
         description="Train a segmentation network on large fields of view of whole-slide images, on one or many ranks.",
         epilog="Options can be kept in a file: train.py @experiments/demo.args. Paths are read on every rank.",
+        raises=raises,
     )
-    groups.data_options(parser)
-    groups.sampling_options(parser)
-    groups.network_options(parser)
-    groups.training_options(parser)
-    groups.optimizer_options(parser)
-    groups.run_options(parser)
-    return parser
-
-
-def _check_optimizer(parser: Parser, opts: argparse.Namespace) -> None:
-    """No option that the optimizer or the schedule has no use for; defaults that depend on them."""
-    usual = OPTIMIZERS[opts.optimizer]
-    if opts.weight_decay is not None and usual.weight_decay is None:
-        parser.error(f"--weight_decay: --optimizer {opts.optimizer} has none; adamw is Adam with weight decay")
-    if opts.momentum is not None and opts.optimizer not in ("sgd", "lars"):
-        parser.error(f"--momentum is for sgd and lars; --optimizer {opts.optimizer} has none")
-    if opts.lr_cycle is not None and opts.lr_schedule != "cyclic":
-        parser.error(f"--lr_cycle is for --lr_schedule cyclic; {opts.lr_schedule} has no cycle")
-    opts.base_lr = opts.base_lr or usual.base_lr
-    opts.weight_decay = usual.weight_decay if opts.weight_decay is None else opts.weight_decay
-    opts.momentum = MOMENTUM if opts.momentum is None else opts.momentum
-
-
-def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and validate train.py's command line; exits with code 2 and one clear line where it is wrong."""
-    parser = _train_parser()
-    opts = parser.parse_args(argv)
-    if not opts.plan:
-        _check_data(parser, opts)
-    if opts.img_size < SIZE_STEP or opts.img_size % SIZE_STEP:
-        below = max(SIZE_STEP, opts.img_size // SIZE_STEP * SIZE_STEP)
-        parser.error(
-            f"--img_size {opts.img_size}: a multiple of {SIZE_STEP} is needed, e.g. {below} or {below + SIZE_STEP}"
-        )
-    _check_training(parser, opts)
-    _check_optimizer(parser, opts)
-    if opts.context_spacing is not None and opts.context_spacing <= opts.resolution:
-        parser.error(
-            f"--context_spacing {opts.context_spacing:g}: the second view must be coarser than --resolution "
-            f"{opts.resolution:g} um/px"
-        )
-    if opts.mine_from:
-        _check_mining(parser, opts)
-    if opts.elastic:
-        _check_elastic(parser, opts)
-    if opts.resume == "auto" and opts.log_dir is None:
-        parser.error("--resume auto looks for checkpoints in --log_dir, which is not given")
-    # without --model, weights say which network they are of
-    opts.networks = MODELS if opts.weights_path and not opts.model else (opts.model or MODELS[0],)
-    if opts.debug:
-        opts.num_steps = min(opts.num_steps, 100)
-        opts.log_every = min(opts.log_every, 20)
-        opts.validate_every = min(opts.validate_every, 50)
-        opts.val_patches = min(opts.val_patches or 8, 8)
-    opts.warmup = opts.num_steps // 20 if opts.warmup is None else opts.warmup
-    opts.lr_cycle = opts.lr_cycle or max(1, opts.num_steps // 10)
-    opts.checkpoint_every = opts.checkpoint_every or opts.validate_every
-    return opts
-
-
-def _check_mining(parser: Parser, opts: argparse.Namespace) -> None:
-    """Places without tumour are of use only where such places are drawn."""
-    if not opts.hard_mining:
-        parser.error("--mine_from is for --hard_mining: it says what its pool begins with")
-    ratio = (1 if opts.data_sampler == "surf" else 0) if opts.batch_tumor_ratio is None else opts.batch_tumor_ratio
-    if ratio == 1:
-        parser.error(
-            "--mine_from has places without tumour, of which --batch_tumor_ratio 1 (the default of surf) draws none: "
-            "give a smaller one"
-        )
-
-
-def _check_training(parser: Parser, opts: argparse.Namespace) -> None:
-    """A loss that something can be learnt from; no option that would do nothing."""
-    if opts.class_weights and not any(opts.class_weights):
-        parser.error("--class_weights are all 0: nothing would be learnt")
-    if not opts.class_weights and opts.pos_pixel_weight == opts.neg_pixel_weight == 0:
-        parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing would be learnt")
-    if opts.label_smoothing and opts.loss == "dice":
-        parser.error("--label_smoothing is for ce and focal; --loss dice has no such target")
-    if opts.focal_gamma is not None and opts.loss != "focal":
-        parser.error(f"--focal_gamma is for --loss focal; --loss {opts.loss} has none")
-    opts.focal_gamma = 2.0 if opts.focal_gamma is None else opts.focal_gamma
-    if (opts.freeze_bn or opts.freeze_backbone) and not (opts.weights_path or opts.resume):
-        parser.error("--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path or --resume")
-    if opts.freeze_bn and opts.sync_bn:
-        parser.error("--freeze_bn and --sync_bn: frozen statistics are not taken from any batch; give one of the two")
-
-
-def _check_elastic(parser: Parser, opts: argparse.Namespace) -> None:
-    """Ranks that come later start from the newest checkpoint, so there must be a place for it."""
-    if not is_elastic():
-        parser.error(
-            "--elastic is for ranks that an elastic launcher started: horovodrun --gloo -np 2 --min-np 1 --max-np 4 "
-            "--host-discovery-script FILE ... (docs/distributed.md)"
-        )
-    if opts.log_dir is None:
-        parser.error("--elastic needs --log_dir, which all ranks see: who comes later goes on from its checkpoints")
-    opts.resume = opts.resume or "auto"
-
-
-def _check_source(parser: Parser, opts: argparse.Namespace) -> None:
-    """Exactly one way to name the data; no half of a pair."""
-    folders = (opts.slide_path, opts.label_path, opts.valid_slide_path, opts.valid_label_path)
-    if opts.slide_root is not None and opts.manifest is None:
-        parser.error("--slide_root says where the files of a --manifest are: give that, too")
-    if opts.manifest:
-        if any(folders) or opts.dataset:
-            parser.error("--manifest takes the place of the four path options and of --dataset: give one or the other")
-    elif opts.dataset:
-        if any(folders):
-            parser.error("--dataset takes the place of the four path options: give one or the other")
-        if opts.data_root is None:
-            parser.error(f"--dataset {opts.dataset} needs --data_root (or $CAMELYON_ROOT)")
-    elif opts.slide_path is None or opts.label_path is None:
-        parser.error(
-            "no training data: give --slide_path and --label_path, or --dataset 16 or 17 with --data_root, or a "
-            "--manifest"
-        )
-    elif (opts.valid_slide_path is None) != (opts.valid_label_path is None):
-        parser.error("--valid_slide_path and --valid_label_path go together")
-
-
-def _check_data(parser: Parser, opts: argparse.Namespace) -> None:
-    """What is read, and how."""
-    _check_source(parser, opts)
-    if not 0 < opts.val_split < 1:
-        parser.error(f"--val_split {opts.val_split:g}: a share between 0 and 1 (both excluded) is needed")
-    # CAMELYON comes with XML truth; validation data looks like training data unless said otherwise
-    opts.label_format = opts.label_format or ("xml" if opts.dataset else "tif")
-    opts.valid_label_format = opts.valid_label_format or opts.label_format
-    opts.valid_slide_format = opts.valid_slide_format or opts.slide_format
-    check_classes(parser, opts)
-
-
-def check_classes(parser: Parser, opts: argparse.Namespace) -> None:
-    """Options of `class_options` as what they mean: a map, a table, groups in small letters."""
-    try:
-        opts.label_map = arguments.label_map(opts.label_map, opts.ignore_groups)
-        opts.mask_values = arguments.mask_values(opts.mask_values)
-    except ValueError as error:
-        parser.error(str(error))
-    opts.ignore_groups = tuple(group.lower() for group in opts.ignore_groups or ("None",))
-
-
-def as_json(opts: argparse.Namespace) -> dict[str, Any]:
-    """Options as JSON types, for logs and checkpoints."""
-    plain = (bool, int, float, str, type(None), list, dict)
-    return {
-        k: v if isinstance(v, plain) else list(v) if isinstance(v, tuple) else str(v) for k, v in vars(opts).items()
-    }
-
-
-def stream_options(opts: argparse.Namespace) -> dict[str, Any]:
-    """Options that decide which patch an index is: a resumed run must agree on them."""
-    names = (
-        "seed", "data_sampler", "batch_tumor_ratio", "img_size", "resolution", "bb_downsample", "mpp", "label_map",
-        "ignore_groups", "mask_values", "hard_mining", "hard_fraction", "hard_pool", "qc", "augment", "context_spacing",
-    )  # fmt: skip
-    return {name: as_json(opts)[name] for name in names}
+    return read(TrainOptions, parser, argv)

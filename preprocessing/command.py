@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
-from options import arguments
-from options.arguments import Parser, pair, positive, whole
+from options import classes
+from options.parser import Parser, pair, positive, whole
 from parallel.launchers import is_first_rank
 from preprocessing import store
 from preprocessing.executors import Executor, on_all_ranks
@@ -273,8 +273,8 @@ def _check(parser: Parser, opts: argparse.Namespace) -> Reading:
     elif opts.valid_label_path is not None and opts.valid_slide_path is None:
         parser.error("--valid_label_path goes with --valid_slide_path")
     opts.label_format = opts.label_format or ("xml" if opts.dataset else "tif")
-    groups = arguments.label_map(opts.label_map, opts.ignore_groups)
-    values = arguments.mask_values(opts.mask_values)
+    groups = classes.label_map(opts.label_map, opts.ignore_groups)
+    values = classes.mask_values(opts.mask_values)
     ignored = tuple(group.lower() for group in opts.ignore_groups or ("None",))
     usual = Reading(ignore_groups=ignored, mask_values=tuple(values.items()) if values else None, um_px=opts.mpp)
     return Reading(tuple(groups.items()), usual.ignore_groups, usual.mask_values, usual.um_px) if groups else usual

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
-from options.arguments import share_below_1, whole
+from options.parser import share_below_1, whole
 from preprocessing import store
 from preprocessing.overview import overview, read_cells, write_png
 from preprocessing.patch_grid import Grid, Place

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
-from options.arguments import whole
+from options.parser import whole
 from preprocessing import store
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult

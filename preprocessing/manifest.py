@@ -28,7 +28,7 @@ from cohorts.pairing import Case
 from cohorts.sets import Slides
 from cohorts.splits import NORMAL, stratified
 from cohorts.staging import parts_of
-from options.arguments import share_below_1
+from options.parser import share_below_1
 from preprocessing import store
 from preprocessing.overview import read_cells
 from preprocessing.runner import FAILED, Outcome, Step

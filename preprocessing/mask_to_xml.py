@@ -27,8 +27,8 @@ import shapely
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
-from options import arguments
-from options.arguments import Parser, pair
+from options import classes
+from options.parser import Parser, pair
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult, check_output
 from slides.geometry import Window
@@ -173,7 +173,7 @@ def one_file(argv: Sequence[str] | None = None) -> int:
     opts = parser.parse_args(argv)
     start = time.perf_counter()
     try:
-        values = arguments.mask_values(opts.mask_values)
+        values = classes.mask_values(opts.mask_values)
         check_output(opts.out, (".xml",), [opts.mask])
         count = mask_to_xml(opts.mask, opts.out, values)
     except (ValueError, OSError) as error:

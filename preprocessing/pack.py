@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from cohorts.pairing import Case
-from options.arguments import Parser, positive, whole
+from options.parser import Parser, positive, whole
 from parallel.launchers import is_first_rank
 from preprocessing import store
 from preprocessing.executors import Executor, on_all_ranks

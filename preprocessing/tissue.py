@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
-from options.arguments import positive
+from options.parser import positive
 from preprocessing import store
 from preprocessing.overview import cell_side_l0, draw_outline, overview, write_cells, write_png
 from preprocessing.runner import FAILED, Outcome, Step

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohorts.pairing import Case
-from options.arguments import positive, whole
+from options.parser import positive, whole
 from preprocessing import store
 from preprocessing.overview import read_cells
 from preprocessing.tissue import mask_path

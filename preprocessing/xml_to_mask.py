@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
-from options import arguments
-from options.arguments import Parser, pair, positive, whole
+from options import classes
+from options.parser import Parser, pair, positive, whole
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult, check_output
 from slides.geometry import Pair, Window
@@ -207,7 +207,7 @@ def one_file(argv: Sequence[str] | None = None) -> int:
     parser, opts = _one_file_options(argv)
     start = time.perf_counter()
     try:
-        label_map = arguments.label_map(opts.label_map, opts.ignore_groups) or DEFAULT_LABEL_MAP
+        label_map = classes.label_map(opts.label_map, opts.ignore_groups) or DEFAULT_LABEL_MAP
         ignored = opts.ignore_groups or DEFAULT_IGNORE_GROUPS
         check_output(opts.out, (".tif", ".tiff"), [path for path in (opts.xml, opts.slide) if path is not None])
         field = _field(parser, opts)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from artifacts.checkpoints import Checkpoints, State, changed, remove_partials
-from options.train import as_json
+from options.train import Run
 from parallel.comm import Comm, together
 from samplers.records import trim_samples
 from training.log import prepare_folder, trim_metrics
 
 
 def checkpoint_to_go_on_from(
-    opts: argparse.Namespace, comm: Comm, network: tuple[Any, Any], stream: Mapping[str, Any], say: Callable[..., None]
+    run: Run,
+    options: Mapping[str, Any],
+    free: Collection[str],
+    comm: Comm,
+    network: tuple[Any, Any],
+    stream: Mapping[str, Any],
+    say: Callable[..., None],
 ) -> State | None:
     """Fill model and optimizer on rank 0 from the checkpoint that --resume names, and make the log folder ready.
 
     Every rank must call it.
 
     Args:
-        opts: validated options.
+        run: how to resume, and the log folder.
+        options: all options of the run, JSON types.
+        free: names of those that change nothing of what is learned.
         comm: the ranks.
         network: model and optimizer.
         stream: what decides which patch an index is.
@@ -40,28 +47,28 @@ def checkpoint_to_go_on_from(
         if comm.rank != 0:
             return None
         found = None
-        if opts.resume:
-            reader = Checkpoints(opts.log_dir / "checkpoints" if opts.log_dir else Path())
+        if run.resume:
+            reader = Checkpoints(run.log_dir / "checkpoints" if run.log_dir else Path())
             # An elastic job that comes together anew goes on from itself, wherever it began.
-            wanted = "auto" if opts.elastic and reader.history() else opts.resume
-            found = reader.resume(wanted, *network, {**stream, "optimizer": opts.optimizer})
+            wanted = "auto" if run.elastic and reader.history() else run.resume
+            found = reader.resume(wanted, *network, {**stream, "optimizer": options["optimizer"]})
         if found:
-            say(*(f"resume      {note}" for note in (*found[2], *changed(found[0], as_json(opts), comm.size))))
-        if opts.log_dir is not None:
-            own = found is not None and found[1].is_relative_to(opts.log_dir)
-            say(*prepare_folder(opts.log_dir, own, as_json(opts)))
-            remove_partials(opts.log_dir)
+            say(*(f"resume      {note}" for note in (*found[2], *changed(found[0], options, free, comm.size))))
+        if run.log_dir is not None:
+            own = found is not None and found[1].is_relative_to(run.log_dir)
+            say(*prepare_folder(run.log_dir, own, options))
+            remove_partials(run.log_dir)
             images = found[0].images if found else 0
-            trim_samples(opts.log_dir, images)
-            trim_metrics(opts.log_dir, images)
+            trim_samples(run.log_dir, images)
+            trim_metrics(run.log_dir, images)
         return found[:2] if found else None
 
     found = comm.gather(together(comm, begin))[0]
     if found is not None:
         say(f"resume      {found[1]} at image {found[0].images}, best val mIoU {found[0].best_miou:.4f}")
         return found[0]
-    if opts.resume:
-        say(f"resume      no checkpoint in {opts.log_dir}: a fresh start")
-    elif opts.log_dir is None:
+    if run.resume:
+        say(f"resume      no checkpoint in {run.log_dir}: a fresh start")
+    elif run.log_dir is None:
         say("note        no --log_dir: nothing will be kept of this run")
     return None

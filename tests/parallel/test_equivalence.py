@@ -17,7 +17,7 @@ import tensorflow as tf
 import models
 from artifacts.checkpoints import named_variables
 from models.recompute import Recomputed, naming
-from options.groups import OPTIMIZERS
+from options.choices import OPTIMIZERS
 from parallel.comm import AgreedError, SoloComm, connect, together
 from samplers.hard_pool import Entry
 from samplers.pipeline import Feed, grid_feed, rank_indices

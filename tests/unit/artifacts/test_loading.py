@@ -14,7 +14,8 @@ from artifacts import metadata
 from artifacts.checkpoints import Checkpoints, State, export
 from artifacts.loading import open_model
 from artifacts.metadata import ModelOverrides
-from options.train import as_json, train_options
+from options.fields import as_json
+from options.train import train_options
 from tests.support.network import network
 from tests.unit.test_security import Evil
 from training import optimizer

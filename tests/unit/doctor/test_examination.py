@@ -11,6 +11,7 @@ import pytest
 from doctor import data, option_lints
 from doctor import examination as doctor
 from doctor.report import FAIL, PASS, WARN, Finding, Report, passed
+from options.parser import OptionError
 from slides.synthetic.demo import write_pyramid
 from slides.truth.reading import Reading
 from tests.support.healthy import TASK, levels, only
@@ -39,8 +40,7 @@ def test_report_lines_counts_and_a_check_that_raises() -> None:
 
 def looked_at(tiny: TinySet, *more: str) -> list[Finding]:
     """All findings about a set's data."""
-    opts, message = doctor.parsed(tiny.arguments(*more))
-    assert opts is not None, message
+    opts = doctor.parsed(tiny.arguments(*more))
     kept = Report(lambda _: None)
     examined = doctor.Doctor(None, [])  # type: ignore[arg-type]
     examined.report = kept
@@ -166,19 +166,21 @@ def test_batch_1_is_fine_with_sync_bn() -> None:
 
 
 def test_command_lines(tiny: TinySet) -> None:
-    opts, _ = doctor.parsed([])
-    assert opts is not None
-    assert not doctor.has_data(opts)
-    opts, _ = doctor.parsed(tiny.arguments())
-    assert opts is not None
-    assert doctor.has_data(opts)
-    assert doctor.parsed(["--img_size", "200"])[1].startswith("--img_size 200: a multiple of 128 is needed")
-    assert doctor.parsed(["--slide_path", "x"])[1].startswith("no training data: give --slide_path and --label_path")
+    opts = doctor.parsed([])
+    assert not doctor.has_data(opts.slides)
+    opts = doctor.parsed(tiny.arguments())
+    assert doctor.has_data(opts.slides)
+    with pytest.raises(OptionError, match=r"^--img_size 200: a multiple of 128 is needed"):
+        doctor.parsed(["--img_size", "200"])
+    with pytest.raises(OptionError, match=r"^no training data: give --slide_path and --label_path"):
+        doctor.parsed(["--slide_path", "x"])
+    # An option that only a run with data has a use for is checked without data, too.
+    with pytest.raises(OptionError, match=r"^argument --batch_size: 0 given"):
+        doctor.parsed(["--batch_size", "0"])
 
 
 def test_paths_that_every_rank_must_see(tiny: TinySet) -> None:
-    opts, _ = doctor.parsed(tiny.arguments("--weights_path", "w.h5", "--resume", "old"))
-    assert opts is not None
+    opts = doctor.parsed(tiny.arguments("--weights_path", "w.h5", "--resume", "old"))
     assert {name: str(path) for name, path in doctor.task_of(opts).inputs.items()} == {
         "slide_path": str(tiny.folder / "train" / "images"),
         "label_path": str(tiny.folder / "train" / "annotations"),
@@ -187,6 +189,5 @@ def test_paths_that_every_rank_must_see(tiny: TinySet) -> None:
         "weights_path": "w.h5",
         "resume": "old",
     }
-    opts, _ = doctor.parsed(["--dataset", "16", "--data_root", "/data", "--log_dir", "/runs", "--resume", "auto"])
-    assert opts is not None
+    opts = doctor.parsed(["--dataset", "16", "--data_root", "/data", "--log_dir", "/runs", "--resume", "auto"])
     assert doctor.task_of(opts).inputs == {"data_root": Path("/data")}

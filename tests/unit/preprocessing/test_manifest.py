@@ -11,9 +11,8 @@ from cohorts.pairing import Case
 from cohorts.sets import from_manifest
 from cohorts.splits import stratified
 from options.train import train_options
-from parallel.comm import SoloComm
 from preprocessing.command import main
-from segmentation.inputs import Inputs
+from segmentation.inputs import find_cases
 from slides.synthetic.demo import write_pyramid
 from tests.support.tiny import write_label, write_slide
 
@@ -182,7 +181,7 @@ def test_train_takes_a_manifest(data: Path, tmp_path: Path):
     opts = train_options(
         ["--manifest", str(tmp_path / "out" / "manifest.csv"), "--resolution", "2", "--img_size", "128"]
     )
-    train, val, notes = Inputs(opts, SoloComm(), print).find()
+    train, val, notes = find_cases(opts.slides, opts.training.seed)
     assert notes == []
     assert [case.slide_id for case in train] == [row["slide"] for row in rows if row["split"] == "train"]
     assert [case.slide_id for case in val] == [row["slide"] for row in rows if row["split"] == "val"]

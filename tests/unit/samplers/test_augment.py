@@ -19,7 +19,7 @@ def coded(batch=2, channels=3):
 
 
 def test_levels_are_those_of_the_options():
-    from options.groups import AUGMENTATIONS
+    from options.choices import AUGMENTATIONS
 
     assert LEVELS == AUGMENTATIONS
     assert set(STRENGTHS) == set(LEVELS) - {"none"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from options import groups
+from options import choices
 from segmentation.losses import LOSSES, Loss, total
 from training.step import joint_value
 
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(7)
 
 
 def test_the_option_knows_every_loss():
-    assert groups.LOSSES == LOSSES
+    assert choices.LOSSES == LOSSES
 
 
 def test_loss_by_hand():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from options.groups import OPTIMIZERS
+from options.choices import OPTIMIZERS
 from training.optimizer import Optimizer, build
 
 RATES = (0.1, 0.1, 0.05)  # one change of the rate, as schedules have

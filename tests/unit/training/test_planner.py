@@ -8,7 +8,7 @@ import pytest
 import models
 from benchmarks.costs import fitted, memory_line, time_line
 from models.recompute import MODES
-from options.groups import PRECISIONS, RECOMPUTATIONS
+from options.choices import PRECISIONS, RECOMPUTATIONS
 from training import planner
 from training.planner import Cost, Line, Memory, costs
 

@@ -1,0 +1,62 @@
+"""What named options may be: each vocabulary once, for the options and for the code that implements it.
+
+Imports nothing, so that any room may import it, and `--help` needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+DatasetName = Literal["16", "17"]  # CAMELYON16, CAMELYON17
+LabelFormat = Literal["tif", "xml"]  # mask pyramids, ASAP annotations
+
+SamplerName = Literal["radboud", "surf"]
+Augmentation = Literal["none", "flips", "standard", "strong"]
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
+
+ModelName = Literal["effdetd0", "effdetd4", "deeplab"]
+Recomputation = Literal["none", "blocks", "fine"]
+Precision = Literal["float32", "bfloat16", "float16"]
+MODELS: tuple[ModelName, ...] = get_args(ModelName)
+RECOMPUTATIONS: tuple[Recomputation, ...] = get_args(Recomputation)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+# px: the coarsest BiFPN level has stride 128; a multiple of it gives every level of every network a whole number of
+# cells.
+SIZE_MULTIPLE = 128
+
+LossName = Literal["ce", "focal", "dice", "ce+dice"]
+ScheduleName = Literal["constant", "cosine", "cyclic", "poly"]
+LrScaling = Literal["linear", "sqrt", "none"]
+LOSSES: tuple[LossName, ...] = get_args(LossName)
+SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
+LR_SCALINGS: tuple[LrScaling, ...] = get_args(LrScaling)
+
+
+class OptimizerDefaults(NamedTuple):
+    """What an optimizer uses unless told otherwise.
+
+    Attributes:
+        base_lr: learning rate of one rank.
+        weight_decay: of kernels; None: the optimizer has none.
+        momentum: whether it has one.
+    """
+
+    base_lr: float
+    weight_decay: float | None
+    momentum: bool = False
+
+
+OPTIMIZERS = {
+    "adam": OptimizerDefaults(0.001, None),
+    "adamw": OptimizerDefaults(0.001, 0.01),
+    "sgd": OptimizerDefaults(0.01, 0.0, momentum=True),
+    "lars": OptimizerDefaults(1.0, 1e-4, momentum=True),
+    "lamb": OptimizerDefaults(0.001, 0.01),
+}
+
+PixelSet = Literal["tissue", "all"]
+ExportFormat = Literal["savedmodel", "onnx", "keras"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+# False positives per slide at which CAMELYON16 reads the sensitivity.
+FALSE_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
