@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.tiny import SMALL, TinySet, environment, train
+from tests.support.tiny import SMALL, TinySet, environment, train_here
 
 
 def until(true: Callable[[], bool], what: str, limit_s: float = 150) -> None:
@@ -81,6 +81,6 @@ def test_ranks_come_and_go(tmp_path: Path) -> None:
 
 @pytest.mark.skipif("HOROVOD_ELASTIC" in os.environ, reason="this is an elastic job itself")
 def test_elastic_needs_its_launcher(tmp_path: Path) -> None:
-    done = train(TinySet(tmp_path).arguments("--elastic"))
+    done = train_here(TinySet(tmp_path).arguments("--elastic"))
     assert done.returncode == 2
     assert "--elastic is for ranks that an elastic launcher started: horovodrun --gloo" in done.stderr

@@ -9,11 +9,13 @@ import numpy as np
 
 from slides.synthetic.demo import write_asap
 from tests.support.small_runs import rows_of, small
-from tests.support.tiny import SMALL, TUMOR_XY, TinySet, train
+from tests.support.tiny import SMALL, TRAIN, TUMOR_XY, TinySet, environment, train
+from tests.support.warm import warm
 
 
 def test_plan_needs_no_data_and_names_sizes_that_fit() -> None:
-    done = train(["--plan", "--model", "deeplab", "--img_size", "2048", "--batch_size", "1", "--no_cuda"])
+    asked = ["--plan", "--model", "deeplab", "--img_size", "2048", "--batch_size", "1", "--no_cuda"]
+    done = warm.run(TRAIN, asked, environment())
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^([* ]) (none|blocks|fine) +([\d.]+) GiB +([\d.]+) s +[\d.]+ +(yes|just|no) +(\d+)$",
                       done.stdout, re.MULTILINE)  # fmt: skip
@@ -27,14 +29,14 @@ def test_plan_needs_no_data_and_names_sizes_that_fit() -> None:
 
 def test_what_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
     tiny = TinySet(tmp_path)
-    done = train(tiny.arguments("--recompute", "blocks", img_size="65536"))
+    done = warm.run(TRAIN, tiny.arguments("--recompute", "blocks", img_size="65536"), environment())
     assert done.returncode == 2
     assert not tiny.log_dir.exists()
     errors = re.findall(r"^train\.py: error: (.*)$", done.stderr, re.MULTILINE)
     assert len(errors) == 1, done.stderr
     found = re.fullmatch(
-        r"a step needs about (\d+)\.\d GiB per rank, there are [\d.]+\. On this machine fit: --recompute none: up to "
-        r"--img_size (\d+); .*; --recompute fine: up to --img_size (\d+) .*--no-memory_check starts it all the same",
+        r"a step needs about (\d+)\.\d GiB per rank, [\d.]+ are available\. On this machine fit: --recompute none: up to "
+        r"--img_size (\d+); .*; --recompute fine: up to --img_size (\d+) .*--no-memory_check starts it anyway",
         errors[0],
     )
     assert found, errors[0]
@@ -107,6 +109,6 @@ def test_three_classes_end_to_end(tmp_path: Path) -> None:
 
 def test_wrong_number_of_class_weights_is_refused(tmp_path: Path) -> None:
     tiny = TinySet(tmp_path)
-    done = train(tiny.arguments("--classes", "3", "--class_weights", "1", "2"), script=SMALL)
+    done = warm.run(SMALL, tiny.arguments("--classes", "3", "--class_weights", "1", "2"), environment())
     assert done.returncode == 2
     assert "--class_weights" in done.stderr
