@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bench import Bench
+from tests.support.paths import ROOT
 from tests.support.slow import chosen
 
 # What takes longest or sleeps begins first, so that two processes end at about the same time.
@@ -66,3 +67,20 @@ def bench(tmp_path: Path) -> Bench:
 def allowed_cpu() -> int:
     """A CPU that this process may use."""
     return min(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def mpich() -> dict[str, str]:
+    """Settings for run_train.sh with the environment that run_tests.sh makes for MPICH."""
+    venv = Path(os.environ.get("WIDEFOV_TEST_MPICH_VENV", ROOT / ".venv-mpich"))
+    if not (venv / ".widefov-stamp").exists():
+        pytest.skip("no MPICH here; to make it: WIDEFOV_MPI=mpich WIDEFOV_VENV=.venv-mpich ./setup_env.sh")
+    return {"WIDEFOV_VENV": str(venv), "WIDEFOV_ENV": "", "LAUNCHER": "hydra"}
+
+
+@pytest.fixture
+def open_mpi() -> dict[str, str]:
+    """Settings for run_train.sh with mpirun."""
+    if os.environ.get("WIDEFOV_MPI") == "mpich":
+        pytest.skip("this environment was set up for MPICH")
+    return {"LAUNCHER": "mpirun"}

@@ -4,7 +4,6 @@ All train a network of two convolutions (small_train.py); test_end_to_end.py lau
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from tests.support.paths import ROOT
 from tests.support.tiny import SMALL, environment, run_train
 
 pytestmark = pytest.mark.xdist_group("launch")
-MPICH_VENV = ROOT / ".venv-mpich"
 
 
 @pytest.fixture(scope="session")
@@ -54,21 +52,16 @@ def test_no_launcher(slides: Path, tmp_path: Path) -> None:
     check_trained(*train(slides, tmp_path / "log", 2, NP="1", SCRIPT=SMALL), 1, 2)
 
 
-def test_mpirun(slides: Path, tmp_path: Path) -> None:
-    if os.environ.get("WIDEFOV_MPI") == "mpich":
-        pytest.skip("this environment was set up for MPICH")
-    check_trained(*train(slides, tmp_path / "log", 1, NP="2", LAUNCHER="mpirun", SCRIPT=SMALL), 2, 1)
+def test_mpirun(slides: Path, tmp_path: Path, open_mpi: dict[str, str]) -> None:
+    check_trained(*train(slides, tmp_path / "log", 1, NP="2", SCRIPT=SMALL, **open_mpi), 2, 1)
 
 
 def test_horovodrun(slides: Path, tmp_path: Path) -> None:
     check_trained(*train(slides, tmp_path / "log", 1, NP="2", LAUNCHER="horovodrun", SCRIPT=SMALL), 2, 1)
 
 
-def test_hydra(slides: Path, tmp_path: Path) -> None:
-    if not (MPICH_VENV / ".widefov-stamp").exists():
-        pytest.skip("no MPICH here; to make it: WIDEFOV_MPI=mpich WIDEFOV_VENV=.venv-mpich ./setup_env.sh")
-    given = {"NP": "2", "WIDEFOV_VENV": str(MPICH_VENV), "LAUNCHER": "hydra", "WIDEFOV_ENV": "", "SCRIPT": SMALL}
-    check_trained(*train(slides, tmp_path / "log", 1, **given), 2, 1)
+def test_hydra(slides: Path, tmp_path: Path, mpich: dict[str, str]) -> None:
+    check_trained(*train(slides, tmp_path / "log", 1, NP="2", SCRIPT=SMALL, **mpich), 2, 1)
 
 
 def heed_interrupts() -> None:

@@ -35,8 +35,8 @@ def test_what_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
     errors = re.findall(r"^train\.py: error: (.*)$", done.stderr, re.MULTILINE)
     assert len(errors) == 1, done.stderr
     found = re.fullmatch(
-        r"a step needs about (\d+)\.\d GiB per rank, [\d.]+ are available\. On this machine fit: --recompute none: up to "
-        r"--img_size (\d+); .*; --recompute fine: up to --img_size (\d+) .*--no-memory_check starts it anyway",
+        r"a step needs about (\d+)\.\d GiB per rank, [\d.]+ are available\. On this machine fit: --recompute none: "
+        r"up to --img_size (\d+); .*; --recompute fine: up to --img_size (\d+) .*--no-memory_check starts it anyway",
         errors[0],
     )
     assert found, errors[0]

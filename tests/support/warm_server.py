@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
+import predict  # noqa: F401
 import train  # noqa: F401
 from parallel import devices  # noqa: F401  # loads TensorFlow
 

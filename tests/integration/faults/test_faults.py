@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from tests.integration.faults.job import AT, AT_SLIDE, IMAGES, INTERVAL, LIMIT_S, Job, Outcome, repair_disk, small_disk
-from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.xdist_group("faults")
-MPICH_VENV = Path(os.environ.get("WIDEFOV_TEST_MPICH_VENV", ROOT / ".venv-mpich"))
 SLOW, KIND = pytest.mark.slow, pytest.mark.kind
 KILLED = r"process rank {} with PID \d+ on node \S+ exited on signal 9 \(Killed\)"
 SILENT = r"{} \(\S+\) has not answered for 8 s \(--stall_timeout\)"
@@ -97,14 +95,12 @@ def test_disk(kind: str, cause: str, tmp_path: Path, uninterrupted: dict[int, fl
         pytest.param("term", "hydra", marks=SLOW),
     ],
 )
-def test_preempted(kind: str, launcher: str, tmp_path: Path, uninterrupted: dict[int, float]) -> None:
+def test_preempted(
+    request: pytest.FixtureRequest, kind: str, launcher: str, tmp_path: Path, uninterrupted: dict[int, float]
+) -> None:
     """Not a fault: one rank, or the script, is asked to stop. No image is lost, and the exit code is 75."""
-    env = {}
-    if launcher == "hydra":
-        if not (MPICH_VENV / ".widefov-stamp").exists():
-            pytest.skip("no MPICH here; to make it: WIDEFOV_MPI=mpich WIDEFOV_VENV=.venv-mpich ./setup_env.sh")
-        env = {"WIDEFOV_VENV": str(MPICH_VENV), "WIDEFOV_ENV": ""}
-    job = Job(tmp_path, launcher, **env)
+    env = request.getfixturevalue("mpich") if launcher == "hydra" else {}
+    job = Job(tmp_path, **env)
     outcome = job.finish(job.start(f"{kind}:1:{AT}"))
     assert outcome.code == 75, outcome.text[-3000:]
     # The signal comes in the step from AT on; all leave after that one or the next.

@@ -1,13 +1,11 @@
-"""Hosts for the tests of this folder, and where Horovod for the other MPI is."""
+"""Hosts for the tests of this folder."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.hosts.netns import Cable, Hosts, why_not
-from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -44,20 +42,3 @@ def slow_hosts(_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
     bad = Cable(delay=0.02, loss=0.01)
     with Hosts(tmp_path_factory.mktemp("slow") / "hosts", [Cable(), bad, bad]) as hosts:
         yield hosts
-
-
-@pytest.fixture
-def mpich() -> dict[str, str]:
-    """Settings for run_train.sh with the environment that run_tests.sh makes for MPICH."""
-    venv = Path(os.environ.get("WIDEFOV_TEST_MPICH_VENV", ROOT / ".venv-mpich"))
-    if not (venv / ".widefov-stamp").exists():
-        pytest.skip("no MPICH here; to make it: WIDEFOV_MPI=mpich WIDEFOV_VENV=.venv-mpich ./setup_env.sh")
-    return {"WIDEFOV_VENV": str(venv), "WIDEFOV_ENV": "", "LAUNCHER": "hydra"}
-
-
-@pytest.fixture
-def open_mpi() -> dict[str, str]:
-    """Settings for run_train.sh with mpirun."""
-    if os.environ.get("WIDEFOV_MPI") == "mpich":
-        pytest.skip("this environment was set up for MPICH")
-    return {"LAUNCHER": "mpirun"}
