@@ -322,7 +322,7 @@ def test_non_finite_loss_stops_all_ranks_and_names_the_patch(comm):
 
 
 def test_tensors_of_a_large_network_are_remembered(comm, capfd):
-    # Beyond its capacity Horovod's cache forgets, warns, and negotiates every tensor anew in every step.
+    # Beyond its capacity Horovod's cache forgets, warns, and negotiates every tensor again in every step.
     for _ in range(2):
         found = comm.mean([tf.fill([1], float(comm.rank)) for _ in range(1500)])
     assert float(found[-1][0]) == (comm.size - 1) / 2

@@ -142,7 +142,7 @@ def blurred(radius):
 
 
 def predicted(slide, folder, network, img_size, overlap, ranks=1, how=None, tissue=None, um_px=None):
-    """The maps of a slide, by name, predicted by so many ranks."""
+    """The maps of a slide, by name, predicted by this many ranks."""
     grid = map_grid(slide, img_size, um_px or slide.um_px_xy_l0[0], overlap)
     how = how or WindowOptions(batch_size=2, classes=2)
     windows, begins = in_stripes(with_tissue(grid, tissue), grid, how.classes - 1)
@@ -169,7 +169,7 @@ def predicted(slide, folder, network, img_size, overlap, ranks=1, how=None, tiss
     ("img_size", "overlap", "ranks"), [(64, 0.25, 1), (64, 0.5, 3), (96, 0.0, 2), (48, 0.7, 5), (400, 0.25, 1)]
 )
 def test_every_px_is_at_its_place(img_size, overlap, ranks, tmp_path):
-    """A network that copies gives back the slide, px by px, however windows lie and whoever computes them."""
+    """A network that copies gives back the slide, px by px, however windows lie and whichever rank computes them."""
     slide = slide_of(tmp_path, (301, 199))
     maps, _ = predicted(slide, tmp_path / "s", red, img_size, overlap, ranks)
     truth_HW = slide.read_level(0, (0, 0), (199, 301))[..., 0]

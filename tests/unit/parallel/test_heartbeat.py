@@ -1,4 +1,4 @@
-"""Signs of life between ranks, and requests to leave; two ranks in one process, or a socket that plays one."""
+"""Heartbeat between ranks, and preemption; two ranks in one process, or a socket that plays one."""
 
 import contextlib
 import json
