@@ -28,7 +28,7 @@ PHRASES = {
     r"\bis none of\b": "must be one of",
     r"\bgive another\b": "choose another",
     r"\bwords of (a|the) command": "arguments",
-    r"(?<!word )\bin words\b(?![:)\]])": "as text, a description",
+    r"(?<!word\s)\bin words\b(?![:)\]])": "as text, a description",
     r"\bwhoever\b": "anyone who, the process that",
     r"\bnothing but\b": "only",
     r"\b(say|says|said) so\b": "reported, logged, with a message",
