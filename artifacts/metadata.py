@@ -19,6 +19,7 @@ from typing import Any
 from options.choices import MODELS, PRECISIONS
 from slides.truth.annotation import DEFAULT_LABEL_MAP
 from slides.truth.label import IGNORE
+from system.version import __version__
 
 FORMAT = "widefov model 1"
 IN_SAVED_MODEL = Path("assets.extra", "model.json")  # the folder that the SavedModel format leaves to its users
@@ -91,7 +92,7 @@ class ModelInfo:
         """Return the information as JSON types."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         lists = {"class_names": list(self.class_names), "input_range": list(self.input_range)}
-        return {"format": FORMAT} | values | lists | {"channels": self.channels}
+        return {"format": FORMAT, "widefov_version": __version__} | values | lists | {"channels": self.channels}
 
 
 def of_run(options: Mapping[str, Any], network: str, images: int) -> ModelInfo:

@@ -16,6 +16,7 @@ from evaluation.report import html
 from metrics.stages import submission_text
 from metrics.summary import SlideScores, Summary, plain
 from system.atomic_files import write_bytes
+from system.version import __version__
 
 # Longer side and bytes of a picture in the report, and the number of slides that have one.
 PICTURE_PX = 480
@@ -45,7 +46,8 @@ def write_outputs(
         OSError: a file cannot be written.
     """
     rows = [plain(row) for row in summary.rows]
-    write(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    stored = {"widefov_version": __version__} | dict(metrics)
+    write(out / "metrics.json", json.dumps(stored, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write(out / "slides.csv", table(summary.rows[0], (row.values() for row in rows)))
     write(out / "false_positives.csv", table(*false_positives(slides)))
     if summary.submission is not None:

@@ -13,6 +13,7 @@ from inference.lesions import areas_mm2, lesions
 from inference.maps import Maps
 from slides.reader import Slide
 from system.atomic_files import write_bytes
+from system.version import __version__
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Predicted
     """
     sizes = lesions(maps)
     return {
+        "widefov_version": __version__,
         "slide_id": slide.id,
         "slide_path": str(slide.path.absolute()),
         "size_xy_l0": list(slide.size_xy_l0),

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import tensorflow as tf
 from tqdm import tqdm
 
+from system.version import __version__
+
 # BGR for OpenCV: class 0 green (normal), 1 red (tumor), further classes in turn; ignored pixels grey
 COLORS_BGR = np.array([(80, 170, 60), (60, 60, 220), (220, 120, 40), (40, 200, 230), (190, 60, 170)], np.uint8)
 GREY_BGR = np.array((128, 128, 128), np.uint8)
@@ -179,7 +181,8 @@ def prepare_folder(folder: Path, resumed: bool, options: Mapping[str, Any]) -> l
     """
     folder.mkdir(parents=True, exist_ok=True)
     notes = [] if resumed else _set_aside(folder)
-    (folder / "options.json").write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
+    stored = {"widefov_version": __version__} | dict(options)
+    (folder / "options.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     return notes
 
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from system.version import __version__
 from tests.support.paths import ROOT
 from tests.support.small_runs import rows_of, samples_of
 from tests.support.tiny import TinySet, environment, tissue
@@ -93,6 +94,7 @@ def test_run_keeps_its_options(whole: Whole) -> None:
         "model": "effdetd0", "img_size": 128, "batch_size": 1, "num_steps": 10, "resolution": 2.0, "log_every": 4,
         "warmup": 0, "seed": 3, "log_dir": str(whole.log_dir),
     }  # fmt: skip
+    assert stored["widefov_version"] == __version__
 
 
 def test_run_writes_metrics(whole: Whole) -> None:
