@@ -40,7 +40,7 @@ root=$(find_root)
 # shellcheck source=setup_env.sh
 . "$root/setup_env.sh"
 
-# As in preprocessing/command.py; a test compares them.
+# As in preprocessing/steps.py; a test compares them.
 steps="check, tissue, xml_to_mask, mask_to_xml, extract_patches, manifest, trim_tissue, extract_tissue"
 
 # Ranks: all run this script; one speaks.

@@ -26,7 +26,7 @@ from benchmarks import report
 from benchmarks.big_slide import UM_PX, make
 from cohorts.pairing import Case
 from preprocessing import check, extract_patches, manifest, tissue
-from preprocessing.command import main as prepare
+from preprocessing.__main__ import main as prepare
 from preprocessing.overview import read_cells
 from preprocessing.patch_grid import Grid
 from preprocessing.patch_writers import FORMATS, Encoder
@@ -102,10 +102,10 @@ def whole_runs(slide: Path, label: Path, folder: Path, copies: int, processes: l
     for count in processes:
         out = folder / f"out{count}"
         shutil.rmtree(out, ignore_errors=True)
-        words = ["--slide_path", str(folder / "img"), "--label_path", str(folder / "xml"), "--label_format", "xml"]
-        words += ["--out", str(out), "--num_processes", str(count), "--save_neg", "--format", "jpeg"]
+        arguments = ["--slide_path", str(folder / "img"), "--label_path", str(folder / "xml"), "--label_format", "xml"]
+        arguments += ["--out", str(out), "--num_processes", str(count), "--save_neg", "--format", "jpeg"]
         start = time.perf_counter()
-        assert prepare(argv=words) == 0
+        assert prepare(arguments) == 0
         rows.append({"processes": count, "slides": copies, "seconds": time.perf_counter() - start})
         shutil.rmtree(out)
     return rows

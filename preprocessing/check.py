@@ -11,7 +11,6 @@ python -m preprocessing.check --slide_path DIR --label_path DIR --out OUT
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -25,7 +24,10 @@ from numpy.typing import NDArray
 from cohorts.pairing import Case, known_problems
 from cohorts.sets import Slides
 from cohorts.splits import NORMAL
+from options.fields import Group
+from options.preprocess import PatchSpacing, PenMarks, TissueRule
 from preprocessing.check_report import PICTURE_PX, write_report
+from preprocessing.command import StepProgram, main
 from preprocessing.overview import draw_outline, overview, write_png
 from preprocessing.runner import Outcome, Step, one_line
 from preprocessing.store import StepResult
@@ -68,15 +70,20 @@ class Options:
     keep_pen: bool = False
 
 
-def add_options(_parser: argparse.ArgumentParser) -> None:
-    """This step has no options of its own."""
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(Group):
+    """Options of the step on the command line."""
+
+    patches: PatchSpacing
+    tissue: TissueRule
+    pen: PenMarks
 
 
-def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
+def step(options: CheckOptions, reading: Reading, slides: Slides) -> Step:
     """The step with its options."""
     faults = [_from_error("pairing", ValueError(fault)) for fault in slides.faults]
-    options = Options(reading, opts.resolution, opts.tissue_method, opts.keep_pen)
-    return Step(NAME, 1, make, options, finish=partial(finish, faults))
+    resolved = Options(reading, options.patches.resolution, options.tissue.tissue_method, options.pen.keep_pen)
+    return Step(NAME, 1, make, resolved, finish=partial(finish, faults))
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
@@ -268,7 +275,7 @@ def _same_bytes(first: Case, second: Case) -> bool:
 _LEAST_STD, _ALIKE_MEAN, _ALIKE_MOST = 4.0, 1.0, 10  # gray levels
 
 
-if __name__ == "__main__":
-    from preprocessing.command import main
+PROGRAM = StepProgram(NAME, __doc__, CheckOptions, step, reports_faults=True)
 
-    sys.exit(main([NAME]))
+if __name__ == "__main__":
+    sys.exit(main([PROGRAM]))

@@ -30,8 +30,11 @@ from numpy.typing import NDArray
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
+from options.fields import Group, option
 from options.parser import share_below_1, whole
+from options.preprocess import PatchSpacing, PenMarks
 from preprocessing import store
+from preprocessing.command import StepProgram, main
 from preprocessing.overview import overview, read_cells, write_png
 from preprocessing.patch_grid import Grid, Place
 from preprocessing.patch_writers import CODECS, FORMATS, Patch, Writer, writer
@@ -97,42 +100,89 @@ class Options:
     shard_patches: int = 1000
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this step."""
-    group = parser.add_argument_group("patches")
-    group.add_argument("--patch_size", type=whole(16, 16384), default=1024, help="side of a patch, px")
-    apart = group.add_mutually_exclusive_group()
-    apart.add_argument("--stride", type=whole(1), help="from one patch to the next, px; default --patch_size")
-    apart.add_argument("--overlap", type=share_below_1, help="share of a patch that the next one shows again")
-    group.add_argument("--min_tissue", type=share_below_1, default=0.05, help="least share of tissue in a patch")
-    group.add_argument("--min_tumor", type=share_below_1, default=0.01, help="least share of tumor of a tumor patch")
-    group.add_argument("--save_neg", **_switch(False), help="write patches without tumor, too")
-    group.add_argument("--save_png", **_switch(True), help="a picture of each slide with all places of the grid")
-    group.add_argument("--format", choices=FORMATS, default="png", help="single files, or shards of many patches")
-    group.add_argument("--codec", choices=CODECS, default="jpeg", help="images in shards; masks are PNG")
-    group.add_argument("--jpeg_quality", type=whole(1, 100), default=95, help="colors are not subsampled")
-    group.add_argument("--shard_patches", type=whole(1), default=1000, help="most patches in a shard")
+def true_or_false(text: str) -> bool:
+    """`True` or `False`, in upper or lower case."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() == "true"
 
 
-def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
+@dataclass(frozen=True, kw_only=True)
+class Patches(Group):
+    """Patches."""
+
+    patch_size: int = option(1024, parse=whole(16, 16384), unit="px", help="side of a patch")
+    stride: int | None = option(
+        parse=whole(1), unit="px", help="distance between patches, px of a patch; default --patch_size"
+    )
+    overlap: float | None = option(
+        parse=share_below_1, metavar="SHARE", help="share of a patch that the next one shows again, instead of --stride"
+    )
+    min_tissue: float = option(0.05, parse=share_below_1, metavar="SHARE", help="smallest share of tissue in a patch")
+    min_tumor: float = option(
+        0.01, parse=share_below_1, metavar="SHARE", help="smallest share of tumor in a tumor patch"
+    )
+    save_neg: bool = option(
+        False, parse=true_or_false, nargs="?", const=True, metavar="True|False", help="also write patches without tumor"
+    )
+    save_png: bool = option(
+        True, parse=true_or_false, nargs="?", const=True, metavar="True|False",
+        help="write a picture of each slide with all places of the grid",
+    )  # fmt: skip
+    format: str = option("png", choices=FORMATS, help="single files, or shards of many patches")
+    codec: str = option("jpeg", choices=CODECS, help="images in shards; masks are PNG")
+    jpeg_quality: int = option(95, parse=whole(1, 100), help="JPEG quality; chroma is not subsampled")
+    shard_patches: int = option(1000, parse=whole(1), help="largest number of patches in a shard")
+
+    def __post_init__(self) -> None:
+        if self.stride is not None and self.overlap is not None:
+            raise ValueError("--overlap is not allowed with --stride: omit one")
+
+    @property
+    def stride_px(self) -> int:
+        """Distance between patches, px of a patch."""
+        return self.stride or max(1, round(self.patch_size * (1 - (self.overlap or 0))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractPatchesOptions(Group):
+    """Options of the step on the command line."""
+
+    spacing: PatchSpacing
+    pen: PenMarks
+    patches: Patches
+
+
+def step(options: ExtractPatchesOptions, reading: Reading, slides: Slides) -> Step:
     """The step with its options.
 
     Raises:
-        ValueError: a slide is called like a file of another one's patches.
+        ValueError: a slide has the name of a file that the step writes.
     """
     taken = {f"{FOLDER}.csv", *(f"{case.slide_id}.png" for case in slides.cases)}
     for case in slides.cases:
         if case.slide_id in taken:
             raise ValueError(
-                f"the patches of slide {case.slide_path} would be called {FOLDER}/{case.slide_id}, which "
-                "is the name of a table or of another slide's picture: rename the slide"
+                f"the patches of slide {case.slide_path} would be called {FOLDER}/{case.slide_id}, the name of a table "
+                "or of another slide's picture: rename the slide"
             )
-    stride = opts.stride or max(1, round(opts.patch_size * (1 - (opts.overlap or 0))))
-    options = Options(
-        reading, opts.patch_size, opts.resolution, stride, opts.min_tissue, opts.min_tumor, opts.keep_pen,
-        opts.save_neg, opts.save_png, opts.format, opts.codec, opts.jpeg_quality, opts.shard_patches,
-    )  # fmt: skip
-    return Step(NAME, 1, make, options, reads_mask, finish, FOLDER)
+    patches = options.patches
+    resolved = Options(
+        reading=reading,
+        side_px=patches.patch_size,
+        um_px=options.spacing.resolution,
+        stride_px=patches.stride_px,
+        min_tissue=patches.min_tissue,
+        min_tumor=patches.min_tumor,
+        keep_pen=options.pen.keep_pen,
+        save_neg=patches.save_neg,
+        save_png=patches.save_png,
+        format=patches.format,
+        codec=patches.codec,
+        quality=patches.jpeg_quality,
+        shard_patches=patches.shard_patches,
+    )
+    return Step(NAME, 1, make, resolved, reads_mask, finish, FOLDER)
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
@@ -267,18 +317,7 @@ def finish(out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> lis
     ]
 
 
-def _switch(default: bool) -> dict[str, Any]:
-    """--name, --name True or --name False."""
-
-    def parse(text: str) -> bool:
-        if text.lower() not in ("true", "false"):
-            raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-        return text.lower() == "true"
-
-    return {"type": parse, "nargs": "?", "const": True, "default": default, "metavar": "True|False"}
-
+PROGRAM = StepProgram(NAME, __doc__, ExtractPatchesOptions, step)
 
 if __name__ == "__main__":
-    from preprocessing.command import main
-
-    sys.exit(main([NAME]))
+    sys.exit(main([PROGRAM]))

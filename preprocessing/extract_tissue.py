@@ -14,23 +14,36 @@ python -m preprocessing.extract_tissue --slide_path DIR --labels LABELS.csv --ou
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
-from options.parser import whole
+from options.fields import Group, option
+from options.parser import positive, whole
 from preprocessing import store
+from preprocessing.command import StepProgram, main
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from preprocessing.tissue import reads_mask
-from preprocessing.whole_slides import NO_TISSUE, Cut, ImageOptions, add_image_options, cut, values, write_image
+from preprocessing.whole_slides import (
+    FORMAT_HELP,
+    FORMATS,
+    GAP_HELP,
+    NO_TISSUE,
+    QUALITY_HELP,
+    SPACING_HELP,
+    Cut,
+    ImageOptions,
+    cut,
+    values,
+    write_image,
+)
 from slides.tiff.pyramid import write_mask_pyramid
 from slides.tiff.shrink import Pixels
 from slides.trimming import tissue_tile
@@ -60,36 +73,58 @@ class Options:
     mask_step: int = 16
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this step."""
-    group = parser.add_argument_group("whole slides")
-    group.add_argument("--labels", type=Path, required=True, help="CSV with the columns slide_id and label")
-    add_image_options(group, "extract", 1.0)
-    group.add_argument("--keep_glass", action="store_true", help="the whole slide; cut nothing out")
-    group.add_argument("--mask_step", type=whole(1, 4096), default=16, help="px of the image per px of its mask")
+@dataclass(frozen=True, kw_only=True)
+class LabeledImages(Group):
+    """Whole slides."""
+
+    labels: Path = option(required=True, metavar="CSV", help="table with the columns slide_id and label")
+    extract_um_px: float = option(1.0, parse=positive, unit="um/px", help=SPACING_HELP)
+    extract_gap: int = option(64, parse=whole(0), unit="px", help=GAP_HELP)
+    extract_format: str = option("tif", choices=FORMATS, help=FORMAT_HELP)
+    extract_quality: int = option(90, parse=whole(1, 100), help=QUALITY_HELP)
+    keep_glass: bool = option(False, help="keep the whole slide")
+    mask_step: int = option(16, parse=whole(1, 4096), unit="px", help="px of the image per px of its mask")
 
 
-def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
-    """The step with its options; takes slides without a label out of `slides`, for all steps of the run.
+@dataclass(frozen=True, kw_only=True)
+class ExtractTissueOptions(Group):
+    """Options of the step on the command line."""
+
+    images: LabeledImages
+
+
+def step(options: ExtractTissueOptions, reading: Reading, _slides: Slides) -> Step:
+    """The step with its options.
 
     Raises:
         ValueError: the table of labels cannot be used; see `read_labels`.
     """
-    labels = read_labels(opts.labels)
+    images = options.images
+    gap_px = None if images.keep_glass else images.extract_gap
+    image = ImageOptions(reading, images.extract_um_px, gap_px, images.extract_format, images.extract_quality)
+    finish_labels = partial(finish, read_labels(images.labels))
+    return Step(NAME, 1, make, Options(image, images.mask_step), reads_mask, finish_labels)
+
+
+def select(options: ExtractTissueOptions, slides: Slides) -> Slides:
+    """The slides that have a label.
+
+    Raises:
+        ValueError: the table of labels cannot be used, or names slides that have no file.
+    """
+    path = options.images.labels
+    labels = read_labels(path)
     unknown = sorted(set(labels) - {case.slide_id for case in slides.cases})
     if unknown:
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
         raise ValueError(
-            f"{opts.labels} names {len(unknown)} slides that have no file: {', '.join(unknown[:NAMED])}{more}; a "
-            "slide_id is a file name without its last suffix: correct the table, or add the slides"
+            f"{path} names {len(unknown)} slides that have no file: {', '.join(unknown[:NAMED])}{more}; a slide_id is "
+            "a file name without its last suffix: correct the table, or add the slides"
         )
-    left_out = [case.slide_id for case in slides.cases if case.slide_id not in labels]
-    if left_out:
-        slides.notes.append(f"skipped, not in {opts.labels}: {counted(len(left_out), 'slide')}, first {left_out[0]}")
-    slides.cases[:] = [case for case in slides.cases if case.slide_id in labels]
-    gap_px = None if opts.keep_glass else opts.extract_gap
-    image = ImageOptions(reading, opts.extract_um_px, gap_px, opts.extract_format, opts.extract_quality)
-    return Step(NAME, 1, make, Options(image, opts.mask_step), reads_mask, partial(finish, labels))
+    skipped = [case.slide_id for case in slides.cases if case.slide_id not in labels]
+    notes = [f"skipped, not in {path}: {counted(len(skipped), 'slide')}, first {skipped[0]}"] if skipped else []
+    cases = [case for case in slides.cases if case.slide_id in labels]
+    return replace(slides, cases=cases, notes=[*slides.notes, *notes])
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -178,7 +213,7 @@ def finish(labels: Mapping[str, str], out: Path, _cases: Sequence[Case], outcome
     return [f"{NAME:<15} {per_label or 'no slides'}: {path}"]
 
 
-if __name__ == "__main__":
-    from preprocessing.command import main
+PROGRAM = StepProgram(NAME, __doc__, ExtractTissueOptions, step, select)
 
-    sys.exit(main([NAME]))
+if __name__ == "__main__":
+    sys.exit(main([PROGRAM]))

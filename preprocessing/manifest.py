@@ -11,7 +11,6 @@ python -m preprocessing.manifest --slide_path DIR --label_path DIR --out OUT    
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
@@ -28,8 +27,10 @@ from cohorts.pairing import Case
 from cohorts.sets import Slides
 from cohorts.splits import NORMAL, stratified
 from cohorts.staging import parts_of
+from options.fields import Group, option
 from options.parser import share_below_1
 from preprocessing import store
+from preprocessing.command import StepProgram, main
 from preprocessing.overview import read_cells
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
@@ -80,24 +81,33 @@ class Split:
     val_ids: frozenset[str] | None = None
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this step."""
-    group = parser.add_argument_group("manifest")
-    group.add_argument(
-        "--val_split", type=share_below_1, default=0.15, help="share for validation, where no folders are"
+@dataclass(frozen=True, kw_only=True)
+class ManifestTable(Group):
+    """Manifest."""
+
+    val_split: float = option(
+        0.15, parse=share_below_1, metavar="SHARE", help="share for validation if no validation slides are given"
     )
-    group.add_argument("--seed", type=int, default=0, help="of the split")
-    group.add_argument(
-        "--checksums", action=argparse.BooleanOptionalAction, default=True, help="SHA-256 of slides and labels"
-    )
+    seed: int = option(0, help="seed of the split")
+    checksums: bool = option(True, help="SHA-256 of slides and labels")
+
+    def __post_init__(self) -> None:
+        if self.val_split == 0:
+            raise ValueError("--val_split 0: a share above 0 and below 1 is needed")
 
 
-def step(opts: argparse.Namespace, reading: Reading, slides: Slides) -> Step:
+@dataclass(frozen=True, kw_only=True)
+class ManifestOptions(Group):
+    """Options of the step on the command line."""
+
+    manifest: ManifestTable
+
+
+def step(options: ManifestOptions, reading: Reading, slides: Slides) -> Step:
     """The step with its options."""
-    if opts.val_split == 0:
-        raise ValueError("--val_split 0: a share above 0 and below 1 is needed")
-    split = Split(opts.val_split, opts.seed, slides.val_ids)
-    return Step(NAME, 1, make, Options(reading, opts.checksums), reads_mask, partial(finish, split), f"{NAME}.csv")
+    manifest = options.manifest
+    split = Split(manifest.val_split, manifest.seed, slides.val_ids)
+    return Step(NAME, 1, make, Options(reading, manifest.checksums), reads_mask, partial(finish, split), f"{NAME}.csv")
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
@@ -213,7 +223,7 @@ def _blocks(slide: Slide) -> Iterator[Window]:
             yield Window((float(left), float(top)), hw, (1.0, 1.0))
 
 
-if __name__ == "__main__":
-    from preprocessing.command import main
+PROGRAM = StepProgram(NAME, __doc__, ManifestOptions, step)
 
-    sys.exit(main([NAME]))
+if __name__ == "__main__":
+    sys.exit(main([PROGRAM]))

@@ -14,7 +14,6 @@ python -m preprocessing.mask_to_xml --mask tumor_001_Mask.tif --out tumor_001.xm
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,8 +26,10 @@ import shapely
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
-from options import classes
-from options.parser import Parser, pair
+from options.classes import MaskClasses
+from options.fields import Group, option, read
+from options.parser import Parser
+from preprocessing.command import StepProgram, main_or_one_file
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult, check_output
 from slides.geometry import Window
@@ -121,11 +122,12 @@ def _polygons(truth: MaskTruth, size_xy: tuple[int, int], block: int) -> dict[in
     return whole
 
 
-def add_options(_parser: argparse.ArgumentParser) -> None:
-    """This step has no options of its own."""
+@dataclass(frozen=True, kw_only=True)
+class MaskToXmlOptions(Group):
+    """The step has no options of its own."""
 
 
-def step(_opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
+def step(_options: MaskToXmlOptions, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
     return Step(NAME, 1, make, Options(reading), finish=partial(finish, reading.class_of_value), target=FOLDER)
 
@@ -162,30 +164,40 @@ def _reading_advice(values: Mapping[int, int] | None) -> list[str]:
     return [f"read with --label_map {groups}"] if classes > 2 else []
 
 
+@dataclass(frozen=True, kw_only=True)
+class SingleFile(Group):
+    """Files."""
+
+    mask: Path = option(required=True, help="one-channel TIFF")
+    out: Path = option(required=True, metavar="XML", help="annotation to write (.xml)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleFileOptions(Group):
+    """Options of the conversion of a single file."""
+
+    files: SingleFile
+    labels: MaskClasses
+
+
 def one_file(argv: Sequence[str] | None = None) -> int:
     """Convert a single file; returns the exit code: 0, or 2 after an error."""
     parser = Parser(f"python -m preprocessing.{NAME}", "Write the outlines of one mask as an ASAP annotation.")
-    parser.add_argument("--mask", type=Path, required=True, help="one-channel TIFF")
-    parser.add_argument("--out", type=Path, required=True, help="annotation to write (.xml)")
-    parser.add_argument(
-        "--mask_values", type=pair, nargs="+", metavar="VALUE:CLASS", help="default: 0 is class 0, all else class 1"
-    )
-    opts = parser.parse_args(argv)
-    start = time.perf_counter()
+    options = read(SingleFileOptions, parser, argv)
+    files, values, start = options.files, options.labels.mask_values, time.perf_counter()
     try:
-        values = classes.mask_values(opts.mask_values)
-        check_output(opts.out, (".xml",), [opts.mask])
-        count = mask_to_xml(opts.mask, opts.out, values)
+        check_output(files.out, (".xml",), [files.mask])
+        count = mask_to_xml(files.mask, files.out, values)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    print(f"{opts.out}: {counted(count, 'area')} in {time.perf_counter() - start:.1f} s")
+    print(f"{files.out}: {counted(count, 'area')} in {time.perf_counter() - start:.1f} s")
     for line in _reading_advice(values):
         print(line)
     return 0
 
 
-if __name__ == "__main__":
-    from preprocessing.command import program
+PROGRAM = StepProgram(NAME, __doc__, MaskToXmlOptions, step)
 
-    sys.exit(program(NAME, "--mask", one_file))
+if __name__ == "__main__":
+    sys.exit(main_or_one_file(PROGRAM, "--mask", one_file))

@@ -1,17 +1,16 @@
-"""Many files as one: an uncompressed tar whose files are read in place (`slides.packed.PackedFiles`), never unpacked.
+"""Packs many files into one uncompressed tar, whose files are read in place (`slides.packed.PackedFiles`).
 
-    OUT/pack/NAME.tar          the files below --files, by name; the same bytes for the same files
+    OUT/pack/NAME.tar          the files below --files, sorted by name; the same bytes for the same files
     OUT/pack/NAME.tar.json     place and size of every file
-    OUT/pack/NAME-00000.tar    and so on, with --shard_gb: shards are written at the same time and resumed one by one
+    OUT/pack/NAME-00000.tar    and so on, with --shard_gb: shards are written in parallel and resumed one by one
 
-Hidden files are left out. Names are relative to --files; times, owners and rights are not kept.
+Hidden files are skipped. Names are relative to --files; times, owners and permissions are not stored.
 
 python -m preprocessing.pack --files OUT/extract_tissue --out OUT
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -23,7 +22,9 @@ from functools import partial
 from pathlib import Path
 
 from cohorts.pairing import Case
-from options.parser import Parser, positive, whole
+from options.fields import Group, option, read
+from options.parser import Parser, positive
+from options.preprocess import Work
 from parallel.launchers import is_first_rank
 from preprocessing import store
 from preprocessing.executors import Executor, on_all_ranks
@@ -44,21 +45,21 @@ File = tuple[str, Path]  # name in the archive, and where it is
 
 @dataclass(frozen=True)
 class Options:
-    """Nothing changes what is in an archive but its files."""
+    """No options: the content of an archive depends only on its files."""
 
 
 def files_below(folder: Path, suffixes: Sequence[str]) -> list[File]:
-    """Files to be packed, sorted by name.
+    """Find the files to pack, sorted by name.
 
     Args:
         folder: folder; links to files count as files, linked folders are not entered.
-        suffixes: take only these, without a dot and in small letters; none: all.
+        suffixes: suffixes of the files to take, without a dot and in lower case; empty: all files.
 
     Raises:
-        ValueError: there are none, a folder cannot be listed, or a name cannot be a member's.
+        ValueError: there are no files, a folder cannot be listed, or a name is not allowed in an archive.
     """
     if not folder.is_dir():
-        raise ValueError(f"--files {folder} is no folder; give the folder whose files shall be packed")
+        raise ValueError(f"--files {folder} is not a folder; give the folder whose files are to be packed")
     found: list[File] = []
     wrong: list[str] = []
 
@@ -82,7 +83,7 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> list[File]:
     if wrong:
         more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise ValueError(
-            f"{len(wrong)} files have names that an archive shall not hold: {', '.join(sorted(wrong)[:NAMED])}{more}; "
+            f"{len(wrong)} files have names that are not allowed: {', '.join(sorted(wrong)[:NAMED])}{more}; "
             "rename them: UTF-8, no backslash, no colon before the first /"
         )
     if not found:
@@ -91,12 +92,15 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> list[File]:
 
 
 def shards(files: Sequence[File], name: str, most_bytes: float | None) -> dict[str, list[File]]:
-    """Which archive holds which files: in their order, a new one where `most_bytes` would be passed.
+    """Assign files to archives, in their order; a new archive starts when `most_bytes` would be exceeded.
 
     Args:
         files: see `files_below`.
-        name: of the archive, without a suffix.
-        most_bytes: of files in a shard; a larger file has one of its own. None: one archive.
+        name: name of the archive, without a suffix.
+        most_bytes: largest sum of file sizes per shard; a larger file gets a shard of its own. None: one archive.
+
+    Returns:
+        Name of each archive -> its files.
     """
     if most_bytes is None:
         return {name: list(files)}
@@ -113,12 +117,17 @@ def shards(files: Sequence[File], name: str, most_bytes: float | None) -> dict[s
 
 
 def step(plan: Mapping[str, Sequence[File]], name: str) -> Step:
-    """The step for archives as of `shards`."""
+    """The step that writes archives.
+
+    Args:
+        plan: see `shards`.
+        name: name of the archive, without a suffix.
+    """
     return Step(NAME, 1, partial(make, plan), Options(), partial(reads, plan), partial(finish, name))
 
 
 def reads(plan: Mapping[str, Sequence[File]], case: Case, _out: Path) -> list[Path]:
-    """The files of an archive; the first is the case's own."""
+    """For `Step.reads`: the files of an archive except the first, which is the slide of the case."""
     return [path for _, path in plan[case.slide_id][1:]]
 
 
@@ -127,18 +136,18 @@ def make(plan: Mapping[str, Sequence[File]], case: Case, out: Path, _options: Op
 
     Raises:
         ValueError: a file changed meanwhile.
-        OSError: a file cannot be read, or the archive not be written; nothing is left behind.
+        OSError: a file cannot be read, or the archive cannot be written; nothing is left behind.
     """
     files = plan[case.slide_id]
     path = out / NAME / f"{case.slide_id}.tar"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # First: an index of other files must never stand beside these.
+    # First: an old index must never lie beside the new archive.
     index_path(path).unlink(missing_ok=True)
     with written_whole(path) as part:
         with tarfile.TarFile(part, "w", format=tarfile.PAX_FORMAT, encoding="utf-8", copybufsize=COPY_BYTES) as tar:
             for name, file in files:
                 _add(tar, name, file)
-        # Read back from the headers: what the index says is what a reader without it would see.
+        # The index is built from the headers, so a reader with it sees the same as a reader without it.
         members = PackedFiles(part).members
         assert list(members) == [name for name, _ in files], "written in this order"
         size = part.stat().st_size
@@ -155,16 +164,18 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
         try:
             tar.addfile(info, file)
         except OSError as error:
-            if error.errno is not None:  # of the system; without a number it is tarfile's "unexpected end of data"
+            if error.errno is not None:  # tarfile's "unexpected end of data" has no number
                 raise
-            raise ValueError(f"{path} shrank while it was packed; run this again when nobody writes to it") from error
+            raise ValueError(
+                f"{path} shrank while it was packed; run this again when no process writes to it"
+            ) from error
         after = os.fstat(file.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise ValueError(f"{path} changed while it was packed; run this again when nobody writes to it")
+        raise ValueError(f"{path} changed while it was packed; run this again when no process writes to it")
 
 
 def finish(name: str, out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
-    """Remove shards of earlier runs that are none any more: a reader would take them for part of this set."""
+    """Remove shards of earlier runs that are no longer part of the set: readers would take them for it."""
     now = {case.slide_id for case in cases}
     old = [
         shard for shard in marked(out, NAME) if shard not in now and re.fullmatch(re.escape(name) + r"(-\d{5})?", shard)
@@ -174,24 +185,57 @@ def finish(name: str, out: Path, cases: Sequence[Case], outcomes: Sequence[Outco
     lines = [f"{NAME:<15} removed, no longer part of {name}: {', '.join(old)}"] if old else []
     good = [outcome.result.values for outcome in outcomes if outcome.state != FAILED]
     states = Counter(outcome.state for outcome in outcomes)
-    words = ", ".join(f"{states[state]} {state}" for state in (DONE, UNCHANGED, FAILED) if states[state])
+    state_counts = ", ".join(f"{states[state]} {state}" for state in (DONE, UNCHANGED, FAILED) if states[state])
     count, size = (sum(row[key] for row in good) for key in ("files", "bytes"))
     packed = f"{counted(count, 'file')} in {counted(len(good), 'archive')}"
-    return [*lines, f"{NAME:<15} {packed} ({words}), {size / GB:.2f} GB: {out / NAME}"]
+    return [*lines, f"{NAME:<15} {packed} ({state_counts}), {size / GB:.2f} GB: {out / NAME}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive(Group):
+    """Archive."""
+
+    files: Path = option(required=True, metavar="DIR", help="folder of the files to pack")
+    suffix: tuple[str, ...] = option((), nargs="+", metavar="SUFFIX", help="only these files: tif jpg csv ...")
+    name: str | None = option(help="name of the archive; default: name of the folder")
+    shard_gb: float | None = option(
+        parse=positive, unit="GB", help="start another archive after this many 10^9 bytes; default: one archive"
+    )
+
+    def __post_init__(self) -> None:
+        if "/" in check_name(self.stem) or self.stem.startswith("."):
+            raise ValueError(f"--name {self.stem!r}: a name without / that does not start with a dot is needed")
+
+    @property
+    def stem(self) -> str:
+        """Name of the archive, without a suffix."""
+        return self.name or self.files.resolve().name
+
+    def plan(self) -> dict[str, list[File]]:
+        """Name of each archive -> its files; see `files_below` for errors."""
+        suffixes = [suffix.lower().removeprefix(".") for suffix in self.suffix]
+        return shards(files_below(self.files, suffixes), self.stem, self.shard_gb and self.shard_gb * GB)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions(Group):
+    """All options of the program."""
+
+    archive: Archive
+    work: Work
+
+    def __post_init__(self) -> None:
+        files, out = self.archive.files, self.work.out
+        if (out / NAME).resolve().is_relative_to(files.resolve()):
+            raise ValueError(f"--out {out} is inside --files {files}: the archive would be packed into itself")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pack; returns the exit code, as of `preprocessing.command.main`."""
+    """Pack; returns the exit code, as `preprocessing.command.main`."""
     parser = Parser("python -m preprocessing.pack", __doc__, prose=True)
-    parser.add_argument("--files", type=Path, required=True, help="folder of the files to be packed")
-    parser.add_argument("--suffix", nargs="+", default=[], metavar="SUFFIX", help="only these: tif jpg csv ...")
-    parser.add_argument("--name", help="of the archive; default: the name of the folder")
-    parser.add_argument("--shard_gb", type=positive, help="start a new archive after so many 10^9 bytes; default: one")
-    parser.add_argument("--out", type=Path, required=True, help="output folder; archives are in its folder pack")
-    parser.add_argument("--num_processes", type=whole(1), help="default: one per CPU; under mpirun the ranks")
-    opts = parser.parse_args(argv)
+    options = read(PackOptions, parser, argv)
     try:
-        return on_all_ranks(partial(_story, parser.prog, opts), opts.num_processes)
+        return on_all_ranks(partial(_execute, parser.prog, options), options.work.num_processes)
     except ValueError as error:
         if is_first_rank():
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -200,26 +244,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _story(prog: str, opts: argparse.Namespace, executor: Executor) -> int:
-    """The whole run, on one rank."""
+def _execute(prog: str, options: PackOptions, executor: Executor) -> int:
+    """The whole run, on rank 0; returns the exit code."""
+    out = options.work.out
     try:
-        name = opts.name or opts.files.resolve().name
-        if "/" in check_name(name) or name.startswith("."):
-            raise ValueError(f"--name {name!r}: wanted is a plain name that does not begin with a dot")
-        if (opts.out / NAME).resolve().is_relative_to(opts.files.resolve()):
-            raise ValueError(f"--out {opts.out} lies in --files {opts.files}: the archive would be packed into itself")
-        suffixes = [suffix.lower().removeprefix(".") for suffix in opts.suffix]
-        plan = shards(files_below(opts.files, suffixes), name, opts.shard_gb and opts.shard_gb * GB)
+        plan = options.archive.plan()
         cases = [Case(shard, files[0][1], None) for shard, files in plan.items()]
-        packing = step(plan, name)
-        with FolderLock(opts.out) as held:
-            for note in held.notes:
+        packing = step(plan, options.archive.stem)
+        with FolderLock(out) as lock:
+            for note in lock.notes:
                 print(f"note    {note}")
-            # That the files do not lie in it was seen above.
-            reserve([packing], [], opts.out)
-            outcomes = run_step(packing, cases, opts.out, executor, partial(print, flush=True))
+            # No inputs: `PackOptions` has checked that the files do not lie in the output folder.
+            reserve([packing], [], out)
+            outcomes = run_step(packing, cases, out, executor, partial(print, flush=True))
             bad = [(NAME, outcome) for outcome in outcomes if outcome.state == FAILED]
-            lines = packing.finish(opts.out, cases, outcomes)
+            lines = packing.finish(out, cases, outcomes)
             for line in [*lines, *failures(bad)]:
                 print(line, flush=True)
             return int(bool(bad))

@@ -9,7 +9,6 @@ python -m preprocessing.tissue --slide_path DIR --out OUT
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,11 @@ from numpy.typing import NDArray
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
+from options.fields import Group, option
 from options.parser import positive
+from options.preprocess import PenMarks, TissueRule
 from preprocessing import store
+from preprocessing.command import StepProgram, main
 from preprocessing.overview import cell_side_l0, draw_outline, overview, write_cells, write_png
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
@@ -52,16 +54,26 @@ class Options:
     keep_pen: bool = False
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this step."""
-    group = parser.add_argument_group("tissue")
-    group.add_argument("--tissue_um_px", type=positive, default=8.0, help="um per px of the tissue masks")
+@dataclass(frozen=True, kw_only=True)
+class Masks(Group):
+    """Tissue masks."""
+
+    tissue_um_px: float = option(8.0, parse=positive, unit="um/px", help="um per px of the tissue masks")
 
 
-def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
+@dataclass(frozen=True, kw_only=True)
+class TissueOptions(Group):
+    """Options of the step on the command line."""
+
+    rule: TissueRule
+    pen: PenMarks
+    masks: Masks
+
+
+def step(options: TissueOptions, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
-    options = Options(reading, opts.tissue_um_px, opts.tissue_method, opts.keep_pen)
-    return Step(NAME, 1, make, options, finish=finish)
+    resolved = Options(reading, options.masks.tissue_um_px, options.rule.tissue_method, options.pen.keep_pen)
+    return Step(NAME, 1, make, resolved, finish=finish)
 
 
 def mask_path(out: Path, slide_id: str) -> Path:
@@ -162,7 +174,7 @@ def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> li
     return lines
 
 
-if __name__ == "__main__":
-    from preprocessing.command import main
+PROGRAM = StepProgram(NAME, __doc__, TissueOptions, step)
 
-    sys.exit(main([NAME]))
+if __name__ == "__main__":
+    sys.exit(main([PROGRAM]))

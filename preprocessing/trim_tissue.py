@@ -11,18 +11,32 @@ python -m preprocessing.trim_tissue --slide_path DIR --out OUT     (after the st
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
+from options.fields import Group, option
+from options.parser import positive, whole
 from preprocessing import store
+from preprocessing.command import StepProgram, main
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from preprocessing.tissue import reads_mask
-from preprocessing.whole_slides import NO_TISSUE, ImageOptions, add_image_options, cut, values, write_image
+from preprocessing.whole_slides import (
+    FORMAT_HELP,
+    FORMATS,
+    GAP_HELP,
+    NO_TISSUE,
+    QUALITY_HELP,
+    SPACING_HELP,
+    ImageOptions,
+    cut,
+    values,
+    write_image,
+)
 from slides.truth.reading import Reading
 from system.csv_tables import counted, csv_text
 
@@ -30,15 +44,28 @@ NAME = "trim_tissue"
 COLUMNS = ("slide", "image", "um_px_x", "um_px_y", "width", "height", "kept_share", "runs_x", "runs_y")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this step."""
-    add_image_options(parser.add_argument_group("trimmed slides"), "trim", 2.0)
+@dataclass(frozen=True, kw_only=True)
+class TrimmedSlides(Group):
+    """Trimmed slides."""
+
+    trim_um_px: float = option(2.0, parse=positive, unit="um/px", help=SPACING_HELP)
+    trim_gap: int = option(64, parse=whole(0), unit="px", help=GAP_HELP)
+    trim_format: str = option("tif", choices=FORMATS, help=FORMAT_HELP)
+    trim_quality: int = option(90, parse=whole(1, 100), help=QUALITY_HELP)
 
 
-def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
+@dataclass(frozen=True, kw_only=True)
+class TrimTissueOptions(Group):
+    """Options of the step on the command line."""
+
+    trimmed: TrimmedSlides
+
+
+def step(options: TrimTissueOptions, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
-    options = ImageOptions(reading, opts.trim_um_px, opts.trim_gap, opts.trim_format, opts.trim_quality)
-    return Step(NAME, 1, make, options, reads_mask, finish)
+    images = options.trimmed
+    resolved = ImageOptions(reading, images.trim_um_px, images.trim_gap, images.trim_format, images.trim_quality)
+    return Step(NAME, 1, make, resolved, reads_mask, finish)
 
 
 def make(case: Case, out: Path, options: ImageOptions) -> StepResult:
@@ -63,7 +90,7 @@ def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> li
     return [f"{NAME:<15} {px / 1e6:.1f} Mpx, {share:.0%} of {counted(len(rows), 'slide')}: {out / NAME}"]
 
 
-if __name__ == "__main__":
-    from preprocessing.command import main
+PROGRAM = StepProgram(NAME, __doc__, TrimTissueOptions, step)
 
-    sys.exit(main([NAME]))
+if __name__ == "__main__":
+    sys.exit(main([PROGRAM]))

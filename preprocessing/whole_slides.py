@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohorts.pairing import Case
-from options.parser import positive, whole
 from preprocessing import store
 from preprocessing.overview import read_cells
 from preprocessing.tissue import mask_path
@@ -22,6 +20,11 @@ from slides.trimming import read_strips, trim_text, trimmed, whole_grid
 from slides.truth.reading import Reading
 
 FORMATS = ("tif", "jpg")
+# Help of the options that both steps have, named after the step: a run may have both.
+SPACING_HELP = "um per px of the images"
+GAP_HELP = "empty rows or columns in a row that are kept at most"
+FORMAT_HELP = f"tiled pyramid, or one JPEG (up to {JPEG_MAX_PX} px a side)"
+QUALITY_HELP = "JPEG quality; chroma is not subsampled"
 NO_TISSUE = "no tissue was found: look at tissue/{}.png; another stain may need --tissue_method otsu in the step tissue"
 
 
@@ -67,19 +70,6 @@ class Cut:
         """Spacing of the image, um per px along x and y."""
         (step_x, step_y), (um_x, um_y) = self.trim.step_xy_l0, self.slide.um_px_xy_l0
         return step_x * um_x, step_y * um_y
-
-
-def add_image_options(group: argparse._ArgumentGroup, prefix: str, um_px: float) -> None:
-    """Options of `ImageOptions`, named after the step: several steps may run at once."""
-    group.add_argument(f"--{prefix}_um_px", type=positive, default=um_px, help="um per px of the images")
-    group.add_argument(
-        f"--{prefix}_gap", type=whole(0), default=64, help="empty rows or columns in a row that stay at most, px"
-    )
-    group.add_argument(
-        f"--{prefix}_format", choices=FORMATS, default="tif",
-        help=f"tiled pyramid, or one JPEG (up to {JPEG_MAX_PX} px a side)",
-    )  # fmt: skip
-    group.add_argument(f"--{prefix}_quality", type=whole(1, 100), default=90, help="of JPEG, without subsampling")
 
 
 def cut(case: Case, out: Path, options: ImageOptions) -> Cut | None:

@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
-from options import classes
-from options.parser import Parser, pair, positive, whole
+from options.classes import AnnotationClasses
+from options.fields import Group, option, read
+from options.parser import Parser, positive, whole
+from preprocessing.command import StepProgram, main_or_one_file
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult, check_output
 from slides.geometry import Pair, Window
@@ -124,16 +126,36 @@ def xml_to_mask(
     return truth.notes
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this step."""
-    group = parser.add_argument_group("masks of annotations")
-    group.add_argument("--mask_tile", type=_tile, default=TILE, help="side of the tiles, px")
+def multiple_of_16(text: str) -> int:
+    """Side of a tile, px."""
+    tile = whole(16, 16384)(text)
+    if tile % 16:
+        raise argparse.ArgumentTypeError(f"{tile} given, a multiple of 16 needed")
+    return tile
 
 
-def step(opts: argparse.Namespace, reading: Reading, _slides: Slides) -> Step:
+multiple_of_16.__name__ = "whole number"  # argparse shows it in its message
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFiles(Group):
+    """Masks of annotations."""
+
+    mask_tile: int = option(TILE, parse=multiple_of_16, unit="px", help="side of the tiles")
+
+
+@dataclass(frozen=True, kw_only=True)
+class XmlToMaskOptions(Group):
+    """Options of the step on the command line."""
+
+    masks: MaskFiles
+
+
+def step(options: XmlToMaskOptions, reading: Reading, _slides: Slides) -> Step:
     """The step with its options."""
     classes = sorted({0, *(cls for _, cls in reading.label_map)})
-    return Step(NAME, 1, make, Options(reading, opts.mask_tile), finish=partial(finish, classes), target=FOLDER)
+    resolved = Options(reading, options.masks.mask_tile)
+    return Step(NAME, 1, make, resolved, finish=partial(finish, classes), target=FOLDER)
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
@@ -159,70 +181,73 @@ def finish(classes: Sequence[int], out: Path, _cases: Sequence[Case], outcomes: 
     return [line, f"{NAME:<15} read them with --mask_values {' '.join(f'{cls}:{cls}' for cls in classes)}"]
 
 
-def _tile(text: str) -> int:
-    tile = whole(16, 16384)(text)
-    if tile % 16:
-        raise argparse.ArgumentTypeError(f"{tile} given, a multiple of 16 needed")
-    return tile
-
-
-_tile.__name__ = "whole number"  # argparse names the type in its message
-
-
 # ------------------------------------------------------------------------------------------------------------ one file
 
 
-def _field(parser: Parser, opts: argparse.Namespace) -> Slide | Field:
-    """The slide, or its size and spacing from the command line."""
-    um_px = opts.um_px and (opts.um_px[0], opts.um_px[-1])
-    if opts.slide is not None:
-        return Slide(opts.slide, um_px)
-    if opts.size is None or um_px is None:
-        parser.error("give --slide, or --size with --um_px")
-    return Field(opts.xml.stem, opts.xml, tuple(opts.size), um_px)
+@dataclass(frozen=True, kw_only=True)
+class SingleFile(Group):
+    """Files."""
 
-
-def _one_file_options(argv: Sequence[str] | None) -> tuple[Parser, argparse.Namespace]:
-    parser = Parser(f"python -m preprocessing.{NAME}", "Write one ASAP annotation as a pyramidal mask.")
-    parser.add_argument("--xml", type=Path, required=True, help="ASAP annotation")
-    parser.add_argument("--out", type=Path, required=True, help="mask to write (.tif)")
-    parser.add_argument("--slide", type=Path, help="slide of the annotation: gives size, levels and spacing")
-    parser.add_argument("--size", type=whole(1), nargs=2, metavar=("W", "H"), help="level-0 px, in place of --slide")
-    parser.add_argument(
-        "--um_px", type=positive, nargs="+", metavar="UM", help="um per level-0 px (x and y, or one for both)"
+    xml: Path = option(required=True, help="ASAP annotation")
+    out: Path = option(required=True, metavar="MASK", help="mask to write (.tif)")
+    slide: Path | None = option(help="slide of the annotation: gives size, levels and spacing")
+    size: tuple[int, int] | None = option(
+        parse=whole(1), nargs=2, metavar=("W", "H"), help="level-0 px, instead of --slide"
     )
-    parser.add_argument("--label_map", type=pair, nargs="+", metavar="GROUP:CLASS", help="default: CAMELYON's")
-    parser.add_argument("--ignore_groups", nargs="+", metavar="GROUP", help="annotation groups to skip; default: None")
-    parser.add_argument("--mask_tile", type=_tile, default=TILE, help="side of the tiles, px")
-    opts = parser.parse_args(argv)
-    if opts.um_px is not None and len(opts.um_px) > 2:
-        parser.error("--um_px: give one number, or one for x and one for y")
-    if opts.slide is not None and opts.size is not None:
-        parser.error("--slide already gives the size: give --slide, or --size with --um_px")
-    return parser, opts
+    um_px: tuple[float, ...] | None = option(
+        parse=positive, nargs="+", metavar="UM", help="um per level-0 px (x and y, or one value for both)"
+    )
+
+    def __post_init__(self) -> None:
+        if self.um_px is not None and len(self.um_px) > 2:
+            raise ValueError("--um_px: give one number, or one for x and one for y")
+        if self.slide is not None and self.size is not None:
+            raise ValueError("--slide already gives the size: give --slide, or --size with --um_px")
+        if self.slide is None and (self.size is None or self.um_px is None):
+            raise ValueError("give --slide, or --size with --um_px")
+
+    def field(self) -> Slide | Field:
+        """The slide, or its size and spacing; see `Slide` for errors."""
+        um_px = self.um_px and (self.um_px[0], self.um_px[-1])
+        if self.slide is not None:
+            return Slide(self.slide, um_px)
+        assert self.size is not None
+        assert um_px is not None
+        return Field(self.xml.stem, self.xml, self.size, um_px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleFileOptions(Group):
+    """Options of the conversion of a single file."""
+
+    files: SingleFile
+    labels: AnnotationClasses
+    masks: MaskFiles
 
 
 def one_file(argv: Sequence[str] | None = None) -> int:
     """Convert a single file; returns the exit code: 0, or 2 after an error."""
-    parser, opts = _one_file_options(argv)
-    start = time.perf_counter()
+    parser = Parser(f"python -m preprocessing.{NAME}", "Write one ASAP annotation as a pyramidal mask.")
+    options = read(SingleFileOptions, parser, argv)
+    files, start = options.files, time.perf_counter()
     try:
-        label_map = classes.label_map(opts.label_map, opts.ignore_groups) or DEFAULT_LABEL_MAP
-        ignored = opts.ignore_groups or DEFAULT_IGNORE_GROUPS
-        check_output(opts.out, (".tif", ".tiff"), [path for path in (opts.xml, opts.slide) if path is not None])
-        field = _field(parser, opts)
+        label_map = options.labels.label_map or DEFAULT_LABEL_MAP
+        check_output(files.out, (".tif", ".tiff"), [path for path in (files.xml, files.slide) if path is not None])
+        field = files.field()
         print(describe(label_map))
-        for note in xml_to_mask(opts.xml, field, opts.out, label_map, ignored, opts.mask_tile):
+        for note in xml_to_mask(
+            files.xml, field, files.out, label_map, options.labels.ignore_groups, options.masks.mask_tile
+        ):
             print(note)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     width, height = field.size_xy_l0
-    print(f"{opts.out}: {width} x {height} px in {time.perf_counter() - start:.1f} s")
+    print(f"{files.out}: {width} x {height} px in {time.perf_counter() - start:.1f} s")
     return 0
 
 
-if __name__ == "__main__":
-    from preprocessing.command import program
+PROGRAM = StepProgram(NAME, __doc__, XmlToMaskOptions, step)
 
-    sys.exit(program(NAME, "--xml", one_file))
+if __name__ == "__main__":
+    sys.exit(main_or_one_file(PROGRAM, "--xml", one_file))

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from options.choices import TISSUE_METHODS
 from slides.artefacts import pen_px
 from slides.geometry import Window
 from slides.reader import Slide
 
-METHODS = ("hsv", "otsu")
 # HSV saturation (0..255) of stained tissue; glass and JPEG noise stay below it.
 MIN_SATURATION = 18
 # HSV value: darker is a scanner's black border or an unstained (fluorescence) slide; brighter and pale is glass.
@@ -72,8 +72,8 @@ def tissue_mask(rgb_HWC: NDArray[np.uint8], um_px: float, method: str = "hsv") -
     Raises:
         ValueError: Another method.
     """
-    if method not in METHODS:
-        raise ValueError(f"tissue method {method!r} is unknown; allowed are {', '.join(METHODS)}")
+    if method not in TISSUE_METHODS:
+        raise ValueError(f"tissue method {method!r} is unknown; allowed are {', '.join(TISSUE_METHODS)}")
     hsv_HWC = cv2.cvtColor(np.ascontiguousarray(rgb_HWC), cv2.COLOR_RGB2HSV)
     saturation, value = hsv_HWC[..., 1], hsv_HWC[..., 2]
     bright = value >= MIN_VALUE

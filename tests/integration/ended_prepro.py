@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from preprocessing import executors
-from preprocessing.command import main
+from preprocessing.__main__ import main
 
 Run = Callable[..., Generator[executors.TaskResult, None, None]]
 
@@ -31,4 +31,4 @@ def ended_in(step: str, number: int, run: Run) -> Run:
 if __name__ == "__main__":
     for kind in (executors.Serial, executors.Processes):
         kind.run = ended_in(sys.argv[1], int(sys.argv[2]), kind.run)
-    sys.exit(main(argv=sys.argv[3:]))
+    sys.exit(main(sys.argv[3:]))

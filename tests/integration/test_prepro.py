@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from preprocessing.command import FULL_RUN, STEPS
+from preprocessing.steps import FULL_RUN, NAMES
 from system.folder_lock import FolderLock
 from tests.integration.small_prepro import PATCHES, make_set, prepare, table, words_of, written
 from tests.integration.test_launcher import shell_words
@@ -34,10 +34,10 @@ def test_the_script_passes_words_on_as_they_are(bench: Bench):
     for wrong in ("runner", "no_such", "../train"):
         done = bench.run(ROOT / "run_prepro.sh", STEP=wrong, **given)
         assert (done.returncode, done.stderr.startswith(f"run_prepro.sh: STEP={wrong} is not a step")) == (2, True)
-        assert done.stderr.endswith(f" {', '.join(STEPS)} and pack\n")
+        assert done.stderr.endswith(f" {', '.join(NAMES)} and pack\n")
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", NAMES)
 def test_every_step_has_help(step: str):
     command = [sys.executable, "-m", f"preprocessing.{step}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -119,7 +119,7 @@ class Eight:
                 str(out),
             ]
             return [*words, "--steps", step, "--num_processes", str(processes)]
-        steps = [name for name in STEPS if name != "mask_to_xml"]
+        steps = [name for name in NAMES if name != "mask_to_xml"]
         whole = ["--labels", str(self.data / "labels.csv"), "--trim_um_px", "4", "--extract_um_px", "4"]
         return words_of(self.data, out, "--steps", *steps, *whole, processes=processes)
 
@@ -166,10 +166,10 @@ IN_PROCESSES = ("tissue", "extract_patches")
 @pytest.mark.parametrize(
     ("step", "processes"),
     [
-        *((step, 1) for step in STEPS),
+        *((step, 1) for step in NAMES),
         *((step, 2) for step in IN_PROCESSES),
         # A pool of processes for each of eight steps takes ten seconds.
-        *(pytest.param(step, 2, marks=pytest.mark.slow) for step in STEPS if step not in IN_PROCESSES),
+        *(pytest.param(step, 2, marks=pytest.mark.slow) for step in NAMES if step not in IN_PROCESSES),
     ],
 )
 def test_killed_in_every_step_and_resumed(step: str, processes: int, tmp_path: Path, eight: Eight):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from preprocessing import pack
-from preprocessing.command import STEPS
+from preprocessing.steps import NAMES
 from slides.packed import PackedFiles
 from slides.reader import Slide
 from tests.integration.small_prepro import prepare, table
@@ -30,7 +30,7 @@ def test_every_step_over_the_mosaics(labels: str, tmp_path: Path):
         "xml" if labels == "annotations" else "tif", "--out", str(tmp_path), "--patch_size", "256", "--resolution",
         "0.5", "--save_neg", "--format", "jpeg", "--labels", str(tmp_path / "labels.csv"),
     ]  # fmt: skip
-    done = prepare("--steps", *STEPS, *words)
+    done = prepare("--steps", *NAMES, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     check_manifest(tmp_path, expected, 2e-5 if labels == "masks" else 5e-3)
     check_patches(tmp_path)

@@ -9,11 +9,11 @@ import pytest
 
 from cohorts.pairing import Case
 from preprocessing.check import Options, duplicates, make
-from preprocessing.command import main
 from slides.synthetic.demo import write_asap, write_levels, write_pyramid
 from slides.truth.reading import Reading
 from system.findings import PASS, WARN
 from tests.support.paths import SHARED
+from tests.support.steps import run_steps
 from tests.support.tiny import TUMOR_XY, tissue, write_label, write_slide
 
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real slides are not at {SHARED}")
@@ -32,7 +32,9 @@ def data(tmp_path: Path) -> Path:
 def check(data: Path, *more: str, code: int = 0) -> dict[str, list[dict[str, str]]]:
     """Run the step; returns the findings of each slide, with those that passed left out."""
     words = ["--slide_path", str(data / "img"), "--label_path", str(data / "xml"), "--label_format", "xml"]
-    found = main(["check"], [*words, "--out", str(data / "out"), "--num_processes", "1", "--resolution", "0.5", *more])
+    found = run_steps(
+        ["check"], [*words, "--out", str(data / "out"), "--num_processes", "1", "--resolution", "0.5", *more]
+    )
     assert found == code
     with (data / "out" / "check" / "check.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -75,7 +77,7 @@ def test_what_does_not_pair_is_found_and_the_rest_looked_at(data: Path, capsys: 
     assert "1 failed:" in said
     # A whole run does not go on from there.
     words = ["--slide_path", str(data / "img"), "--label_path", str(data / "xml"), "--label_format", "xml"]
-    assert main(["check", "tissue"], [*words, "--out", str(data / "out2")]) == 2
+    assert run_steps(["check", "tissue"], [*words, "--out", str(data / "out2")]) == 2
     assert not (data / "out2").exists()
 
 

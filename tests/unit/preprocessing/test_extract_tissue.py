@@ -10,7 +10,6 @@ import pytest
 import simplejpeg
 import tifffile
 
-from preprocessing.command import main
 from preprocessing.extract_tissue import read_labels
 from preprocessing.overview import write_cells
 from slides.geometry import Trim
@@ -18,6 +17,7 @@ from slides.reader import Slide
 from slides.synthetic.demo import write_pyramid
 from slides.trimming import read_trim, tissue_tile
 from tests.support.paths import ROOT, SHARED
+from tests.support.steps import run_steps
 
 PINK, GLASS = (215, 150, 190), (243, 243, 243)
 NAME = 'it\'s é, "x"'
@@ -80,7 +80,7 @@ def test_image_mask_and_label_of_a_slide(tmp_path, capsys):
     pink(tmp_path / "in" / f"{NAME}.tif")
     pink(tmp_path / "in" / "not asked.tif")
     table = 'label,slide_id,age\n"a, b","it\'s é, ""x""",7\n'
-    assert main(["tissue", "extract_tissue"], words(tmp_path, table, "--mask_step", "10")) == 0
+    assert run_steps(["tissue", "extract_tissue"], words(tmp_path, table, "--mask_step", "10")) == 0
     said = capsys.readouterr().out
     assert "note    skipped, not in " in said
     assert "first not asked" in said
@@ -103,7 +103,7 @@ def test_image_mask_and_label_of_a_slide(tmp_path, capsys):
 def test_the_whole_slide_with_its_glass_and_a_mask_of_its_size(tmp_path):
     pink(tmp_path / "in" / "a.tif")
     more = ("--keep_glass", "--mask_step", "1", "--extract_format", "jpg")
-    assert main(["tissue", "extract_tissue"], words(tmp_path, "slide_id,label\na,1\n", *more)) == 0
+    assert run_steps(["tissue", "extract_tissue"], words(tmp_path, "slide_id,label\na,1\n", *more)) == 0
     folder = tmp_path / "out" / "extract_tissue"
     image_HWC = simplejpeg.decode_jpeg((folder / "images" / "a.jpg").read_bytes())
     mask_HW = tifffile.imread(folder / "masks" / "a.tif")
@@ -118,11 +118,11 @@ def test_the_whole_slide_with_its_glass_and_a_mask_of_its_size(tmp_path):
 def test_another_label_changes_the_manifest_only(tmp_path, capsys):
     pink(tmp_path / "in" / "a.tif")
     pink(tmp_path / "in" / "b.tif")
-    assert main(["tissue", "extract_tissue"], words(tmp_path, "slide_id,label\nb,0\na,1\n")) == 0
+    assert run_steps(["tissue", "extract_tissue"], words(tmp_path, "slide_id,label\nb,0\na,1\n")) == 0
     before = files(tmp_path / "out")
     assert [row.split(",")[:2] for row in before["manifest.csv"].decode().splitlines()[1:]] == [["b", "0"], ["a", "1"]]
     capsys.readouterr()
-    assert main(["extract_tissue"], words(tmp_path, "slide_id,label\nb,2\n")) == 0
+    assert run_steps(["extract_tissue"], words(tmp_path, "slide_id,label\nb,2\n")) == 0
     said = capsys.readouterr().out
     assert "nothing to do, finished before: 1 slide; also 1 slide of earlier runs: a" in said
     after = files(tmp_path / "out")
@@ -133,7 +133,7 @@ def test_another_label_changes_the_manifest_only(tmp_path, capsys):
 def test_a_slide_without_tissue_is_not_lost_silently(tmp_path, capsys):
     pink(tmp_path / "in" / "a.tif")
     write_pyramid(tmp_path / "in" / "glass.tif", np.full((300, 500, 3), GLASS, np.uint8), 4.0, lossless=True)
-    assert main(["tissue", "extract_tissue"], words(tmp_path, "slide_id,label\nglass,1\na,0\n")) == 1
+    assert run_steps(["tissue", "extract_tissue"], words(tmp_path, "slide_id,label\nglass,1\na,0\n")) == 1
     said = capsys.readouterr().out
     assert "extract_tissue  glass no tissue was found: look at tissue/glass.png" in said
     assert len((tmp_path / "out" / "extract_tissue" / "manifest.csv").read_text(encoding="utf-8").splitlines()) == 2
@@ -146,7 +146,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
         left.parent.mkdir(parents=True)
         left.touch()
     (tmp_path / "out" / ".done" / "extract_tissue").mkdir(parents=True)
-    assert main(["tissue", "extract_tissue"], words(tmp_path, "slide_id,label\na,0\n")) == 0
+    assert run_steps(["tissue", "extract_tissue"], words(tmp_path, "slide_id,label\na,0\n")) == 0
     assert sorted(files(tmp_path / "out")) == ["images/a.json", "images/a.tif", "manifest.csv", "masks/a.tif"]
 
 
@@ -165,7 +165,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 )
 def test_tables_that_cannot_be_used(tmp_path, capsys, table, why):
     pink(tmp_path / "in" / "a.tif")
-    assert main(["extract_tissue"], words(tmp_path, table)) == 2
+    assert run_steps(["extract_tissue"], words(tmp_path, table)) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -184,13 +184,13 @@ def test_a_table_that_is_not_there_or_no_text(tmp_path):
 
 MEMORY = """
 import sys
-from preprocessing.command import main
+from tests.support.steps import run_steps
 def peak():
     # Not getrusage: that keeps the peak of the process that started this one.
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1])
 before = peak()
-assert main(["extract_tissue"], sys.argv[1:]) == 0
+assert run_steps(["extract_tissue"], sys.argv[1:]) == 0
 print("grown", peak() - before)
 """
 
@@ -217,7 +217,7 @@ def test_real_tissue_has_its_known_area(tmp_path):
     (tmp_path / "in").symlink_to(SHARED / "c16mosaic" / "train" / "images")
     more = ("--label_path", str(SHARED / "c16mosaic/train/masks"), "--mask_step", "1")
     table = "slide_id,label\ntumor_901,tumor\n"
-    assert main(["tissue", "extract_tissue"], words(tmp_path, table, *more)) == 0
+    assert run_steps(["tissue", "extract_tissue"], words(tmp_path, table, *more)) == 0
     row = (tmp_path / "out/extract_tissue/manifest.csv").read_text(encoding="utf-8").splitlines()[1].split(",")
     width, height, share = int(row[7]), int(row[8]), float(row[10])
     # slides.csv: 5,450,207 px of tissue at 0.243 um/px.

@@ -11,9 +11,9 @@ from cohorts.pairing import Case
 from cohorts.sets import from_manifest
 from cohorts.splits import stratified
 from options.train import train_options
-from preprocessing.command import main
 from segmentation.inputs import find_cases
 from slides.synthetic.demo import write_pyramid
+from tests.support.steps import run_steps
 from tests.support.tiny import write_label, write_slide
 
 ALL = ([-1], [-1])
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
 def prepare(data: Path, out: Path, *more: str, labels: str = "xml") -> list[dict[str, str]]:
     words = ["--slide_path", str(data / "images"), "--out", str(out), "--num_processes", "1", *more]
     words += ["--label_path", str(data / labels), "--label_format", "xml" if labels == "xml" else "tif"]
-    assert main(["tissue", "manifest"], words) == 0
+    assert run_steps(["tissue", "manifest"], words) == 0
     with (out / "manifest.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -87,14 +87,14 @@ def test_without_checksums_and_with_folders_for_validation(data: Path, tmp_path:
 
 def test_the_tissue_mask_must_be_there(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--slide_path", str(data / "images" / "normal_2.tif"), "--out", str(tmp_path / "out")]
-    assert main(["manifest"], [*words, "--num_processes", "1"]) == 1
+    assert run_steps(["manifest"], [*words, "--num_processes", "1"]) == 1
     assert "tissue/normal_2.tif cannot be read: [Errno 2]" in capsys.readouterr().out
 
 
 def manifest_rows(*words: str | Path) -> list[tuple[str, str, str, str]]:
     """Slide, patient, center and class of a run of tissue and manifest."""
     out = Path(words[-1])
-    assert main(["tissue", "manifest"], [*map(str, words), "--num_processes", "1"]) == 0
+    assert run_steps(["tissue", "manifest"], [*map(str, words), "--num_processes", "1"]) == 0
     with (out / "manifest.csv").open(encoding="utf-8", newline="") as file:
         return [(row["slide"], row["patient"], row["center"], row["class"]) for row in csv.DictReader(file)]
 
@@ -110,10 +110,10 @@ def test_centers_of_camelyon17(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ]  # fmt: skip
     assert len(manifest_rows(*words, "--out", tmp_path / "all")) == 3
     capsys.readouterr()
-    assert main(["manifest"], [*words, "--proc_center", "3", "--out", str(tmp_path / "x")]) == 2
+    assert run_steps(["manifest"], [*words, "--proc_center", "3", "--out", str(tmp_path / "x")]) == 2
     assert "no slides of center 3; there are slides of centers 0 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["manifest"], [*words, "--slide_path", "S", "--out", "O"])
+        run_steps(["manifest"], [*words, "--slide_path", "S", "--out", "O"])
     assert "--dataset takes the place of the path options" in capsys.readouterr().err
 
 

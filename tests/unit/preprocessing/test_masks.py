@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from preprocessing.command import main
+from preprocessing.__main__ import main
 from slides.reader import Slide
 from slides.synthetic.demo import write_levels
 from slides.truth.interface import MaskTruth, XmlTruth
+from tests.support.steps import run_steps
 from tests.support.tiny import write_label, write_slide
 
 SHAPE_XY = (297, 271)
@@ -33,7 +34,7 @@ def words_of(folder: Path, out: str, labels: str, *more: str) -> list[str]:
 
 def test_masks_are_the_truth_of_training_and_a_second_run_has_nothing_to_do(folder, capsys):
     words = words_of(folder, "out", "xml", "--label_format", "xml", "--mask_tile", "64")
-    assert main(["xml_to_mask"], words) == 0
+    assert run_steps(["xml_to_mask"], words) == 0
     said = capsys.readouterr().out
     assert "masks of 2 of 3 slides" in said
     assert "the others have no XML" in said
@@ -53,16 +54,16 @@ def test_masks_are_the_truth_of_training_and_a_second_run_has_nothing_to_do(fold
         assert (made.label(window) == 1).sum() > 100
         levels = Slide(folder / "out" / "masks" / f"{name}_Mask.tif").levels
         assert [level.size_xy for level in levels] == [level.size_xy for level in slide.levels]
-    assert main(["xml_to_mask"], words) == 0
+    assert run_steps(["xml_to_mask"], words) == 0
     assert "nothing to do, finished before: 3 slides" in capsys.readouterr().out
 
 
 def test_there_and_back(folder, capsys):
     """Masks pair with their slides as labels, and their outlines give the same masks."""
-    assert main(["xml_to_mask"], words_of(folder, "a", "xml", "--label_format", "xml")) == 0
-    assert main(["mask_to_xml"], words_of(folder, "b", "a/masks")) == 0
+    assert run_steps(["xml_to_mask"], words_of(folder, "a", "xml", "--label_format", "xml")) == 0
+    assert run_steps(["mask_to_xml"], words_of(folder, "b", "a/masks")) == 0
     assert "2 areas of 2 of 3 slides" in capsys.readouterr().out
-    assert main(["xml_to_mask"], words_of(folder, "c", "b/annotations", "--label_format", "xml")) == 0
+    assert run_steps(["xml_to_mask"], words_of(folder, "c", "b/annotations", "--label_format", "xml")) == 0
     for name in ("tumor_1_Mask.tif", "tumor_2_Mask.tif"):
         first, again = (tifffile.imread(folder / out / "masks" / name) for out in ("a", "c"))
         assert first.any()
@@ -71,11 +72,11 @@ def test_there_and_back(folder, capsys):
 
 def test_classes_beyond_the_usual_are_said(folder, capsys):
     words = words_of(folder, "out", "xml", "--label_format", "xml", "--label_map", "_0:3", "_1:3", "_2:0", "tumor:255")
-    assert main(["xml_to_mask"], words) == 0
+    assert run_steps(["xml_to_mask"], words) == 0
     assert "read them with --mask_values 0:0 3:3 255:255" in capsys.readouterr().out
     assert set(np.unique(tifffile.imread(folder / "out" / "masks" / "tumor_1_Mask.tif"))) == {0, 3}
     words = words_of(folder, "back", "out/masks", "--mask_values", "0:0", "3:3", "255:255")
-    assert main(["mask_to_xml"], words) == 0
+    assert run_steps(["mask_to_xml"], words) == 0
     assert "read with --label_map _0:1 class_2:2 class_3:3 _2:0" in capsys.readouterr().out
     assert 'PartOfGroup="class_3"' in (folder / "back" / "annotations" / "tumor_1.xml").read_text()
 
@@ -86,18 +87,18 @@ def test_another_slides_mask_and_annotation_are_failures_of_that_slide(folder, c
         mask = np.zeros(size_xy[::-1], np.uint8)
         mask[20:50, 30:80] = 1
         write_levels(folder / "masks" / f"{name}_Mask.tif", [mask], tile=64)
-    assert main(["mask_to_xml"], words_of(folder, "out", "masks")) == 1
+    assert run_steps(["mask_to_xml"], words_of(folder, "out", "masks")) == 1
     assert "290 x 271 px" in capsys.readouterr().out
     assert [path.name for path in (folder / "out" / "annotations").iterdir()] == ["tumor_1.xml"]
     write_label(folder / "xml" / "tumor_2.xml", shape_xy=np.array([(9000, 9000), (9100, 9000), (9100, 9100)], float))
-    assert main(["xml_to_mask"], words_of(folder, "out", "xml", "--label_format", "xml")) == 1
+    assert run_steps(["xml_to_mask"], words_of(folder, "out", "xml", "--label_format", "xml")) == 1
     assert "lies outside" in capsys.readouterr().out
     assert [path.name for path in (folder / "out" / "masks").iterdir()] == ["tumor_1_Mask.tif"]
 
 
 def test_steps_run_in_their_order_with_their_options(folder, capsys):
     words = words_of(folder, "out", "xml", "--label_format", "xml", "--trim_um_px", "4")
-    assert main(None, ["--steps", "trim_tissue", "manifest", "tissue", *words]) in (0, 1)
+    assert main(["--steps", "trim_tissue", "manifest", "tissue", *words]) in (0, 1)
     said = capsys.readouterr().out
     assert said.index("tissue   ") < said.index("manifest   ") < said.index("trim_tissue   ")
     with (folder / "out" / "manifest.csv").open(encoding="utf-8", newline="") as file:
@@ -105,5 +106,5 @@ def test_steps_run_in_their_order_with_their_options(folder, capsys):
     assert not (folder / "out" / "check").exists()
     for wrong in (["--steps", "pack"], ["--steps", "tissue", "--trim_um_px", "4"]):
         with pytest.raises(SystemExit) as end:
-            main(None, [*wrong, *words_of(folder, "out", "xml")])
+            main([*wrong, *words_of(folder, "out", "xml")])
         assert end.value.code == 2

@@ -12,7 +12,6 @@ import pytest
 
 from cohorts.pairing import Case
 from preprocessing import tfrecord
-from preprocessing.command import main
 from preprocessing.extract_patches import FATES, Options, make
 from preprocessing.overview import write_cells
 from preprocessing.patch_grid import Grid
@@ -20,6 +19,7 @@ from preprocessing.patch_writers import png
 from slides.reader import Slide
 from slides.synthetic.demo import position_coded, write_asap, write_levels
 from slides.truth.reading import Reading
+from tests.support.steps import run_steps
 
 UM_PX = 2.0
 
@@ -283,7 +283,7 @@ def test_checksums_and_numbers_of_records():
 def test_the_picture_and_the_joined_table(slide_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--slide_path", str(slide_path.parent), "--out", str(tmp_path / "out"), "--num_processes", "1"]
     patches = ["--patch_size", "100", "--resolution", "2", "--save_neg", "--tissue_um_px", "40", "--keep_pen"]
-    assert main(["tissue", "extract_patches"], [*words, *patches]) == 0
+    assert run_steps(["tissue", "extract_patches"], [*words, *patches]) == 0
     said = capsys.readouterr().out
     assert "extract_patches 0 tumor, 4 normal; skipped: 0 little tumor, " in said
     picture_HWC = cv2.imread(str(tmp_path / "out/patches/a slide.v1.png"))[..., ::-1]
@@ -293,7 +293,9 @@ def test_the_picture_and_the_joined_table(slide_path: Path, tmp_path: Path, caps
     assert table == (tmp_path / "out/patches/a slide.v1/patches.csv").read_text(encoding="utf-8")
     assert len(list(csv.reader(io.StringIO(table)))) == 5
     # Other options: other files in place of these.
-    assert main(["tissue", "extract_patches"], [*words, *patches, "--format", "tfrecord", "--save_png", "False"]) == 0
+    assert (
+        run_steps(["tissue", "extract_patches"], [*words, *patches, "--format", "tfrecord", "--save_png", "False"]) == 0
+    )
     assert sorted(path.name for path in (tmp_path / "out/patches").rglob("*") if path.is_file()) == [
         "a slide.v1-00000.tfrecord", "patches.csv", "patches.csv",
     ]  # fmt: skip
@@ -302,7 +304,7 @@ def test_the_picture_and_the_joined_table(slide_path: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--stride", "64", "--overlap", "0.5"], "not allowed with argument --stride"),
+        (["--stride", "64", "--overlap", "0.5"], "--overlap is not allowed with --stride"),
         (["--overlap", "1"], "1 given, a share of at least 0 and below 1 needed"),
         (["--save_neg", "maybe"], "'maybe' is neither True nor False"),
         (["--patch_size", "8"], "8 given, at least 16 and at most 16384 needed"),
@@ -311,5 +313,5 @@ def test_the_picture_and_the_joined_table(slide_path: Path, tmp_path: Path, caps
 )
 def test_bad_options(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        main(["extract_patches"], ["--slide_path", "S", "--out", "O", *words])
+        run_steps(["extract_patches"], ["--slide_path", "S", "--out", "O", *words])
     assert expected in capsys.readouterr().err

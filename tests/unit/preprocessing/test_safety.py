@@ -11,7 +11,8 @@ import pytest
 
 from cohorts.sets import from_manifest
 from preprocessing import check
-from preprocessing.command import STEPS, main
+from preprocessing.__main__ import main
+from preprocessing.steps import NAMES
 from tests.support.paths import ROOT
 from tests.support.tiny import write_label, write_slide
 
@@ -32,7 +33,7 @@ def run(folder: Path, out: Path, *steps: str, labels: str = "xml", more: tuple[s
         words += ["--label_path", str(folder / labels), "--label_format", "xml" if "xml" in labels else "tif"]
     if "extract_patches" in steps:
         words += ["--patch_size", "64", "--resolution", "2", "--save_neg"]
-    return main(None, ["--steps", *steps, *words, *more])
+    return main(["--steps", *steps, *words, *more])
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -233,7 +234,7 @@ def test_every_step_writes_in_a_place_of_its_own(tmp_path, capsys):
     """No step's output is another's: `reserve` would refuse or miss it."""
     data = make_set(tmp_path, "tumor_1", "normal_1")
     (data / "labels.csv").write_text("slide_id,label\ntumor_1,a\nnormal_1,b\n")
-    assert run(data, data / "out", *STEPS, more=("--labels", str(data / "labels.csv"), "--trim_um_px", "4",
+    assert run(data, data / "out", *NAMES, more=("--labels", str(data / "labels.csv"), "--trim_um_px", "4",
                                                 "--extract_um_px", "4")) == 0  # fmt: skip
     assert "FAILED" not in capsys.readouterr().out
-    assert np.all([(data / "out" / ".done" / step).is_dir() for step in STEPS])
+    assert np.all([(data / "out" / ".done" / step).is_dir() for step in NAMES])

@@ -8,7 +8,6 @@ import pytest
 import tifffile
 
 from cohorts.pairing import Case
-from preprocessing.command import main
 from preprocessing.overview import draw_outline, read_cells, write_cells
 from preprocessing.tissue import Options, make
 from slides.artefacts import is_black, pen_px
@@ -17,6 +16,7 @@ from slides.synthetic.demo import write_levels, write_pyramid
 from slides.tissue import in_cells, pen_marks, tissue_mask
 from slides.truth.reading import Reading
 from tests.support.paths import SHARED
+from tests.support.steps import run_steps
 
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real slides are not at {SHARED}")
 PINK, GLASS, GREEN_PEN = (215, 150, 190), (243, 243, 243), (20, 120, 60)
@@ -79,7 +79,7 @@ def test_glass_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     write_pyramid(tmp_path / "in" / "normal 1.tif", noise, 4.0, lossless=True)
     words = ["--slide_path", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--num_processes", "1"]
     for method in ("hsv", "otsu"):
-        assert main(["tissue"], [*words, "--tissue_method", method]) == 0
+        assert run_steps(["tissue"], [*words, "--tissue_method", method]) == 0
         said = capsys.readouterr().out
         assert "only 0.00% of the slide is tissue: look at tissue/normal 1.png" in said
         assert "under 1% tissue on 1 slide: normal 1" in said
@@ -158,17 +158,19 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "in" / "b.tif").write_bytes(slide_path.read_bytes()[:200])
     (tmp_path / "in" / "empty.tif").touch()
     both = ["--slide_path", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--num_processes", "1"]
-    assert main(["tissue"], both) == 1
+    assert run_steps(["tissue"], both) == 1
     said = capsys.readouterr().out
     assert "2 failed:" in said
     assert f"tissue          b     slide {tmp_path}/in/b.tif cannot be opened" in said
     assert f"tissue          empty slide {tmp_path}/in/empty.tif cannot be opened" in said
-    assert main(["tissue"], [*words, "--label_map", "a:1", "a:0"]) == 2
+    with pytest.raises(SystemExit):
+        run_steps(["tissue"], [*words, "--label_map", "a:1", "a:0"])
     assert capsys.readouterr().err == (
         "python -m preprocessing.tissue: error: --label_map: group 'a' twice; name each group once\n"
+        "python -m preprocessing.tissue --help lists all options\n"
     )
-    assert main(["tissue"], ["--slide_path", str(tmp_path / "gone"), "--out", str(tmp_path / "out")]) == 2
+    assert run_steps(["tissue"], ["--slide_path", str(tmp_path / "gone"), "--out", str(tmp_path / "out")]) == 2
     assert f"error: slide_path {tmp_path}/gone does not exist; give a folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["tissue"], ["--out", str(tmp_path / "out")])
+        run_steps(["tissue"], ["--out", str(tmp_path / "out")])
     assert "no slides: give --slide_path" in capsys.readouterr().err

@@ -15,7 +15,6 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
-from preprocessing.command import main
 from preprocessing.overview import write_cells
 from slides.geometry import Trim, l0_from_trimmed, trimmed_from_l0
 from slides.reader import Slide
@@ -24,6 +23,7 @@ from slides.tiff import jpeg_files
 from slides.tiff.jpeg_files import write_jpeg, write_jpeg_pyramid
 from slides.trimming import kept_runs, read_strips, read_trim, trim_text, trimmed, whole_grid
 from tests.support.paths import ROOT
+from tests.support.steps import run_steps
 
 PINK, GLASS = (215, 150, 190), (243, 243, 243)
 
@@ -241,7 +241,7 @@ def test_islands_move_together_and_glass_is_reported(tmp_path, capsys):
     name = 'it\'s é "x"'
     slide_with_islands(tmp_path / "in" / f"{name}.tif")
     write_pyramid(tmp_path / "in" / "glass.tif", np.full((300, 500, 3), GLASS, np.uint8), 4.0, lossless=True)
-    assert main(["tissue", "trim_tissue"], words(tmp_path, "--trim_um_px", "8")) == 1
+    assert run_steps(["tissue", "trim_tissue"], words(tmp_path, "--trim_um_px", "8")) == 1
     said = capsys.readouterr().out
     assert "FAILED  trim_tissue     glass: no tissue was found: look at tissue/glass.png" in said
     assert "1 failed:" in said
@@ -262,11 +262,11 @@ def test_islands_move_together_and_glass_is_reported(tmp_path, capsys):
 
 def test_one_jpeg_and_a_spacing_that_is_too_fine(tmp_path, capsys):
     slide_with_islands(tmp_path / "in" / "a.tif")
-    assert main(["tissue", "trim_tissue"], words(tmp_path, "--trim_um_px", "8", "--trim_format", "jpg")) == 0
+    assert run_steps(["tissue", "trim_tissue"], words(tmp_path, "--trim_um_px", "8", "--trim_format", "jpg")) == 0
     path = tmp_path / "out" / "trim_tissue" / "a.jpg"
     assert simplejpeg.decode_jpeg(path.read_bytes()).shape == (250, 264, 3)
     capsys.readouterr()
-    assert main(["trim_tissue"], words(tmp_path)) == 1
+    assert run_steps(["trim_tissue"], words(tmp_path)) == 1
     assert "has 4 um/px; a spacing of 2 um/px is finer than what was scanned" in capsys.readouterr().out
     # What other options had made is gone: it would pass for theirs.
     assert sorted(path.name for path in path.parent.iterdir()) == ["trim_tissue.csv"]
@@ -274,7 +274,7 @@ def test_one_jpeg_and_a_spacing_that_is_too_fine(tmp_path, capsys):
 
 def test_without_the_step_tissue_it_says_what_to_run(tmp_path, capsys):
     slide_with_islands(tmp_path / "in" / "a.tif")
-    assert main(["trim_tissue"], words(tmp_path, "--trim_um_px", "8")) == 1
+    assert run_steps(["trim_tissue"], words(tmp_path, "--trim_um_px", "8")) == 1
     assert "run the step tissue with the same --out" in capsys.readouterr().out
 
 
@@ -282,15 +282,15 @@ def test_processes_write_the_same_bytes_and_a_second_run_nothing(tmp_path, capsy
     for name in ("a", "b"):
         slide_with_islands(tmp_path / "in" / f"{name}.tif")
     more = ("--trim_um_px", "8")
-    assert main(["tissue", "trim_tissue"], words(tmp_path, *more)) == 0
+    assert run_steps(["tissue", "trim_tissue"], words(tmp_path, *more)) == 0
     before = written(tmp_path / "out")
     assert len(before) == 5
     capsys.readouterr()
-    assert main(["trim_tissue"], words(tmp_path, *more)) == 0
+    assert run_steps(["trim_tissue"], words(tmp_path, *more)) == 0
     assert "nothing to do, finished before: 2 slides" in capsys.readouterr().out
     other = tmp_path / "other"
     again = ["--slide_path", str(tmp_path / "in"), "--out", str(other), "--num_processes", "2", *more]
-    assert main(["tissue", "trim_tissue"], again) == 0
+    assert run_steps(["tissue", "trim_tissue"], again) == 0
     assert written(other) == before
 
 

@@ -1,0 +1,62 @@
+"""Groups of options that several steps of preprocessing share; those of one step alone are defined in its module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from options.choices import TissueMethod
+from options.fields import Group, option
+from options.groups import CENTERS, Cohort, SlideFiles
+from options.parser import positive, whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSlides(SlideFiles, Cohort):
+    """Slides and labels."""
+
+    proc_center: tuple[int, ...] = option((-1,), metavar="CENTER", help=CENTERS)
+
+    def __post_init__(self) -> None:
+        if self.dataset:
+            if any(self.folders):
+                raise ValueError("--dataset takes the place of the path options: give one or the other")
+            if self.data_root is None:
+                raise ValueError(f"--dataset {self.dataset} needs --data_root (or $CAMELYON_ROOT)")
+        elif self.slide_path is None:
+            raise ValueError("no slides: give --slide_path (and --label_path), or --dataset 16 or 17 with --data_root")
+        elif self.valid_label_path is not None and self.valid_slide_path is None:
+            raise ValueError("--valid_label_path goes with --valid_slide_path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Group):
+    """Output and processes."""
+
+    out: Path = option(required=True, metavar="DIR", help="output folder; every step has a folder in it")
+    num_processes: int | None = option(
+        parse=whole(1), help="default: one per CPU; under mpirun the ranks are the processes"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSpacing(Group):
+    """Spacing of patches."""
+
+    resolution: float = option(0.25, parse=positive, unit="um/px", help="um per px of the patches")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TissueRule(Group):
+    """Tissue."""
+
+    tissue_method: TissueMethod = option(
+        "hsv", help="tissue by a fixed threshold of saturation, or by Otsu's threshold of each slide"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenMarks(Group):
+    """Pen marks."""
+
+    keep_pen: bool = option(False, help="keep pen marks in tissue and patches")
