@@ -7,17 +7,17 @@
 #   ./run_prepro.sh                                  the demo: makes small slides and prepares them
 #   ./run_prepro.sh --slide_path DIR --label_path DIR --out OUT ...      on every CPU of this machine
 #   ./run_prepro.sh --num_processes 4 ...            on four
-#   ./run_prepro.sh --steps tissue trim_tissue ...   these steps, in place of a full run
-#   mpirun -np 8 ./run_prepro.sh ...                 on MPI ranks, also of several machines: rank 0 gives out slides
+#   ./run_prepro.sh --steps tissue trim_tissue ...   these steps instead of a full run
+#   mpirun -np 8 ./run_prepro.sh ...                 on MPI ranks, also on several machines: rank 0 assigns slides
 #   ./run_prepro.sh --dataset 17 --data_root DIR --proc_center 1 3 --out OUT         CAMELYON17, two centers
 #   ./run_prepro.sh --help                           all options
 #
-# The same command again goes on where it was stopped, and does nothing where all is done. Exit code 0: all slides are
+# The same command resumes a stopped run, and does nothing if everything is finished. Exit code 0: all slides are
 # finished; 1: some failed, see the table at the end; 2: wrong arguments or folders, or a full disk.
 #
-# Choices, all optional:
-#   STEP=NAME         one step only, or pack, with its own arguments (STEP=no ./run_prepro.sh says which there are)
-#   DRY_RUN=1         print the command, run nothing, set nothing up
+# Environment variables, all optional:
+#   STEP=NAME         one step only, or pack, with its own arguments (STEP=list ./run_prepro.sh names them)
+#   DRY_RUN=1         print the command; run and set up nothing
 # and those of setup_env.sh (WIDEFOV_VENV, WIDEFOV_ENV=active ...: ./setup_env.sh --help).
 
 set -euo pipefail
@@ -27,7 +27,7 @@ fail() {
     exit 2
 }
 
-# The folder of this file; SLURM runs a copy of a batch script, so there it is where that was submitted.
+# The folder of this file. SLURM runs a copy of a batch script elsewhere: there it is the folder it was submitted from.
 find_root() {
     local place
     for place in "$(dirname -- "${BASH_SOURCE[0]}")" "${SLURM_SUBMIT_DIR:-}"; do
@@ -43,10 +43,10 @@ root=$(find_root)
 # As in preprocessing/steps.py; a test compares them.
 steps="check, tissue, xml_to_mask, mask_to_xml, extract_patches, manifest, trim_tissue, extract_tissue"
 
-# Ranks: all run this script; one speaks.
+# Ranks: all run this script, one prints.
 is_first_rank() { [[ ${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-${PMIX_RANK:-0}}} == 0 ]]; }
 
-# The slides of the demo; under MPI the first to come makes them, the others wait.
+# The slides of the demo; under MPI the first process makes them, the others wait.
 demo_slides() {
     local last=$1/val/masks/tumor_102_Mask.tif
     mkdir -p -- "$1"
@@ -71,12 +71,12 @@ demo() {
         --patch_size 256 --resolution 0.5 --save_neg
 }
 
-# run WORD...: becomes python with these words.
+# run ARGUMENT...: replaces this process by python with these arguments.
 run() {
-    local word
+    local command
     if [[ ${DRY_RUN:-} == 1 ]]; then
-        word=$(printf '%q ' "$wf_python" -u "$@")
-        printf '%s\n' "${word% }"
+        command=$(printf '%q ' "$wf_python" -u "$@")
+        printf '%s\n' "${command% }"
         exit 0
     fi
     exec "$wf_python" -u "$@"
@@ -84,11 +84,11 @@ run() {
 
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate
-# The caller's folder stays: paths may be relative to it.
+# The working directory stays that of the caller: paths may be relative to it.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if [[ -n ${STEP:-} ]]; then
     if ! [[ $STEP =~ ^[a-z_]+$ ]] || ! grep -qs __main__ -- "$root/preprocessing/$STEP.py"; then
-        fail "STEP=$STEP is not a step; choose one of $steps and pack"
+        fail "STEP=$STEP is not a step; choose one of: $steps and pack"
     fi
     run -m "preprocessing.$STEP" "$@"
 fi

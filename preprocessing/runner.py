@@ -105,9 +105,9 @@ class Step:
         who = {
             "slide": case.slide_id,
             "patient": case.patient,
-            "centre": case.center,
+            "centre": case.center,  # old spelling: see above
             "label": bool(label),
-        }  # old spelling: see above
+        }
         plain = json.loads(json.dumps(options | who, default=str))
         return store.fingerprint(plain, [*parts_of(case.slide_path), *label, *self.reads(case, out)])
 

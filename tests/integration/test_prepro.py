@@ -34,7 +34,7 @@ def test_the_script_passes_words_on_as_they_are(bench: Bench):
     for wrong in ("runner", "no_such", "../train"):
         done = bench.run(ROOT / "run_prepro.sh", STEP=wrong, **given)
         assert (done.returncode, done.stderr.startswith(f"run_prepro.sh: STEP={wrong} is not a step")) == (2, True)
-        assert done.stderr.endswith(f" {', '.join(NAMES)} and pack\n")
+        assert done.stderr.endswith(f": {', '.join(NAMES)} and pack\n")
 
 
 @pytest.mark.parametrize("step", NAMES)
