@@ -2,11 +2,11 @@
 
 python -m benchmarks.preprocessing --data DIR [--texture SLIDE.tif] [--side 8192] [--rounds 3] [--json FILE]
 
-Patches of 1024 px at level 0, all read, judged and written (--save_neg), into DIR. "decode" reads the same windows and
-does nothing with them; "decode, encode" also makes PNG or JPEG of them: no extraction can be faster than that. "truth"
-opens the annotations (115,200 vertices), which every step does once per slide. Seconds of one core (other programs do
-not count); the tile cache is emptied before each measurement. Then the whole run (check, tissue, patches, manifest)
-over copies of the slide, with 1 to N processes, by the clock.
+Patches of 1024 px at level 0, all read, judged and written (--save_neg) into DIR. "decode" only reads the same windows;
+"decode, encode" also encodes them as PNG or JPEG: no extraction can be faster. "truth" opens the annotations (115,200
+vertices), which every step does once per slide. Seconds of CPU time of this process; the tile cache is emptied before
+each measurement. Then wall times of whole runs (check, tissue, patches, manifest) over copies of the slide, with 1 to N
+processes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIDE_PX = 1024
 
 
 def timed(action: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Median, least and most seconds of one core for an action that finds no decoded tile."""
+    """Median, least and most seconds of CPU time for an action that starts with an empty tile cache."""
     seconds = []
     for _ in range(rounds):
         tiled_tiff.tile_cache.resize(0)
@@ -49,13 +49,13 @@ def timed(action: Callable[[], Any], rounds: int) -> dict[str, float]:
 
 
 def dropped(made: Iterable[Any]) -> None:
-    """Make everything, keep nothing."""
+    """Consume an iterable without keeping its items."""
     for _ in made:
         pass
 
 
 def steps(case: Case, out: Path, rounds: int) -> dict[str, Any]:
-    """Seconds of every step on one slide, and of what no extraction can do without."""
+    """Seconds of every step on one slide, and of the decoding and encoding that any extraction needs."""
     reading = Reading()
     slide = reading.open_slide(case.slide_path)
     found: dict[str, Any] = {
@@ -91,7 +91,7 @@ def steps(case: Case, out: Path, rounds: int) -> dict[str, Any]:
 
 
 def whole_runs(slide: Path, label: Path, folder: Path, copies: int, processes: list[int]) -> list[dict[str, float]]:
-    """Seconds of whole runs over links to the slide."""
+    """Wall times of whole runs over links to the slide."""
     for number in range(copies):
         for source, kind in ((slide, "img"), (label, "xml")):
             link = folder / kind / f"tumor_{number}{source.suffix}"
@@ -114,13 +114,13 @@ def whole_runs(slide: Path, label: Path, folder: Path, copies: int, processes: l
 def main() -> None:
     """Print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description="measure the steps of preprocessing against decoding")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the big slide; made where missing")
-    parser.add_argument("--texture", type=Path, help="slide to make it of; default synthetic tissue")
-    parser.add_argument("--side", type=int, default=8192, help="of the big slide, level-0 px")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the big slide; created if missing")
+    parser.add_argument("--texture", type=Path, help="slide to compose it of; default: synthetic tissue")
+    parser.add_argument("--side", type=int, default=8192, help="side of the big slide, level-0 px")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--copies", type=int, default=4, help="slides of the whole runs; 0 leaves these out")
+    parser.add_argument("--copies", type=int, default=4, help="slides of the whole runs; 0 skips them")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     slide, xml, _ = make(arguments.data, arguments.side, arguments.texture)
