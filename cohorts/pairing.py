@@ -329,8 +329,8 @@ def _of_format(entries: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]
     return [entry for entry in entries if entry.name.lower().endswith(suffixes) and not entry.is_dir()]
 
 
-def named(paths: Iterable[Path]) -> str:
-    """Up to ten paths as text, and the number of the others."""
-    names = [str(path) for path in paths]
+def named(items: Iterable[Path | str]) -> str:
+    """Up to ten names as text, and the number of the others."""
+    names = [str(item) for item in items]
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
     return ", ".join(names[:_NAMED_AT_MOST]) + more

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from options.fields import Group, add_options, option
 from options.parser import Parser
 from preprocessing import command
-from preprocessing.steps import FULL_RUN, NAMES, named
+from preprocessing.steps import FULL_RUN, NAMES, steps_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # First: the options there are depend on the steps.
     parser = Parser(command.FULL_RUN, "", add_help=False)
     add_options(parser, Selection)
-    steps = named(parser.parse_known_args(argv)[0].steps)
+    steps = steps_named(parser.parse_known_args(argv)[0].steps)
     return command.main(steps, argv, command.FULL_RUN, [Selection])
 
 

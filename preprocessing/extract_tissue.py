@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from cohorts.pairing import Case
+from cohorts.pairing import Case, named
 from cohorts.sets import Slides
 from options.fields import Group, option
 from options.parser import positive, whole
@@ -57,7 +57,6 @@ COLUMNS = (
     "tissue_share",
 )  # fmt: skip
 MASK_TILE = 256
-NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,8 @@ def select(options: ExtractTissueOptions, slides: Slides) -> Slides:
     labels = read_labels(path)
     unknown = sorted(set(labels) - {case.slide_id for case in slides.cases})
     if unknown:
-        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
         raise ValueError(
-            f"{path} names {len(unknown)} slides that have no file: {', '.join(unknown[:NAMED])}{more}; a slide_id is "
+            f"{path} names {len(unknown)} slides that have no file: {named(unknown)}; a slide_id is "
             "a file name without its last suffix: correct the table, or add the slides"
         )
     skipped = [case.slide_id for case in slides.cases if case.slide_id not in labels]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cohorts.pairing import Case
+from cohorts.pairing import Case, named
 from options.fields import Group, option, read
 from options.parser import Parser, positive
 from options.preprocess import Work
@@ -38,7 +38,6 @@ from system.folder_lock import FolderLock
 NAME = "pack"
 GB = 10**9
 COPY_BYTES = 2**22
-NAMED = 10
 
 File = tuple[str, Path]  # name in the archive, and where it is
 
@@ -81,9 +80,8 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> list[File]:
                 wrong.append(repr(name))
             found.append((name, path))
     if wrong:
-        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise ValueError(
-            f"{len(wrong)} files have names that are not allowed: {', '.join(sorted(wrong)[:NAMED])}{more}; "
+            f"{len(wrong)} files have names that are not allowed: {named(sorted(wrong))}; "
             "rename them: UTF-8, no backslash, no colon before the first /"
         )
     if not found:

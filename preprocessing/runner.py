@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from cohorts.pairing import Case
+from cohorts.pairing import Case, named
 from cohorts.staging import parts_of
 from preprocessing import store
 from preprocessing.executors import Executor
@@ -29,7 +29,6 @@ from system.csv_tables import counted
 
 DONE, UNCHANGED, FAILED = "done", "unchanged", "failed"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_NAMED = 10
 
 
 class DiskFullError(ValueError):
@@ -206,8 +205,7 @@ def summary(step: Step, outcomes: Sequence[Outcome], earlier: Iterable[str]) -> 
         parts = [f"nothing to do, finished before: {counted(len(outcomes), 'slide')}"]
     others = sorted(set(earlier) - {outcome.slide_id for outcome in outcomes})
     if others:
-        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-        parts.append(f"also {counted(len(others), 'slide')} of earlier runs: {', '.join(others[:_NAMED])}{more}")
+        parts.append(f"also {counted(len(others), 'slide')} of earlier runs: {named(others)}")
     return f"{step.name:<15} {'; '.join(parts)}"
 
 

@@ -25,6 +25,6 @@ NAMES = tuple(step.name for step in STEPS)
 FULL_RUN = ("check", "tissue", "xml_to_mask", "extract_patches", "manifest")
 
 
-def named(names: Collection[str]) -> list[StepProgram[Any]]:
+def steps_named(names: Collection[str]) -> list[StepProgram[Any]]:
     """The steps of these names, in the order in which they run."""
     return [step for step in STEPS if step.name in names]

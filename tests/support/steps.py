@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from preprocessing.command import main
-from preprocessing.steps import named
+from preprocessing.steps import steps_named
 
 
 def run_steps(names: Sequence[str], argv: Sequence[str]) -> int:
     """Exit code of a run of these steps."""
-    return main(named(names), argv)
+    return main(steps_named(names), argv)
