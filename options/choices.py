@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple, get_args
 DatasetName = Literal["16", "17"]  # CAMELYON16, CAMELYON17
 LabelFormat = Literal["tif", "xml"]  # mask pyramids, ASAP annotations
 
+TissueMethod = Literal["hsv", "otsu"]  # a fixed threshold of saturation, Otsu's threshold of each slide
+TISSUE_METHODS: tuple[TissueMethod, ...] = get_args(TissueMethod)
+
 SamplerName = Literal["radboud", "surf"]
 Augmentation = Literal["none", "flips", "standard", "strong"]
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)

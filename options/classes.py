@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelMap(Group):
-    """Classes of labels.
+class AnnotationClasses(Group):
+    """Classes of annotations."""
 
-    `label_map` and `mask_values` are None for the defaults; groups are in lower case.
-    """
-
+    # Lower-case group -> class, in painting order; None for the default.
     label_map: Mapping[str, int] | None = option(
         parse=pair, nargs="+", metavar="GROUP:CLASS", stream=True,
         help="annotation group to class, painted in this order; default: CAMELYON's",
@@ -28,6 +26,20 @@ class LabelMap(Group):
     ignore_groups: tuple[str, ...] = option(
         metavar="GROUP", stream=True, help="annotation groups to skip; default: those called None"
     )
+
+    @classmethod
+    def settle(cls, given: argparse.Namespace) -> None:
+        """Turn pairs into a map, and groups into lower case."""
+        super().settle(given)
+        given.label_map = label_map(given.label_map, given.ignore_groups)
+        given.ignore_groups = tuple(group.lower() for group in given.ignore_groups or ("None",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskClasses(Group):
+    """Classes of masks."""
+
+    # None for the default.
     mask_values: Mapping[int, int] | None = option(
         parse=pair, nargs="+", metavar="VALUE:CLASS", stream=True,
         help="mask value to class (255: ignore); default: non-zero is 1",
@@ -35,16 +47,21 @@ class LabelMap(Group):
 
     @classmethod
     def settle(cls, given: argparse.Namespace) -> None:
-        """Turn pairs into maps, and groups into lower case."""
-        given.label_map = label_map(given.label_map, given.ignore_groups)
+        """Turn pairs into a map."""
+        super().settle(given)
         given.mask_values = mask_values(given.mask_values)
-        given.ignore_groups = tuple(group.lower() for group in given.ignore_groups or ("None",))
+
+
+# The second base gives its fields first.
+@dataclass(frozen=True, kw_only=True)
+class LabelMap(MaskClasses, AnnotationClasses):
+    """Classes of labels."""
 
     def reading(self, um_px_l0: float | None) -> Reading:
         """How slides and labels are read.
 
         Args:
-            um_px_l0: spacing of level 0, um per px, in place of what slides say; None to believe them.
+            um_px_l0: spacing of level 0, um per px, instead of the slides' own; None to use theirs.
         """
         from slides.truth.annotation import DEFAULT_LABEL_MAP
         from slides.truth.reading import Reading

@@ -130,7 +130,7 @@ def _argument(flag: _Flag, hint: Any) -> dict[str, Any]:
     """Arguments of `add_argument`."""
     kind, many = _kind(hint)
     common: dict[str, Any] = {"help": flag.help, "default": flag.default, "required": flag.required}
-    if kind is bool:
+    if kind is bool and flag.parse is None:
         return common | {"action": argparse.BooleanOptionalAction if flag.default else "store_true"}
     choices = flag.choices or (get_args(kind) if get_origin(kind) is Literal else None)
     common |= {"nargs": flag.nargs or ("+" if many else None), "const": flag.const}
@@ -184,15 +184,21 @@ def read(program: type[P], parser: Parser, argv: Sequence[str] | None = None) ->
         parser: ends the program, or raises `OptionError`, where the command line is wrong.
         argv: arguments; None for those of this process.
     """
-    groups = groups_of(program)
+    options = read_all([program], parser, argv)[0]
+    assert isinstance(options, program)
+    return options
+
+
+def read_all(programs: Sequence[type[Group]], parser: Parser, argv: Sequence[str] | None = None) -> list[Group]:
+    """As `read`, for several programs on one command line; a group that several of them have gives its flags once."""
+    groups = list(dict.fromkeys(group for program in programs for group in groups_of(program)))
     for group in groups:
         add_options(parser, group)
     given = parser.parse_args(argv)
     try:
-        settled: list[type[Group]] = [program, *groups]
-        for group in settled:
-            group.settle(given)
-        return collect(program, given)
+        for settled in (*programs, *groups):
+            settled.settle(given)
+        return [collect(program, given) for program in programs]
     except ValueError as error:
         parser.error(str(error))
 

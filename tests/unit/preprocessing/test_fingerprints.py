@@ -13,7 +13,9 @@ from options.parser import Parser
 from preprocessing import store
 from preprocessing.steps import NAMES, STEPS
 
-CASE = Case("patient_000_node_1", Path("/s/patient_000_node_1.tif"), Path("/l/patient_000_node_1.xml"), "patient_000", 0)
+CASE = Case(
+    "patient_000_node_1", Path("/s/patient_000_node_1.tif"), Path("/l/patient_000_node_1.xml"), "patient_000", 0
+)
 # Of release 0.1.0, with inputs of 1 byte and time 2.
 DEFAULT = {
     "check": "cd4f5d223c6b090439eff1485f618ec8",
@@ -35,10 +37,10 @@ OTHER = {
     "trim_tissue": "33922c949daa7c9c7d0035d57146ecd8",
     "extract_tissue": "664d7e80778ad6ed12eb7e63d0802064",
 }
-OPTIONS = (
-    "--label_map a:1 b:2 --ignore_groups X --mask_values 3:1 --keep_pen --resolution 0.5 --overlap 0.5 --save_neg "
-    "--keep_glass --no-checksums"
-).split()
+OPTIONS = [
+    *("--label_map", "a:1", "b:2", "--ignore_groups", "X", "--mask_values", "3:1", "--keep_pen", "--resolution", "0.5"),
+    *("--overlap", "0.5", "--save_neg", "--keep_glass", "--no-checksums"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
