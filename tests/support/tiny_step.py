@@ -30,7 +30,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
         while options.gate and not Path(options.gate, case.slide_id).exists() and time.monotonic() < until:
             time.sleep(0.01)
         if text == "bad":
-            raise ValueError(f"{case.slide_path} is bad;\nmend it")
+            raise ValueError(f"{case.slide_path} is bad;\nrepair it")
         if text == "deadly":
             os.kill(os.getpid(), signal.SIGKILL)
         (part / "second.txt").write_text(text.upper() if options.shout else text, encoding="utf-8")

@@ -75,7 +75,7 @@ def test_what_does_not_pair_is_found_and_the_rest_looked_at(data: Path, capsys: 
     assert found["tumor_1"] == []
     said = capsys.readouterr().out
     assert "1 failed:" in said
-    # A whole run does not go on from there.
+    # A whole run ends there.
     words = ["--slide_path", str(data / "img"), "--label_path", str(data / "xml"), "--label_format", "xml"]
     assert run_steps(["check", "tissue"], [*words, "--out", str(data / "out2")]) == 2
     assert not (data / "out2").exists()
@@ -186,7 +186,7 @@ def test_a_mask_of_another_size(data: Path):
 def test_known_slides_and_copies(data: Path):
     first = (data / "img" / "normal_1.tif").read_bytes()
     (data / "img" / "normal_086.tif").write_bytes(first)
-    # Compressed anew with other levels: other bytes, the same image.
+    # Compressed again with other levels: other bytes, the same image.
     write_levels(data / "img" / "other.tif", [tissue(SIZE, 0, tumor=False)], um_px=0.5)
     found = check(data)
     assert only(found, "normal_086") == (
@@ -228,7 +228,7 @@ def test_no_mosaic_is_taken_for_another(tmp_path: Path):
 
 
 def test_tissue_is_what_the_step_tissue_takes_for_it(tmp_path: Path):
-    """A slide that shows nothing but a pen mark is no tissue, unless pen marks are to count."""
+    """A slide that shows only a pen mark has no tissue, unless pen marks count."""
     image_HWC = np.full((400, 600, 3), 243, np.uint8)
     image_HWC[100:300, 100:500] = (20, 120, 60)
     write_pyramid(tmp_path / "a.tif", image_HWC, 4.0, lossless=True)

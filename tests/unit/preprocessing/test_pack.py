@@ -142,7 +142,7 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys):
     assert run(folder, folder / "out") == 2
     assert "the archive would be packed into itself" in capsys.readouterr().err
     assert run(tmp_path / "gone", out) == 2
-    assert "gone is no folder; give the folder" in capsys.readouterr().err
+    assert "gone is not a folder; give the folder" in capsys.readouterr().err
     assert run(folder, out, "--suffix", "exe") == 2
     assert "has no files of these suffixes" in capsys.readouterr().err
     assert run(folder, out, "--name", "../x") == 2

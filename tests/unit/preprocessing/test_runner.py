@@ -75,7 +75,7 @@ def test_one_bad_slide_does_not_lose_the_others(slides: Path, tmp_path: Path, ex
     said: list[str] = []
     results = run_step(step(), cases_of(slides), out, executor, said.append)
     assert [result.state for result in results] == [DONE, FAILED, FAILED, DONE]
-    assert results[1].error == f"{slides}/c'\"d.txt is bad;; mend it"
+    assert results[1].error == f"{slides}/c'\"d.txt is bad;; repair it"
     assert sorted(said) == [
         f"FAILED  tiny            c'\"d: {results[1].error}",
         "FAILED  tiny            e: of no use",
