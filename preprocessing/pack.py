@@ -200,17 +200,24 @@ class Archive(Group):
         parse=positive, unit="GB", help="start another archive after this many 10^9 bytes; default: one archive"
     )
 
-    def __post_init__(self) -> None:
-        if "/" in check_name(self.stem) or self.stem.startswith("."):
-            raise ValueError(f"--name {self.stem!r}: a name without / that does not start with a dot is needed")
-
     @property
     def stem(self) -> str:
         """Name of the archive, without a suffix."""
         return self.name or self.files.resolve().name
 
-    def plan(self) -> dict[str, list[File]]:
-        """Name of each archive -> its files; see `files_below` for errors."""
+    def plan(self, out: Path) -> dict[str, list[File]]:
+        """Name of each archive -> its files.
+
+        Args:
+            out: output folder.
+
+        Raises:
+            ValueError: see `files_below`; or the name is not allowed, or the archive would be packed into itself.
+        """
+        if "/" in check_name(self.stem) or self.stem.startswith("."):
+            raise ValueError(f"--name {self.stem!r}: a name without / that does not start with a dot is needed")
+        if (out / NAME).resolve().is_relative_to(self.files.resolve()):
+            raise ValueError(f"--out {out} is inside --files {self.files}: the archive would be packed into itself")
         suffixes = [suffix.lower().removeprefix(".") for suffix in self.suffix]
         return shards(files_below(self.files, suffixes), self.stem, self.shard_gb and self.shard_gb * GB)
 
@@ -221,11 +228,6 @@ class PackOptions(Group):
 
     archive: Archive
     work: Work
-
-    def __post_init__(self) -> None:
-        files, out = self.archive.files, self.work.out
-        if (out / NAME).resolve().is_relative_to(files.resolve()):
-            raise ValueError(f"--out {out} is inside --files {files}: the archive would be packed into itself")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -246,13 +248,13 @@ def _execute(prog: str, options: PackOptions, executor: Executor) -> int:
     """The whole run, on rank 0; returns the exit code."""
     out = options.work.out
     try:
-        plan = options.archive.plan()
+        plan = options.archive.plan(out)
         cases = [Case(shard, files[0][1], None) for shard, files in plan.items()]
         packing = step(plan, options.archive.stem)
         with FolderLock(out) as lock:
             for note in lock.notes:
                 print(f"note    {note}")
-            # No inputs: `PackOptions` has checked that the files do not lie in the output folder.
+            # No inputs: `plan` has checked that the files do not lie in the output folder.
             reserve([packing], [], out)
             outcomes = run_step(packing, cases, out, executor, partial(print, flush=True))
             bad = [(NAME, outcome) for outcome in outcomes if outcome.state == FAILED]
