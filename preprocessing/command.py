@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
-from options.classes import LabelMap, reading_of
+from options.classes import LabelMap
 from options.fields import Group, add_options, read_all
 from options.parser import Parser
 from options.preprocess import PreparedSlides, Work
@@ -100,7 +100,7 @@ class _Run:
         Raises:
             ValueError: options contradict each other, or do not fit the slides.
         """
-        reading = reading_of(self.common.labels, self.common.slides.mpp)
+        reading = self.common.labels.reading(self.common.slides.mpp)
         return [program.step(options, reading, slides) for program, options in self.programs]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides
-from options.classes import LabelMap, reading_of
+from options.classes import LabelMap
 from options.fields import Group, read_all
 from options.parser import Parser
 from preprocessing import store
@@ -55,7 +55,7 @@ def test_fingerprints(options, um_px, expected, tmp_path: Path, monkeypatch: pyt
     labels = ["--labels", str(tmp_path / "labels.csv")]
     groups = [step.options for step in STEPS]
     own = read_all([Labels, *groups], Parser("x", ""), [*labels, *options])
-    reading = reading_of(own[0].labels, um_px)
+    reading = own[0].labels.reading(um_px)
     steps = [step.step(mine, reading, Slides([CASE], None, [])) for step, mine in zip(STEPS, own[1:], strict=True)]
     found = {step.name: step.fingerprint(CASE, Path("/o")) for step in steps}
     assert found == expected
