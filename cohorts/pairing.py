@@ -226,8 +226,9 @@ def center_of(slide_path: Path) -> int | None:
     """Medical center of a slide.
 
     Args:
-        slide_path: the nearest parent called `center_K` or `centre_K` gives K; otherwise the CAMELYON17 patient number:
-            20 patients per center, training patients 000-099 and test patients 100-199, each beginning at center 0.
+        slide_path: the nearest parent called `center_K`, in either spelling, gives K; otherwise the patient number of
+            CAMELYON17 does: 20 patients per center, training patients 000-099 and test patients 100-199, each beginning
+            at center 0.
 
     Returns:
         Number of the center; None if unknown. Source: file layout of CAMELYON17.

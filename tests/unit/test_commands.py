@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from preprocessing.command import STEPS
+from preprocessing.steps import NAMES
 from tests.support.paths import ROOT
 from tests.support.sources import our_sources
 
 PROGRAMS = ("train.py", "predict.py", "evaluate.py", "export.py")
 MODULES = (
     "preprocessing",
-    *(f"preprocessing.{step}" for step in STEPS),
+    *(f"preprocessing.{step}" for step in NAMES),
     "preprocessing.mask_to_xml",
     "preprocessing.pack",
     "samplers.replay",
