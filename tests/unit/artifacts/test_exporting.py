@@ -27,8 +27,8 @@ from tests.unit.artifacts.test_loading_others import Served, red, write_served
 RED = ("--resolution", "0.5", "--input_range", "-1", "1")
 
 
-def exported(*words: str | Path) -> int:
-    return export.main([str(word) for word in words])
+def exported(*arguments: str | Path) -> int:
+    return export.main([str(argument) for argument in arguments])
 
 
 # --------------------------------------------------------------------------------------------------- a network of ours
@@ -99,8 +99,8 @@ def test_the_example_of_the_documentation_runs(effdet: tuple[keras.Model, Path],
 
 def test_a_keras_file_of_others_is_exported_to_every_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     red().save(tmp_path / "m.keras")
-    words = ("--format", "keras", "onnx", "savedmodel", "--opset", "13", *RED)
-    assert exported("--model", tmp_path / "m.keras", "--out", tmp_path / "out", *words) == 0
+    arguments = ("--format", "keras", "onnx", "savedmodel", "--opset", "13", *RED)
+    assert exported("--model", tmp_path / "m.keras", "--out", tmp_path / "out", *arguments) == 0
     said = capsys.readouterr().out
     assert "input       uint8 (B, H, W, 3), B any, H and W 4 px only" in said
     assert len(re.findall(r"differs from the model by at most \d\.\de[-+]\d\d", said)) == 3
@@ -115,12 +115,12 @@ def test_a_keras_file_of_others_is_exported_to_every_format(tmp_path: Path, caps
 
 def test_a_saved_model_of_others_becomes_onnx_but_not_keras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_served(Served(), tmp_path / "served")
-    words = ("--model", tmp_path / "served", "--img_size", "6", *RED)
-    assert exported(*words, "--out", tmp_path / "out") == 0
+    arguments = ("--model", tmp_path / "served", "--img_size", "6", *RED)
+    assert exported(*arguments, "--out", tmp_path / "out") == 0
     image = noise(2, 6, 6, 3)
     ours = open_model(tmp_path / "served", ModelOverrides(6, 0.5, None, (-1.0, 1.0))).probabilities(image)
     np.testing.assert_allclose(open_model(tmp_path / "out" / "savedmodel").probabilities(image), ours, atol=1e-6)
-    assert exported(*words, "--out", tmp_path / "keras", "--format", "keras") == 2
+    assert exported(*arguments, "--out", tmp_path / "keras", "--format", "keras") == 2
     assert "is a SavedModel, whose layers are unknown; give the run" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "served"]
 
@@ -135,8 +135,8 @@ def test_a_file_that_disagrees_is_not_kept(
     red().save(tmp_path / "m.keras")
     right = exporting._opened
     monkeypatch.setattr(exporting, "_opened", lambda path: lambda x: right(path)(x) + np.float32(wrong))
-    words = ("--model", tmp_path / "m.keras", "--out", tmp_path / "out", "--format", "savedmodel", *RED)
-    assert exported(*words) == 1
+    arguments = ("--model", tmp_path / "m.keras", "--out", tmp_path / "out", "--format", "savedmodel", *RED)
+    assert exported(*arguments) == 1
     assert "allowed are 0.0001; nothing was kept" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
 
@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     red().save(tmp_path / "m.keras")
     (tmp_path / "file").write_text("", encoding="ascii")
     assert exported("--model", tmp_path / "m.keras", "--out", tmp_path / "file" / "out", *RED) == 2
@@ -180,7 +180,7 @@ def test_what_is_no_model_ends_with_a_line(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (("--opset", "12"), "argument --opset: 12 given, at least 13 and at most 18 needed"),
         (("--format", "tflite"), "argument --format: invalid choice: 'tflite'"),
@@ -190,9 +190,9 @@ def test_what_is_no_model_ends_with_a_line(tmp_path: Path, capsys: pytest.Captur
         (("--resolution", "0.5", "--context_spacing", "0.5"), "--context_spacing 0.5: the second view is coarser"),
     ],
 )
-def test_options_are_validated(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_are_validated(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        export_options(["--model", "m", "--out", "o", *words])
+        export_options(["--model", "m", "--out", "o", *arguments])
     assert left.value.code == 2
     assert message in capsys.readouterr().err
 

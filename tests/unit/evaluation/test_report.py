@@ -144,8 +144,8 @@ def test_what_does_not_exist_is_said_in_words() -> None:
 
 
 def test_everything_found_is_explained() -> None:
-    words = Page(report([scores("b", hits=Hits(np.array([]), np.array([0.9]))), normal("a")])).words
-    assert "which gives a FROC score of 0.000; with it the score is" in words
+    shown = Page(report([scores("b", hits=Hits(np.array([]), np.array([0.9]))), normal("a")])).words
+    assert "which gives a FROC score of 0.000; with it the score is" in shown
 
 
 def test_left_out_slides_and_notes_are_on_top() -> None:
