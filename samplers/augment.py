@@ -120,7 +120,7 @@ class Augment:
         image_BHWC, label_BHW = self._apply(image_BHWC, label_BHW, tf.constant(drawn_BP))
         return image_BHWC, label_BHW
 
-    @tf.function  # type: ignore[untyped-decorator]  # TensorFlow has no types
+    @tf.function  # type: ignore[untyped-decorator, unused-ignore]  # TensorFlow has few types
     def _apply(self, image_BHWC: Any, label_BHW: Any, drawn_BP: Any) -> tuple[Any, Any]:
         joint = flipped(tf.concat([image_BHWC, label_BHW[..., None]], -1), drawn_BP[:, _FLIPS])
         image_BHWC, label_BHW = joint[..., :-1], joint[..., -1]
