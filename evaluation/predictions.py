@@ -121,7 +121,9 @@ def _two_positive(values: Sequence[Any], kind: type) -> tuple[Any, Any]:
     return x, y
 
 
-def find(folder: Path, slide_path: Path | None, label_path: Path, formats: tuple[str, str], classes: int) -> Found:
+def pair_predictions(
+    folder: Path, slide_path: Path | None, label_path: Path, formats: tuple[str, str], classes: int
+) -> Found:
     """Pair predictions with slides and labels.
 
     Args:

@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metrics.lesions import Lesions
-
-FALSE_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""False positives per slide at which the sensitivity is read off the curve."""
+from options.choices import FALSE_PER_SLIDE
 
 Values = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from metrics.bootstrap import interval, of_counts, resamples
 from metrics.confusion import accuracy, auc, dice_K, iou_K, miou
-from metrics.froc import FALSE_PER_SLIDE, Froc, Hits, Scorer
+from metrics.froc import Froc, Hits, Scorer
 from metrics.ranking import Roc, auc_R, roc
 from metrics.stages import (
     NODE_CLASSES,
@@ -24,6 +24,7 @@ from metrics.stages import (
     stage_confusion,
     stages_of_patients,
 )
+from options.choices import FALSE_PER_SLIDE
 
 Counts = NDArray[np.int64]
 

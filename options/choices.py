@@ -5,6 +5,7 @@ Imports nothing, so that any room may import it, and `--help` needs no TensorFlo
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
 
 DatasetName = Literal["16", "17"]  # CAMELYON16, CAMELYON17
@@ -15,7 +16,8 @@ TISSUE_METHODS: tuple[TissueMethod, ...] = get_args(TissueMethod)
 
 SamplerName = Literal["radboud", "surf"]
 Augmentation = Literal["none", "flips", "standard", "strong"]
-SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+# Default of --batch_tumor_ratio; None: balanced rounds over all classes.
+TUMOR_RATIOS: dict[SamplerName, Fraction | None] = {"radboud": None, "surf": Fraction(1)}
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 
 ModelName = Literal["effdetd0", "effdetd4", "deeplab"]

@@ -12,6 +12,7 @@ from options.choices import (
     MODELS,
     OPTIMIZERS,
     SIZE_MULTIPLE,
+    TUMOR_RATIOS,
     Augmentation,
     LabelFormat,
     LossName,
@@ -140,7 +141,7 @@ class Sampling(Group):
         """Places without tumor are of use only where such places are drawn."""
         if not self.hard_mining:
             raise ValueError("--mine_from is for --hard_mining: it says what its pool begins with")
-        usual = 1 if self.data_sampler == "surf" else 0
+        usual = TUMOR_RATIOS[self.data_sampler]
         if (usual if self.batch_tumor_ratio is None else self.batch_tumor_ratio) == 1:
             raise ValueError(
                 "--mine_from has places without tumor, of which --batch_tumor_ratio 1 (the default of surf) draws "

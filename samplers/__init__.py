@@ -1,8 +1,7 @@
 """Where to look: samplers turn an index into a request for a patch, and requests into pixels and batches.
 
 To add a sampler, write one module with a class like `samplers.surf.Sampler`, whose `request(index, attempt)` is a pure
-function, and name it here twice: in `SAMPLERS` and in `build`. This file is imported for its names alone, also by
-`--help`, so it loads nothing before `build` is called.
+function, name it in `options.choices` with its default ratio, and add it to `build`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol
 
+from options.choices import TUMOR_RATIOS, SamplerName
+
 if TYPE_CHECKING:
     from samplers.index import SlideIndex
     from samplers.patch import RequestSource
-
-# Value of --data_sampler -> its default of --batch_tumor_ratio; None: balanced rounds over all classes.
-SAMPLERS: dict[str, Fraction | None] = {"radboud": None, "surf": Fraction(1)}
 
 
 class _SamplerClass(Protocol):
@@ -26,12 +24,12 @@ class _SamplerClass(Protocol):
 
 
 def build(
-    name: str, indexes: Sequence[SlideIndex], seed: int, classes: int, tumor_ratio: Fraction | None
+    name: SamplerName, indexes: Sequence[SlideIndex], seed: int, classes: int, tumor_ratio: Fraction | None
 ) -> RequestSource:
     """Return a sampler by its name.
 
     Args:
-        name: one of `SAMPLERS`.
+        name: value of --data_sampler.
         indexes: search index of each training slide.
         seed: seed of the stream; the same on all ranks.
         classes: number of classes K.
@@ -42,8 +40,8 @@ def build(
     """
     from samplers import radboud, surf
 
-    classes_of: dict[str, _SamplerClass] = {"radboud": radboud.Sampler, "surf": surf.Sampler}
+    classes_of: dict[SamplerName, _SamplerClass] = {"radboud": radboud.Sampler, "surf": surf.Sampler}
     if name not in classes_of:
-        raise ValueError(f"--data_sampler {name}: choose one of {', '.join(SAMPLERS)}")
-    ratio = SAMPLERS[name] if tumor_ratio is None else tumor_ratio
+        raise ValueError(f"--data_sampler {name}: choose one of {', '.join(classes_of)}")
+    ratio = TUMOR_RATIOS[name] if tumor_ratio is None else tumor_ratio
     return classes_of[name](indexes, seed, classes, ratio)

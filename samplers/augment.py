@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from options.choices import Augmentation
 from samplers.draw import AUGMENT, generator
 from slides.truth.label import IGNORE
 
-LEVELS = ("none", "flips", "standard", "strong")
 GRID = 5  # nodes a side of the elastic grid; those on the border do not move along it
 TAPS = 3  # reach of the blur, px
 
@@ -48,7 +48,7 @@ class Strength:
     blur: float = 0.0
 
 
-STRENGTHS = {
+STRENGTHS: dict[Augmentation, Strength] = {
     "flips": Strength(),
     "standard": Strength(brightness=0.08, contrast=0.12, stain=0.15, stain_shift=0.02, zoom=0.08, blur=0.8),
     "strong": Strength(
@@ -63,11 +63,11 @@ _NODES = slice(19, 19 + 2 * GRID * GRID)
 P = _NODES.stop
 
 
-def parameters(level: str, seed: int, index: int) -> NDArray[np.float32]:
+def parameters(level: Augmentation, seed: int, index: int) -> NDArray[np.float32]:
     """Draw the parameters for the patch of a stream index, shape (P,); a pure function.
 
     Args:
-        level: one of `LEVELS` but `none`.
+        level: one of `AUGMENTATIONS` except `none`.
         seed: seed of the stream.
         index: which patch of the stream.
     """
@@ -94,11 +94,11 @@ class Augment:
     """Augments batches.
 
     Args:
-        level: one of `LEVELS` but `none`.
+        level: one of `AUGMENTATIONS` except `none`.
         seed: seed of the stream.
     """
 
-    def __init__(self, level: str, seed: int) -> None:
+    def __init__(self, level: Augmentation, seed: int) -> None:
         self._level = level
         self._seed = seed
         much = STRENGTHS[level]

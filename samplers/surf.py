@@ -32,7 +32,7 @@ class Sampler:
     max_redraws = 10  # of places without usable tissue; masks of thumbnails have false positives
 
     def __init__(self, indexes: Sequence[SlideIndex], seed: int, classes: int, tumor_ratio: Fraction | None) -> None:
-        assert tumor_ratio is not None, "surf draws by a ratio; its default stands in samplers.SAMPLERS"
+        assert tumor_ratio is not None, "surf draws by a ratio; its default stands in options.choices"
         self._indexes = indexes
         self._seed = seed
         self._ratio = tumor_ratio

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import evaluate
+from evaluation import outputs
 from evaluation.charts import Axis, chart, matrix, short, thinned
 from evaluation.report import html
 from metrics.froc import Hits
@@ -191,11 +191,11 @@ def test_counts_fit_into_cells() -> None:
 def test_pictures_are_small(tmp_path: Path) -> None:
     noise_HWC = np.random.default_rng(0).integers(0, 256, (900, 1600, 3), np.uint8)
     Image.fromarray(noise_HWC).save(tmp_path / "overlay.png")
-    uri = evaluate.picture(tmp_path / "overlay.png")
+    uri = outputs.picture(tmp_path / "overlay.png")
     assert uri.startswith("data:image/jpeg;base64,")
     stored = base64.b64decode(uri.split(",")[1])
-    assert len(stored) <= evaluate.PICTURE_BYTES
+    assert len(stored) <= outputs.PICTURE_BYTES
     assert Image.open(io.BytesIO(stored)).size == (480, 270)
-    assert evaluate.picture(tmp_path / "none.png") == ""
+    assert outputs.picture(tmp_path / "none.png") == ""
     (tmp_path / "bad.png").write_bytes(b"\x89PNG no")
-    assert evaluate.picture(tmp_path / "bad.png") == ""
+    assert outputs.picture(tmp_path / "bad.png") == ""
