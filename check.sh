@@ -14,9 +14,8 @@ cd -- "$root" || exit 1
 
 # Strict types everywhere but in tests/ and benchmarks/.
 typed=(
-    system cohorts slides samplers preprocessing metrics inference evaluation artifacts/metadata.py artifacts/saved_model.py
-    artifacts/loading.py artifacts/exporting.py
-    options/arguments.py options/parser.py parallel/comm.py
+    system parallel cohorts slides samplers models preprocessing options training artifacts metrics inference evaluation
+    segmentation doctor train.py predict.py evaluate.py export.py
 )
 
 fix=0

@@ -6,7 +6,6 @@ slide. `predict.py --help` starts.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -18,48 +17,66 @@ from typing import Any
 
 from tqdm import tqdm
 
+from artifacts.paths import require_model
 from options.predict import PredictOptions, predict_options
+from parallel import job
 from parallel.comm import together
-from parallel.heartbeat import Pulse
-from parallel.job import connected, guarded, speaker
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code, the same on all ranks."""
     opts = predict_options(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors come as exceptions
-    os.environ.setdefault("VIPS_CONCURRENCY", "1")
-    # Ranks: they meet at the end only, and not at the same time; `Pulse` notices who is dead.
-    os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
-    if opts.machine.no_cuda:
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    comm = connected(opts.machine.horovod)
-    if comm is None:
-        return 2
-    from parallel.devices import use_devices
+    settings = job.Settings(
+        opts.machine.horovod, opts.machine.no_cuda, opts.machine.stall_timeout,
+        # Ranks: they meet at the end only, and not at the same time; the heartbeat notices dead ones.
+        environment={"HOROVOD_STALL_CHECK_DISABLE": "1"},
+    )  # fmt: skip
+    return job.run(
+        lambda ranks: Prediction(opts, ranks).go(),
+        settings,
+        check=lambda: check_paths(opts),
+        out_of_memory=lambda _: "Try a smaller --img_size or --batch_size",
+    )
 
-    devices = use_devices(comm)
-    with Pulse(comm, opts.machine.stall_timeout) as pulse:
-        prediction = Prediction(opts, comm, pulse, devices)
-        return guarded(prediction.go, comm, lambda: "Try a smaller --img_size or --batch_size")
+
+def check_paths(opts: PredictOptions) -> None:
+    """Find wrong paths without opening anything.
+
+    Raises:
+        ValueError: the model or the slides do not exist.
+    """
+    require_model(opts.model.model)
+    listed_slides(opts)
+
+
+def listed_slides(opts: PredictOptions) -> list[tuple[str, Path]]:
+    """Slides of the command line, id and path; nothing opened."""
+    from cohorts.pairing import SLIDE_SUFFIXES, find_slides
+    from inference.slide_list import listed
+
+    def find(path: Path) -> list[tuple[str, Path]]:
+        suffix = path.suffix.lower().lstrip(".")
+        single = path.is_file() and suffix in SLIDE_SUFFIXES
+        cases = find_slides(path, suffix if single else opts.slides.slide_format)
+        return [(case.slide_id, case.slide_path.resolve()) for case in cases]
+
+    return listed(opts.slides.slide_path, find)
 
 
 class Prediction:
     """One prediction; the methods stand in the order in which they are used.
 
     Args:
-        opts: validated options; they go no further than this class.
-        comm: the ranks.
-        pulse: their signs of life.
-        devices: what this rank computes on, in words.
+        opts: validated options; they are passed no further as a whole.
+        ranks: the ranks of the job.
     """
 
-    def __init__(self, opts: PredictOptions, comm, pulse, devices) -> None:
+    def __init__(self, opts: PredictOptions, ranks: job.Ranks) -> None:
         self.opts = opts
-        self.comm = comm
-        self.pulse = pulse
-        self.devices = devices
-        self.say = speaker(comm)
+        self.ranks = ranks
+        self.comm = ranks.comm
+        self.heartbeat = ranks.heartbeat
+        self.log = ranks.log
         self.failures: list[tuple[str, str]] = []
         self.scratch: Path = opts.slides.out / ".scratch"
 
@@ -68,13 +85,16 @@ class Prediction:
         from system.folder_lock import FolderLock
 
         start = time.perf_counter()
-        self.pulse.start()
+        self.heartbeat.start()
         with ExitStack() as held:
             # Ranks: one holds the folder for all.
             lock = FolderLock(self.opts.slides.out) if self.comm.rank == 0 else nullcontext()
             together(self.comm, lambda: held.enter_context(lock))
+            # Before TensorFlow is imported, so that wrong paths show at once.
+            together(self.comm, lambda: require_model(self.opts.model.model))
+            found = together(self.comm, lambda: listed_slides(self.opts))
             self.open_model()
-            self.find_slides()
+            self.find_slides(found)
             self.plan()
             self.predict()
             return self.conclude(time.perf_counter() - start)
@@ -83,8 +103,9 @@ class Prediction:
         """The network and what it was trained for."""
         from artifacts.loading import open_model
         from artifacts.metadata import ModelOverrides
+        from inference.detections import DetectionOptions
         from inference.finish import Job
-        from inference.outputs import DetectionOptions, OutputOptions
+        from inference.outputs import OutputOptions
         from inference.slide_list import checksum
 
         opts, comm, given = self.opts, self.comm, self.opts.model
@@ -92,6 +113,7 @@ class Prediction:
         overrides = ModelOverrides(
             given.img_size, given.resolution, given.context_spacing, given.input_range, resample=True
         )
+        devices = self.ranks.use_devices()
         self.network = network = together(comm, lambda: open_model(given.model, overrides))
         self.model = model = replace(network.info, um_px=given.resolution or network.info.um_px)
         self.said = {
@@ -105,30 +127,22 @@ class Prediction:
         outputs = OutputOptions(results.simplify_um, results.min_area_um2, detections)
         names = dict(enumerate(model.class_names))
         self.job = Job(out, names, str(network.path.resolve()), self.said, outputs)
-        self.say(
+        self.log(
             f"model       {network.path}, {model.classes} classes",
-            f"ranks       {comm.size}, {self.devices}",
+            f"ranks       {comm.size}, {devices}",
             f"view        {model.img_size} px at {model.um_px:g} um/px = {model.img_size * model.um_px:.0f} um",
         )
-        self.say(*(f"note        {note}" for note in network.notes))
+        self.log(*(f"note        {note}" for note in network.notes))
         if model.um_px != network.info.um_px:
-            self.say(f"WARNING     the model was trained at {network.info.um_px:g} um/px, not at {model.um_px:g}")
+            self.log(f"WARNING     the model was trained at {network.info.um_px:g} um/px, not at {model.um_px:g}")
 
-    def find_slides(self) -> None:
-        """Slides to predict: not those that are done already."""
-        from cohorts.pairing import SLIDE_SUFFIXES, find_slides
-        from inference.slide_list import done_before, listed
+    def find_slides(self, found: list[tuple[str, Path]]) -> None:
+        """Slides to predict: those found that are not done already."""
+        from inference.slide_list import done_before
         from slides.tiff import tiled_tiff
 
         slides, comm = self.opts.slides, self.comm
         tiled_tiff.tile_cache.resize(self.opts.machine.tile_cache * 2**20)
-
-        def find(path: Path) -> list[tuple[str, Path]]:
-            suffix = path.suffix.lower().lstrip(".")
-            cases = find_slides(path, suffix if path.is_file() and suffix in SLIDE_SUFFIXES else slides.slide_format)
-            return [(case.slide_id, case.slide_path.resolve()) for case in cases]
-
-        found = together(comm, lambda: listed(slides.slide_path, find))
 
         def left() -> list[tuple[str, Path]]:
             ours = [one for one in found if not done_before(slides.out / one[0], self.said, slides.overwrite)]
@@ -139,7 +153,7 @@ class Prediction:
         # Ranks: one looks, so that all agree while files appear.
         self.slides = comm.gather(together(comm, lambda: left() if comm.rank == 0 else None))[0]
         before = len(found) - len(self.slides)
-        self.say(f"slides      {len(found)}" + (f", {before} of them done before" if before else ""))
+        self.log(f"slides      {len(found)}" + (f", {before} of them done before" if before else ""))
 
     def prepare_folders(self) -> None:
         """Remove what a killed run left. Rank 0 only."""
@@ -177,10 +191,10 @@ class Prediction:
         self.planned = [one for one in planned if not isinstance(one, tuple)]
         counts = [len(one.windows) for one in self.planned]
         self.shares = share_out([one.begins for one in self.planned], counts, comm.size)
-        self.say(*(f"note        {note}" for one in self.planned for note in one.notes))
-        self.say(*(f"FAILED      {slide_id}: {why}" for slide_id, why in self.failures))
+        self.log(*(f"note        {note}" for one in self.planned for note in one.notes))
+        self.log(*(f"FAILED      {slide_id}: {why}" for slide_id, why in self.failures))
         total, area = sum(len(one.windows) for one in self.planned), sum(one.tissue_mm2 for one in self.planned)
-        self.say(f"windows     {total} over {area:.1f} mm2 of tissue on {len(self.planned)} slides")
+        self.log(f"windows     {total} over {area:.1f} mm2 of tissue on {len(self.planned)} slides")
 
     def predict(self) -> None:
         """This rank's windows; slides are finished as soon as all of their windows are there."""
@@ -201,7 +215,7 @@ class Prediction:
         finishing: list[Future[None]] = []
 
         def progress(count: int) -> None:
-            self.pulse.doing = "predicting"
+            self.heartbeat.doing = "predicting"
             bar.update(count)
 
         # A slide is finished while the next is predicted.
@@ -216,13 +230,13 @@ class Prediction:
                 # What went wrong with a slide before is known now, not at the end.
                 finishing = [future for future in finishing if not (future.done() and future.result() is None)]
                 finishing.append(pool.submit(self.finish_if_whole, run.slide))
-            self.pulse.doing = "writing results"
+            self.heartbeat.doing = "writing results"
             for future in finishing:
                 future.result()
         bar.close()
         # Ranks: the file system of another node may show a run late; now all are there.
         comm.gather(None)
-        self.pulse.doing = "writing results"
+        self.heartbeat.doing = "writing results"
         for number in range(comm.rank, len(self.planned), comm.size):
             self.finish_if_whole(number)
 
@@ -253,8 +267,8 @@ class Prediction:
         if self.comm.rank == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)
         windows = sum(len(one.windows) for one in self.planned)
-        self.say(f"ended       {windows} windows in {seconds:.0f} s; results in {self.opts.slides.out}")
-        self.say(*(f"FAILED      {slide_id}: {why}" for slide_id, why in failures))
+        self.log(f"finished    {windows} windows in {seconds:.0f} s; results in {self.opts.slides.out}")
+        self.log(*(f"FAILED      {slide_id}: {why}" for slide_id, why in failures))
         return 1 if failures else 0
 
 

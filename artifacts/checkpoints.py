@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from system.atomic_files import move_into_place, write_atomically, write_bytes
 
@@ -38,13 +39,13 @@ class State:
         arrays: further arrays by name (the hard-mining pool ...).
         ranks: number of ranks that it was written by.
         seconds: how long the run has taken, over all its parts.
-        validation_due: the run was asked to leave when a validation was due.
+        validation_due: the run was preempted when a validation was due.
     """
 
     images: int
     best_miou: float
     options: Mapping[str, Any]
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     ranks: int = 1
     seconds: float = 0.0
     validation_due: bool = False
@@ -56,7 +57,7 @@ class State:
         }
 
 
-def named_variables(model, optimizer) -> dict[str, Any]:
+def named_variables(model: Any, optimizer: Any) -> dict[str, Any]:
     """Every TensorFlow variable that training changes, by a name that does not depend on the session."""
     named = {f"model/{v.path}": v.value for v in model.variables}
     if optimizer is not None:
@@ -66,26 +67,26 @@ def named_variables(model, optimizer) -> dict[str, Any]:
 
 
 def remove_partials(folder: Path) -> list[str]:
-    """Remove what a killed run left half-written in its `--log_dir`; returns the names."""
+    """Remove partial files that a killed run left in its `--log_dir`; returns their names."""
     found = [*folder.glob("checkpoints/.*.part"), *folder.glob(".final*")]
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return [path.name for path in found]
 
 
-def export(model, folder: Path, facts: Mapping[str, Any]) -> None:
+def export(model: Any, folder: Path, info: Mapping[str, Any]) -> None:
     """Write the trained model for use elsewhere: `final.keras` and the SavedModel folder `final_savedmodel`.
 
     `final.keras` loads with `keras.models.load_model` after `import models`; the SavedModel needs none of our code.
-    Both take float32 images (B, H, W, C) in [-1, 1] and give logits. What else must be known of them is in
+    Both take float32 images (B, H, W, C) in [-1, 1] and return logits. Further information about them is in
     `final.json`, and in the SavedModel's `assets.extra`, which the format leaves to its users.
 
     Args:
         model: in float32.
         folder: the run's log folder.
-        facts: what must be known of the model, JSON types.
+        info: information about the model (`artifacts.metadata`), JSON types.
     """
-    text = (json.dumps(facts, indent=1) + "\n").encode()
+    text = (json.dumps(info, indent=1) + "\n").encode()
     partial = folder / f".final.{os.getpid()}.keras"
     model.save(partial)
     move_into_place(partial, folder / "final.keras")
@@ -102,13 +103,13 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they live; made on the first save.
+        folder: their folder; made on the first save.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, name: str, model, optimizer, state: State) -> Path:
+    def save(self, name: str, model: Any, optimizer: Any, state: State) -> Path:
         """Write a checkpoint; of those named `images-COUNTER.npz` only the newest `KEEP` stay.
 
         Ranks: only one may call this.
@@ -136,11 +137,13 @@ class Checkpoints:
         """Checkpoints by image counter, newest first."""
         return sorted(self.folder.glob("images-*.npz"), reverse=True)
 
-    def resume(self, wanted: str, model, optimizer, stream: Mapping[str, Any]) -> tuple[State, Path, list[str]] | None:
+    def resume(
+        self, wanted: str, model: Any, optimizer: Any, stream: Mapping[str, Any]
+    ) -> tuple[State, Path, list[str]] | None:
         """Restore the newest readable checkpoint.
 
-        Checkpoints of this run with a higher image counter are renamed to `abandoned-*`: the run that goes on takes
-        another way, and `auto` must not come back to them.
+        Checkpoints of this run with a higher image counter are renamed to `abandoned-*`: the resumed run
+        diverges from them, and `auto` must not return to them.
 
         Args:
             wanted: `auto` for the newest of this run (None is returned where there is none), else a file, or a run or
@@ -194,7 +197,7 @@ class Checkpoints:
         return [path, *[p for p in siblings if p.name < path.name]]
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """All arrays of a checkpoint.
 
     Raises:
@@ -216,7 +219,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _refuse_growth(path: Path) -> None:
-    """Refuse arrays larger than their file: ours are not compressed, and a stranger's could fill the memory."""
+    """Refuse arrays larger than their file: ours are not compressed, and those of others could fill the memory."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -225,7 +228,7 @@ def _refuse_growth(path: Path) -> None:
         raise CheckpointError(f"{path}: its arrays are compressed, which those of this program never are: not read.")
 
 
-def restore(path: Path, arrays: Mapping[str, np.ndarray], model, optimizer) -> State:
+def restore(path: Path, arrays: Mapping[str, NDArray[Any]], model: Any, optimizer: Any) -> State:
     """Fill model and optimizer from the arrays of a checkpoint.
 
     Raises:
@@ -247,13 +250,13 @@ def restore(path: Path, arrays: Mapping[str, np.ndarray], model, optimizer) -> S
 
 
 def changed(state: State, options: Mapping[str, Any], free: Collection[str], ranks: int) -> list[str]:
-    """What a run that goes on does otherwise than the one that wrote the checkpoint, a line each.
+    """Differences between a resumed run and the one that wrote the checkpoint, a line each.
 
     Args:
         state: of the checkpoint.
-        options: of the run that goes on.
+        options: of the resumed run.
         free: names of options that change nothing of what is learned; batch and ranks have a line of their own.
-        ranks: of the run that goes on.
+        ranks: of the resumed run.
     """
     was = state.options
     notes = [
@@ -270,8 +273,8 @@ def changed(state: State, options: Mapping[str, Any], free: Collection[str], ran
     return notes
 
 
-def check_stream(path: Path, arrays: Mapping[str, np.ndarray], stream: Mapping[str, Any]) -> None:
-    """Refuse a resume that would silently go on with another sample stream.
+def check_stream(path: Path, arrays: Mapping[str, NDArray[Any]], stream: Mapping[str, Any]) -> None:
+    """Refuse to resume with another sample stream.
 
     Raises:
         CheckpointError: an option that decides which patch an index is has changed.
@@ -280,11 +283,11 @@ def check_stream(path: Path, arrays: Mapping[str, np.ndarray], stream: Mapping[s
     changed = [f"--{name} {was.get(name)}" for name, value in stream.items() if was.get(name) != value]
     if changed:
         raise CheckpointError(
-            f"{path}: was trained with {', '.join(changed)}. Resume with the same, or start anew with --weights_path"
+            f"{path}: was trained with {', '.join(changed)}. Resume with the same, or start a run with --weights_path"
         )
 
 
-def head(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def head(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     """What a checkpoint holds besides arrays, by the names of `State`."""
     found: dict[str, Any] = json.loads(arrays["state"].tobytes())
     return found

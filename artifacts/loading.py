@@ -21,10 +21,10 @@ import models
 from artifacts import metadata, saved_model
 from artifacts.checkpoints import CheckpointError, head, read_arrays
 from artifacts.metadata import UINT8_RANGE, ModelInfo, ModelOverrides
+from artifacts.paths import KINDS, require_model
 from artifacts.saved_model import Call, OpenedModel
 from models.weights import MAX_UNPACKED
 
-KINDS = "a run folder (--log_dir of train.py), a checkpoint .npz, a .keras file, or a SavedModel folder"
 SUM_TOLERANCE = 1e-3  # of probabilities to 1: half precision has three digits
 
 
@@ -105,8 +105,7 @@ def open_model(path: Path, given: ModelOverrides = ModelOverrides()) -> LoadedMo
         ValueError: the path does not exist, is not a model, is damaged or holds code that would be run; or information
             about the model is missing or contradictory.
     """
-    if not path.exists():
-        raise ValueError(f"--model {path}: no such file or folder; {KINDS} is needed")
+    require_model(path)
     if path.is_dir():
         if (path / "saved_model.pb").exists():
             return _from_saved_model(path, given)

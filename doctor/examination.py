@@ -87,9 +87,14 @@ class Doctor:
         """All checks that need a valid command line; returns the reports of the ranks."""
         report, task = self.report, task_of(opts)
         trials: list[launch.Trial] = []
+
+        def start_trial() -> tuple[()]:
+            trials.append(launch.Trial(start, limit))
+            return ()
+
         if not start.program or shutil.which(start.program):
             # Reported if it cannot start; it runs while slides are examined.
-            report.run("ranks", lambda: trials.append(launch.Trial(start, limit)) or ())
+            report.run("ranks", start_trial)
         with_data = has_data(opts.slides)
         cases = self.examine_data(opts, task) if with_data else []
         got: list[dict[str, Any]] = []

@@ -92,7 +92,7 @@ class StoredArray:
 
 
 def table(model_name: str) -> Table:
-    """Returns what each layer of a network takes; empty for a network that is no EfficientDet."""
+    """Returns what each layer of a network takes; empty for networks other than EfficientDet."""
     if model_name not in efficientdet.VARIANTS:
         return {}
     backbone = efficientdet.VARIANTS[model_name].backbone
@@ -130,7 +130,7 @@ def index_file(path: Path) -> Path | None:
 
 
 def folder_checkpoints(folder: Path) -> list[Path]:
-    """Returns the `.index` files of a folder: only the newest if the trainer's file `checkpoint` says which that is."""
+    """Returns the `.index` files of a folder: only the newest if the trainer's file `checkpoint` names it."""
     state = folder / "checkpoint"
     if state.is_file():
         line = re.search(rb'^model_checkpoint_path: "([^"\n]+)"', state.read_bytes(), re.MULTILINE)

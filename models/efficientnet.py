@@ -1,7 +1,7 @@
 """EfficientNet backbone, with the layer names of `keras.applications`, so that its published weights load by name.
 
 Paper: Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks,
-https://arxiv.org/abs/1905.11946. The classifier (from `top_conv` on) is left out, and so is stochastic depth:
+https://arxiv.org/abs/1905.11946. The classifier (from `top_conv` on) is omitted, and so is stochastic depth:
 EfficientDet trains without it, which also keeps the training pass deterministic.
 
 Shapes: B images, H rows, W columns, C channels.

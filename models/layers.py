@@ -19,7 +19,7 @@ _register = keras.saving.register_keras_serializable(package="widefov")
 
 @_register
 class FastFusion(keras.layers.Layer):
-    """Fast normalised fusion: swish of a weighted mean of feature maps of one shape, with learnt non-negative weights.
+    """Fast normalised fusion: swish of a weighted mean of feature maps of one shape, with learned non-negative weights.
 
     out = swish(sum_i relu(w_i) x_i / (sum_j relu(w_j) + 0.0001)), one scalar per input, starting at 1.
     Source: EfficientDet, https://arxiv.org/abs/1911.09070, section 3.3.

@@ -1,8 +1,7 @@
 """Pre-trained weights by layer name, from Keras 2 and Keras 3 files and from EfficientDet's published checkpoints.
 
 A file is read as an archive of named arrays: no layer, configuration or pickled object in it is ever built or run, so
-files from strangers (with Lambda layers, say) are safe to open, and layers this installation does not know are no
-obstacle.
+files from elsewhere (with Lambda layers, for example) are safe to open, and unknown layers are not an obstacle.
 """
 
 import shutil
@@ -223,7 +222,7 @@ def _member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
             raise TypeError(f"{group.name}/{path} is a link, which weight files have no use for")
         node = node[part]
     if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual or node.dtype.kind not in "fiu"):
-        raise TypeError(f"{group.name}/{path} is no plain array of numbers")
+        raise TypeError(f"{group.name}/{path} is not an array of numbers")
     return node
 
 

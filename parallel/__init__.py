@@ -1,1 +1,1 @@
-"""Ranks: communicator, devices, signs of life, preemption, and how a job starts and ends."""
+"""Ranks: communicator, devices, heartbeat, preemption, and how a job starts and ends."""

@@ -19,7 +19,7 @@ from system.stderr import quiet_stderr
 
 
 class AgreedError(ValueError):
-    """An error that every rank raises, with the same message: all may leave in good order."""
+    """An error that every rank raises, with the same message: all can exit in good order."""
 
 
 Result = TypeVar("Result")
@@ -57,6 +57,14 @@ class Comm(Protocol):
         """One picklable value per rank, in rank order, on every rank."""
         ...
 
+    def on_hosts_changed(self, listener: Callable[[], None]) -> None:
+        """Elastic jobs: have the listener called, in a thread, when hosts come or are to go; on rank 0 alone."""
+        ...
+
+    def reconnect(self) -> Comm:
+        """Elastic jobs: join the ranks there are now."""
+        ...
+
 
 class SoloComm:
     """One rank: every collective is the identity."""
@@ -81,6 +89,13 @@ class SoloComm:
     def gather(self, value: Any) -> list[Any]:
         """See `Comm.gather`."""
         return [value]
+
+    def on_hosts_changed(self, listener: Callable[[], None]) -> None:
+        """See `Comm.on_hosts_changed`: never."""
+
+    def reconnect(self) -> Comm:
+        """See `Comm.reconnect`."""
+        return self
 
 
 class HorovodComm:
@@ -116,24 +131,33 @@ class HorovodComm:
         return list(self._hvd.allgather_object(value))
 
     def on_hosts_changed(self, listener: Callable[[], None]) -> None:
-        """Elastic jobs: have the listener called, in a thread, when hosts come or are to go; on rank 0 alone."""
+        """See `Comm.on_hosts_changed`."""
         from horovod.common.elastic import notification_manager
 
-        # Horovod keeps listeners with this method, and removes none.
-        listening = type("Listening", (), {"on_hosts_updated": lambda *_: listener()})()
         notification_manager.init()
+        # Horovod itself removes none, and one of an earlier connection would be called again.
         notification_manager._listeners.clear()
-        notification_manager.register_listener(listening)
+        notification_manager.register_listener(_HostListener(listener))
 
     def reconnect(self) -> HorovodComm:
-        """Elastic jobs: join the ranks there are now; a process whose host is to go is ended here by Horovod."""
+        """See `Comm.reconnect`; Horovod ends a process here whose host is to go."""
         self._hvd.shutdown()
         self._hvd.init()
         return HorovodComm(self._hvd)
 
 
+class _HostListener:
+    """What Horovod's notification manager calls."""
+
+    def __init__(self, listener: Callable[[], None]) -> None:
+        self._listener = listener
+
+    def on_hosts_updated(self, *_: object) -> None:
+        self._listener()
+
+
 def broke(error: Exception) -> bool:
-    """Whether an error says that the connection between ranks broke: some rank has ended."""
+    """Whether the connection between ranks broke: some rank has ended."""
     return type(error).__name__ == "HorovodInternalError" or "Horovod" in str(error)
 
 
@@ -144,7 +168,7 @@ def connect(horovod: bool) -> Comm:
 
     Raises:
         ValueError: several processes were started but cannot work together (Horovod switched off, not installed, or
-            built for another MPI than the launcher's). Going on would train as many models as there are processes.
+            built for another MPI than the launcher's). Continuing would train as many models as there are processes.
     """
     launched = launched_size()
     if launched == 1 and not is_elastic():
@@ -161,11 +185,11 @@ def connect(horovod: bool) -> Comm:
             f"{launched} processes were started, but Horovod cannot be imported ({error}). "
             "Run ./setup_env.sh, or load the cluster's Horovod module"
         ) from error
-    # Ranks: Horovod remembers this many tensors by name and negotiates the others anew in every step; its own 1024 are
-    # fewer than EfficientDet-D0's with --sync_bn.
+    # Ranks: Horovod remembers this many tensors by name and negotiates the others again in every step; its default of
+    # 1024 is less than EfficientDet-D0's with --sync_bn.
     os.environ.setdefault("HOROVOD_CACHE_CAPACITY", str(CACHED_TENSORS))
     # Ranks: Horovod's thread asks the others every millisecond what is ready, and Open MPI waits for them by spinning.
-    # A rank pinned to as many cores as it has threads would lose a quarter of them; so whoever waits gives way.
+    # A rank pinned to as many cores as it has threads would lose a quarter of them; so waiting threads yield.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     hvd.init()
     # An elastic job may have changed since its launcher counted.
@@ -180,7 +204,7 @@ def connect(horovod: bool) -> Comm:
 def together(comm: Comm, action: Callable[[], Result]) -> Result:
     """Run a step that can fail for user-level reasons on all ranks, and fail on all ranks if any failed.
 
-    Without this a rank that stops early leaves the others waiting in their next collective call.
+    Without this, a rank that stops early would leave the others waiting in their next collective call.
 
     Raises:
         AgreedError: on every rank, with the message of the lowest rank that failed.
@@ -192,7 +216,7 @@ def together(comm: Comm, action: Callable[[], Result]) -> Result:
     except (ValueError, OSError) as error:
         failure = str(error) or type(error).__name__
     failures = comm.gather(failure)
-    # Ranks: all raise the same, so all leave with the same exit code.
+    # Ranks: all raise the same, so all exit with the same code.
     for rank, message in enumerate(failures):
         if message is not None:
             everywhere = all(other == message for other in failures)
@@ -203,8 +227,8 @@ def together(comm: Comm, action: Callable[[], Result]) -> Result:
 def abort(comm: Comm, message: str, code: int = 1) -> NoReturn:
     """End this process at once; the launcher then ends the other ranks.
 
-    For errors that only this rank knows of, in the middle of a step, while the others wait in an allreduce: an orderly
-    exit would wait for them in turn.
+    For errors that only this rank knows of, during a step, while the others wait in an allreduce: an orderly exit would
+    wait for them in turn.
     """
     # The launcher may be gone, and the pipes with it.
     with contextlib.suppress(OSError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from parallel.comm import Comm
-from system.placement import describe, faults, placement, threads_per_rank
+from system.placement import threads_per_rank
 from system.stderr import quiet_stderr
 
 with quiet_stderr():
@@ -11,34 +13,32 @@ with quiet_stderr():
 
 
 def use_devices(comm: Comm) -> str:
-    """Give this rank one GPU, or its share of the cores. Call before any TensorFlow operation.
+    """Give this rank one GPU, or its share of the cores (`placement.threads_per_rank`).
 
-    Threads: `placement.threads_per_rank`.
+    Call before any TensorFlow operation. In a process where TensorFlow has started before, as after an earlier run, its
+    devices and threads stay as they are.
 
     Returns:
-        What the rank got, in words.
+        A description of what the rank got.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         # Ranks: one GPU each, by rank within the node
         mine = gpus[comm.local_rank % len(gpus)]
-        tf.config.set_visible_devices(mine, "GPU")
-        tf.config.experimental.set_memory_growth(mine, True)
+        with suppress(RuntimeError):  # TensorFlow has started before
+            tf.config.set_visible_devices(mine, "GPU")
+            tf.config.experimental.set_memory_growth(mine, True)
         return f"GPU {comm.local_rank % len(gpus)} of {len(gpus)} visible here"
     threads = threads_per_rank(comm.local_size)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    # two, so that the allreduce and the input pipeline are never queued behind a long kernel
-    tf.config.threading.set_inter_op_parallelism_threads(2)
+    threading = tf.config.threading
+    try:
+        threading.set_intra_op_parallelism_threads(threads)
+        # two, so that the allreduce and the input pipeline are never queued behind a long kernel
+        threading.set_inter_op_parallelism_threads(2)
+    except RuntimeError:
+        # 0 is TensorFlow's own choice, all cores.
+        threads = threading.get_intra_op_parallelism_threads() or threads_per_rank(1)
     return f"{threads} CPU thread{'s' if threads > 1 else ''} per rank"
-
-
-def pinning(comm: Comm) -> list[str]:
-    """Which CPUs every rank may use, and what is wrong with that, in lines for the start of a run.
-
-    Call on every rank, after `use_devices`.
-    """
-    everybody = comm.gather(placement(comm.rank, comm.local_size))
-    return [f"pinning     {describe(everybody)}", *(f"WARNING     {fault}" for fault in faults(everybody))]
 
 
 def gpu_count() -> int:

@@ -49,6 +49,14 @@ def is_elastic() -> bool:
     return os.environ.get("HOROVOD_ELASTIC") == "1"
 
 
+def ends_with_first_failure() -> bool:
+    """Whether the launcher ends all processes as soon as one exits with an error, before they are connected.
+
+    Open MPI's mpirun and horovodrun do; hydra, srun without --kill-on-bad-exit and elastic jobs wait for the others.
+    """
+    return bool({"OMPI_COMM_WORLD_RANK", "HOROVOD_RANK"} & set(os.environ)) and not is_elastic()
+
+
 def program() -> str:
     """Name of the script that runs, for messages."""
     return os.path.basename(sys.argv[0]) or "train.py"

@@ -1,4 +1,4 @@
-"""From options to what training reads: slides and truth, sampler and pool, feeds of batches.
+"""Inputs of training: slides and labels, sampler and hard-mining pool, feeds of batches.
 
 Shapes: B patches per rank, H, W patch pixels, C channels (3, or 6 with a context view), M numbers that
 describe a patch.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from options.classes import Classes
 from options.groups import Machine, TissueSearch
 from options.train import Sampling, Training, TrainSlides
 from parallel.comm import AgreedError, Comm, together
+from parallel.job import Log
 
 if TYPE_CHECKING:
     from cohorts.pairing import Case
@@ -95,7 +96,7 @@ class Inputs:
         training: batches, class weights and seed.
         machine: readers and cache of a rank.
         comm: the ranks.
-        say: prints lines on rank 0.
+        log: prints lines on rank 0.
 
     Attributes:
         classes: number of classes K.
@@ -118,7 +119,7 @@ class Inputs:
         training: Training,
         machine: Machine,
         comm: Comm,
-        say: Callable[..., None],
+        log: Log,
     ) -> None:
         self._slides = slides
         self._labels = labels
@@ -127,7 +128,7 @@ class Inputs:
         self._training = training
         self._machine = machine
         self._comm = comm
-        self._say = say
+        self._log = log
         self._staging: Staging | None = None
         self._left_out: list[str] = []
         self.classes = 0
@@ -144,7 +145,7 @@ class Inputs:
         self.records: Records
 
     def open(self, stream: Mapping[str, Any]) -> None:
-        """Pair, split, stage, open and index the slides, and say what was found.
+        """Pair, split, stage, open and index the slides, and log what was found.
 
         Args:
             stream: options that decide which patch an index is, JSON types.
@@ -168,14 +169,14 @@ class Inputs:
         )
         self.stream = {**stream, "slides": [slide.id for slide in self.train_set.slides], "mine_from": None}
         together(comm, lambda: check_field_of_view(self.train_set, sampling.img_size, sampling.resolution))
-        self._say(f"classes     {describe(options.reading.class_of_group, CLASS_NAMES)}")
+        self._log(f"classes     {describe(options.reading.class_of_group, CLASS_NAMES)}")
         for what, opened in (("training", self.train_set), ("validation", self.val_set)):
             tumor = sum(1 for index in opened.indexes if set(index.places) - {0})
             names = [slide.id for slide in opened.slides]
             shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-            self._say(f"{what:<11} {len(names)} slides, {tumor} of them with tumor: {shown}")
+            self._log(f"{what:<11} {len(names)} slides, {tumor} of them with tumor: {shown}")
             notes += [note for index in opened.indexes for note in index.notes]
-        self._say(*(f"note        {note}" for note in notes))
+        self._log(*(f"note        {note}" for note in notes))
 
     def _stage(
         self, folder: Path, train_cases: list[Case], val_cases: list[Case]
@@ -187,7 +188,7 @@ class Inputs:
         place = Place(comm.local_rank, comm.local_size)
         staging = together(comm, lambda: Staging(folder, max_bytes, place, comm.gather))
         self._staging = staging
-        # Ranks: nobody opens a copy before all of the node's are there.
+        # Ranks: no rank opens a copy before all copies of the node are complete.
         cases, note = together(comm, lambda: staging.copy([*train_cases, *val_cases]))
         return cases[: len(train_cases)], cases[len(train_cases) :], f"--stage_dir: {note}"
 
@@ -220,22 +221,22 @@ class Inputs:
             part.reader(img_size, um_px, sampling.context_spacing) for part in (self.train_set, self.val_set)
         )
         self.grid = together(comm, lambda: requests(self.val_set.indexes, img_size, um_px, sampling.val_patches))
-        self._say(
+        self._log(
             f"sampling    {sampling.data_sampler}; validation on {len(self.grid)} patches of the grid over tissue"
         )
 
     def _mined(self, folder: Path) -> list[Entry]:
-        """Places that the hard pool begins with; they are part of the stream."""
+        """Places that the hard pool starts with; they are part of the stream."""
         from samplers.pool_seed import read_pool_seed
 
         entries, others = read_pool_seed(folder, [slide.id for slide in self.train_set.slides])
         self.stream["mine_from"] = f"{len(entries)} places, CRC {zlib.crc32(repr(entries).encode()):08x}"
         left_out = f", {others} on other slides left out" if others else ""
-        self._say(f"mined       {len(entries)} places of {folder}{left_out}")
+        self._log(f"mined       {len(entries)} places of {folder}{left_out}")
         return entries
 
     def start_records(self, log_dir: Path | None) -> None:
-        """Open the sample log; rank 0 writes down which files the run reads, for `samplers.replay`.
+        """Open the sample log; rank 0 stores which files the run reads, for `samplers.replay`.
 
         Args:
             log_dir: log folder of the run; None to keep no log.
@@ -276,7 +277,7 @@ class Inputs:
         return joined(augmented, passes)
 
     def val_feed(self) -> Any:
-        """This rank's batches of the validation grid, each patch once over all ranks; `left_out` collects the bad."""
+        """This rank's batches of the validation grid, each patch once over all ranks; unreadable ones are collected."""
         from samplers.pipeline import grid_feed
 
         self._left_out = []
@@ -296,10 +297,10 @@ class Inputs:
             line = f"{len(bad)} of {len(self.grid)} validation patches could not be read, first: {bad[0]}"
             if len(bad) > self._sampling.max_unreadable * len(self.grid):
                 raise AgreedError(f"{line}. --max_unreadable is {float(self._sampling.max_unreadable):g}")
-            self._say(f"note        {line}")
+            self._log(f"note        {line}")
 
     def rejected(self) -> str:
-        """Which draws were not taken since the start, over all ranks, as text; every rank must call it."""
+        """Rejected draws since the start, by reason, over all ranks, as text; every rank must call it."""
         total = sum(self._comm.gather(self.records.rejected), Counter[str]())
         return ", ".join(f"{count} {reason}" for reason, count in sorted(total.items())) or "none"
 

@@ -1,26 +1,27 @@
-"""How a run begins: afresh, or from a checkpoint, in a log folder that fits."""
+"""Start of a run: new, or resumed from a checkpoint, in a log folder made ready for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from artifacts.checkpoints import Checkpoints, State, changed, remove_partials
 from options.train import Run
 from parallel.comm import Comm, together
+from parallel.job import Log
 from samplers.records import trim_samples
 from training.log import prepare_folder, trim_metrics
 
 
-def checkpoint_to_go_on_from(
+def resumed_state(
     run: Run,
     options: Mapping[str, Any],
     free: Collection[str],
     comm: Comm,
     network: tuple[Any, Any],
     stream: Mapping[str, Any],
-    say: Callable[..., None],
+    log: Log,
 ) -> State | None:
     """Fill model and optimizer on rank 0 from the checkpoint that --resume names, and make the log folder ready.
 
@@ -32,43 +33,43 @@ def checkpoint_to_go_on_from(
         free: names of those that change nothing of what is learned.
         comm: the ranks.
         network: model and optimizer.
-        stream: what decides which patch an index is.
-        say: prints lines on rank 0.
+        stream: options and slides that decide which patch an index is.
+        log: prints lines on rank 0.
 
     Returns:
-        What the checkpoint holds besides variables, on all ranks; None for a fresh start.
+        The state in the checkpoint besides variables, on all ranks; None for a new run.
 
     Raises:
         AgreedError: no checkpoint can be read, or it is of another run; the folder cannot be written.
     """
 
     def begin() -> tuple[State, Path] | None:
-        # Ranks: one reads, so all go on from the same file even where a shared file system lags.
+        # Ranks: one reads, so all resume from the same file even where a shared file system lags.
         if comm.rank != 0:
             return None
         found = None
         if run.resume:
             reader = Checkpoints(run.log_dir / "checkpoints" if run.log_dir else Path())
-            # An elastic job that comes together anew goes on from itself, wherever it began.
+            # An elastic job that reconnects resumes from its own checkpoints, wherever it began.
             wanted = "auto" if run.elastic and reader.history() else run.resume
             found = reader.resume(wanted, *network, {**stream, "optimizer": options["optimizer"]})
         if found:
-            say(*(f"resume      {note}" for note in (*found[2], *changed(found[0], options, free, comm.size))))
+            log(*(f"resume      {note}" for note in (*found[2], *changed(found[0], options, free, comm.size))))
         if run.log_dir is not None:
             own = found is not None and found[1].is_relative_to(run.log_dir)
-            say(*prepare_folder(run.log_dir, own, options))
+            log(*prepare_folder(run.log_dir, own, options))
             remove_partials(run.log_dir)
             images = found[0].images if found else 0
             trim_samples(run.log_dir, images)
             trim_metrics(run.log_dir, images)
         return found[:2] if found else None
 
-    found = comm.gather(together(comm, begin))[0]
+    found: tuple[State, Path] | None = comm.gather(together(comm, begin))[0]
     if found is not None:
-        say(f"resume      {found[1]} at image {found[0].images}, best val mIoU {found[0].best_miou:.4f}")
+        log(f"resume      {found[1]} at image {found[0].images}, best val mIoU {found[0].best_miou:.4f}")
         return found[0]
     if run.resume:
-        say(f"resume      no checkpoint in {run.log_dir}: a fresh start")
+        log(f"resume      no checkpoint in {run.log_dir}: a new run")
     elif run.log_dir is None:
-        say("note        no --log_dir: nothing will be kept of this run")
+        log("note        no --log_dir: this run will not be saved")
     return None

@@ -1,4 +1,4 @@
-"""What turns joint gradients into an update of the weights: Adam, AdamW, SGD with momentum, LARS, LAMB.
+"""Optimizers, which turn joint gradients into an update of the weights: Adam, AdamW, SGD with momentum, LARS, LAMB.
 
 Keras' own updates add some eighty graph operations per variable: half of EfficientDet-D0's training graph, paid at
 every start. Where TensorFlow has a fused kernel it is used: one operation that reads and writes each weight once.
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 
 class Optimizer:
-    """What all of them share: the count of updates, and some moments of the gradient for each weight.
+    """Base of all: the count of updates, and some moments of the gradient for each weight.
 
     Args:
         variables: Keras variables to train, in the order in which gradients will come.
@@ -45,14 +45,14 @@ class Optimizer:
             self._update(variable, grad, learning_rate, *moments)
 
     def _begin(self, steps: Any) -> None:
-        """Before the variables' updates: what is the same for all of them; `steps` counts this update, from 1."""
+        """Before the updates of the variables: computes what they share; `steps` counts this update, from 1."""
 
     def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
         raise NotImplementedError
 
 
 class TwoMoments(Optimizer):
-    """What Adam and LAMB share: decaying means of gradients and of their squares.
+    """Base of Adam and LAMB: decaying means of gradients and of their squares.
 
     Args:
         variables: see `Optimizer`.
@@ -189,17 +189,30 @@ class Lamb(TwoMoments):
         variable.assign_sub(learning_rate * update)
 
 
-def build(name: str, variables: Sequence[Any], momentum: float, weight_decay: float) -> Optimizer:
-    """The optimizer of this name: adam, adamw, sgd, lars or lamb; what it has no use for is not looked at."""
+def build(name: str, variables: Sequence[Any], momentum: float, weight_decay: float | None) -> Optimizer:
+    """The optimizer of this name.
+
+    Args:
+        name: adam, adamw, sgd, lars or lamb.
+        variables: see `Optimizer`.
+        momentum: of sgd and lars.
+        weight_decay: of all but adam; None for 0.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    decay = weight_decay or 0.0
     if name == "adam":
         return Adam(variables)
     if name == "adamw":
-        return Adam(variables, weight_decay)
+        return Adam(variables, decay)
     if name == "sgd":
-        return Sgd(variables, momentum, weight_decay)
+        return Sgd(variables, momentum, decay)
     if name == "lars":
-        return Lars(variables, momentum, weight_decay)
-    return Lamb(variables, weight_decay)
+        return Lars(variables, momentum, decay)
+    if name == "lamb":
+        return Lamb(variables, decay)
+    raise ValueError(f"optimizer {name!r} is unknown; choose one of adam, adamw, sgd, lars, lamb")
 
 
 def is_kernel(variable: Any) -> bool:

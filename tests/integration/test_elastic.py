@@ -63,11 +63,13 @@ def test_ranks_come_and_go(tmp_path: Path) -> None:
     finally:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
-    assert said("left        hosts changed at image") == 2
+    assert said("preempted   hosts changed at image") == 2
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     resumed = [line for line in lines if "resume      /" in line]
-    left = [line for line in lines if "left        hosts changed" in line]
-    counters = [[line.split(" at image ")[1].split(" ")[0].strip(",") for line in part] for part in (resumed, left)]
+    preempted = [line for line in lines if "preempted   hosts changed" in line]
+    counters = [
+        [line.split(" at image ")[1].split(" ")[0].strip(",") for line in part] for part in (resumed, preempted)
+    ]
     assert len(counters[0]) == 2
     assert counters[0] == counters[1]
     # Every index once, on any rank.

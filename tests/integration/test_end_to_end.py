@@ -77,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 def test_run_says_what_it_does(whole: Whole) -> None:
     said = whole.lines()
-    assert said[0].startswith("ranks 2 x batch 1 = 2 images a step, ")
+    assert said[0] == "ranks 2 x batch 1 = 2 images a step"
     assert said[1:3] == ["view 128 px at 2 um/px = 256 um of tissue", "length 10 images = 5 steps"]
     assert "training 3 slides, 2 of them with tumor: normal_001, tumor_001, tumor_002" in said
     assert "validation 2 slides, 1 of them with tumor: normal_102, tumor_101" in said

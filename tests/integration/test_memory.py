@@ -72,7 +72,7 @@ def test_float16_run_keeps_its_loss_scale_over_a_resume(tmp_path: Path) -> None:
     arrays["extra/loss_scale"] = np.array([2.0**126, 1999.0])
     np.savez(file, **arrays)
     done = small(tiny, "--mixed_precision", "float16", "--resume", num_steps="8")
-    assert re.search(r"^float16 +\d steps? left out, whose gradient overflowed; loss scale now ", done.stdout, re.M)
+    assert re.search(r"^float16 +\d steps? skipped, whose gradient overflowed; loss scale now ", done.stdout, re.M)
     with np.load(tiny.log_dir / "checkpoints" / "images-000000008.npz") as stored:
         assert stored["extra/loss_scale"][0] < 2.0**126
     # Neither are NaN in the sample log, nor in the pool that is drawn from.

@@ -153,7 +153,7 @@ def test_one_bad_slide_does_not_lose_the_others(tiny: TinySet, tmp_path: Path) -
     (folder / "none.tif").write_bytes(b"no slide at all")
     done = predict(tiny, tmp_path / "out", slides=folder)
     assert done.returncode == 1, done.stderr[-2000:]
-    failed = re.findall(r"^FAILED +(\w+):", done.stdout.split("ended ")[1], re.MULTILINE)
+    failed = re.findall(r"^FAILED +(\w+):", done.stdout.split("finished ")[1], re.MULTILINE)
     assert failed == ["cut", "none"]
     assert results(tmp_path / "out") == ["a good one"]
     strict = predict(tiny, tmp_path / "strict", "--strict", slides=folder)

@@ -64,7 +64,7 @@ def test_pickled_objects_in_weights_are_refused(tmp_path: Path) -> None:
         group = file.create_group("stem")
         group.attrs["weight_names"] = [b"stem/kernel:0"]
         group["stem/kernel:0"] = np.void(pickle.dumps(Evil(tmp_path)))
-    with pytest.raises(ValueError, match=r"evil\.h5 cannot be read; .* is no plain array of numbers"):
+    with pytest.raises(ValueError, match=r"evil\.h5 cannot be read; .* is not an array of numbers"):
         load_weights(small(), path)
     for name in ("evil.npy", "evil.npz", "evil.pkl"):
         (tmp_path / name).write_bytes(pickle.dumps(Evil(tmp_path)))

@@ -80,13 +80,13 @@ class Fault:
             script = next(p for p in parents if any(word.endswith("run_train.sh") for word in p.cmdline()[:3]))
             script.terminate()
         elif KIND == "full":
-            fill(opts.log_dir / "filler")
+            fill(opts.run.log_dir / "filler")
         elif KIND == "readonly":
             # A mount of its own over it: what has open files cannot be made read-only.
-            target = str(opts.log_dir / "checkpoints")
+            target = str(opts.run.log_dir / "checkpoints")
             subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", target], check=True)
         elif KIND == "slide":
-            for path in opts.slide_path.iterdir():
+            for path in opts.slides.slide_path.iterdir():
                 os.truncate(path, 1000)
         else:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -104,8 +104,8 @@ def test_preempted(
     outcome = job.finish(job.start(f"{kind}:1:{AT}"))
     assert outcome.code == 75, outcome.text[-3000:]
     # The signal comes in the step from AT on; all leave after that one or the next.
-    assert re.search(rf"left        SIGUSR1 at image ({AT + 2}|{AT + 4}) of {IMAGES}", outcome.text)
-    check(job.resumed(outcome), uninterrupted, "left        SIGUSR1 at image", images_lost=0)
+    assert re.search(rf"preempted   SIGUSR1 at image ({AT + 2}|{AT + 4}) of {IMAGES}", outcome.text)
+    check(job.resumed(outcome), uninterrupted, "preempted   SIGUSR1 at image", images_lost=0)
 
 
 @SLOW

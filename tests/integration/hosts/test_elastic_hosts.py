@@ -55,7 +55,7 @@ def test_hosts_leave_join_and_are_cut_off(three_hosts: Hosts, tmp_path: Path) ->
         # On the host that stays and on the one that joins: a rank leaves without an error of the job.
         job.wait_for("ranks       2 x batch 1", times=2)
         job.wait_for("loss 0.", times=job.said().count("loss 0.") + 6)
-        assert images_after(job.said(), "resume") == images_after(job.said(), "left")
+        assert images_after(job.said(), "resume") == images_after(job.said(), "preempted")
         three_hosts.cut(third)
         here(first)
         job.wait_for("ranks       1 x batch 1")

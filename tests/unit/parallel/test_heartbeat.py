@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from parallel import heartbeat as pulse_module
-from parallel.heartbeat import READING, Peer, Pulse
-from parallel.preemption import HOSTS_CHANGED, Leaving
+from parallel import heartbeat as heartbeat_module
+from parallel.heartbeat import READING, Heartbeat, Peer
+from parallel.preemption import HOSTS_CHANGED, Preemption
 
 TIMEOUT_S = 1.0
 
 
 class Ranks:
-    """`gather` for a Pulse of rank 0 and what it told the others."""
+    """`gather` for a Heartbeat of rank 0 and what it told the others."""
 
     def __init__(self, rank: int, shared: list) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, 2, rank, 2
@@ -34,18 +34,18 @@ class Ranks:
 
 
 class Watched:
-    """A Pulse of rank 0 that notes why it would end, and a socket that plays rank 1."""
+    """A Heartbeat of rank 0 that notes why it would end, and a socket that plays rank 1."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
         self.shared: list = []
-        self.pulse = Pulse(Ranks(0, self.shared), TIMEOUT_S, self.reasons.append)
-        self.pulse.start()
+        self.heartbeat = Heartbeat(Ranks(0, self.shared), TIMEOUT_S, self.reasons.append)
+        self.heartbeat.start()
         port, _, self.token, _ = self.shared[0]
         self.socket = socket.create_connection(("127.0.0.1", port))
 
-    def say(self, **words) -> None:
-        line = {"token": self.token, "rank": 1, "host": "b", "doing": "in a step", "doing_s": 0.0} | words
+    def report(self, **changes) -> None:
+        line = {"token": self.token, "rank": 1, "host": "b", "doing": "in a step", "doing_s": 0.0} | changes
         self.socket.sendall(json.dumps(line).encode() + b"\n")
 
     def first_reason(self, wait_s: float = 60.0) -> str:
@@ -57,19 +57,19 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    monkeypatch.setattr(pulse_module, "GRACE_S", 0.1)
+    monkeypatch.setattr(heartbeat_module, "GRACE_S", 0.1)
     made = Watched()
-    with made.pulse:
+    with made.heartbeat:
         yield made
     made.socket.close()
 
 
-def test_two_ranks_that_live_and_leave_are_not_missed() -> None:
+def test_two_ranks_that_live_and_end_are_not_missed() -> None:
     reasons: list[str] = []
     shared: list = []
-    with Pulse(Ranks(0, shared), TIMEOUT_S, reasons.append) as first:
+    with Heartbeat(Ranks(0, shared), TIMEOUT_S, reasons.append) as first:
         first.start()
-        with Pulse(Ranks(1, shared), TIMEOUT_S, reasons.append) as second:
+        with Heartbeat(Ranks(1, shared), TIMEOUT_S, reasons.append) as second:
             second.start()
             time.sleep(2 * TIMEOUT_S)
         # Rank 1 is done; rank 0 continues for longer than it would wait for a silent rank.
@@ -78,42 +78,42 @@ def test_two_ranks_that_live_and_leave_are_not_missed() -> None:
 
 
 def test_silence_is_named_with_rank_host_and_place(watched: Watched) -> None:
-    watched.say(doing="validating")
+    watched.report(doing="validating")
     reason = watched.first_reason()
     assert reason.startswith("rank 1 of 2 (b) has not answered for 1 s (--stall_timeout) while it was validating")
 
 
 def test_an_end_without_goodbye_is_named(watched: Watched) -> None:
-    watched.say()
+    watched.report()
     watched.socket.close()
     assert watched.first_reason() == "rank 1 of 2 (b) has ended while it was in a step: killed, or out of memory?"
 
 
 def test_an_end_with_goodbye_is_not(watched: Watched) -> None:
-    watched.say(goodbye=True)
+    watched.report(goodbye=True)
     watched.socket.close()
     assert watched.first_reason(1.5 * TIMEOUT_S) == ""
 
 
 def test_a_rank_without_patches_is_named(watched: Watched) -> None:
     for _ in range(3):
-        watched.say(doing=READING, doing_s=4 * TIMEOUT_S)
+        watched.report(doing=READING, doing_s=4 * TIMEOUT_S)
         time.sleep(TIMEOUT_S / 4)
     assert watched.reasons == []
-    watched.say(doing=READING, doing_s=6.4)
+    watched.report(doing=READING, doing_s=6.4)
     reason = watched.first_reason()
     assert reason.startswith("rank 1 of 2 (b) has been waiting for patches for 6 s (--stall_timeout)")
 
 
 def test_rank_0_itself_may_be_without_patches(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse_module, "READING_TIMES", 1.5)
+    monkeypatch.setattr(heartbeat_module, "READING_TIMES", 1.5)
     stuck = threading.Event()
 
     def batches() -> Iterator[int]:
         yield 1
         stuck.wait(60)
 
-    taken = watched.pulse.watched(batches())
+    taken = watched.heartbeat.watched(batches())
     assert next(taken) == 1
     thread = threading.Thread(target=lambda: next(taken, None))
     thread.start()
@@ -135,7 +135,7 @@ def test_strangers_are_turned_away(words: bytes, watched: Watched) -> None:
     with contextlib.suppress(ConnectionResetError):
         assert stranger.recv(100) == b""
     # Ranks are still answered.
-    watched.say()
+    watched.report()
     watched.socket.settimeout(5)
     assert watched.socket.recv(100) == b"{}\n"
     assert watched.reasons == []
@@ -155,33 +155,33 @@ class Clock:
 def test_a_pause_of_the_whole_job_is_nobodys_silence(pause_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after SIGSTOP and SIGCONT to all of it, or on a machine that was busy with something else."""
     clock = Clock()
-    monkeypatch.setattr(pulse_module, "time", clock)
-    monkeypatch.setattr(pulse_module, "GRACE_S", 0.0)
+    monkeypatch.setattr(heartbeat_module, "time", clock)
+    monkeypatch.setattr(heartbeat_module, "GRACE_S", 0.0)
     reasons: list[str] = []
-    pulse = Pulse(Ranks(0, []), TIMEOUT_S, reasons.append)
-    pulse.doing = READING
+    heartbeat = Heartbeat(Ranks(0, []), TIMEOUT_S, reasons.append)
+    heartbeat.doing = READING
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        pulse._selector.register(ours, selectors.EVENT_READ, Peer("rank 1 of 2 (b)", clock.now))
+        heartbeat._selector.register(ours, selectors.EVENT_READ, Peer("rank 1 of 2 (b)", clock.now))
         clock.now += pause_s
-        pulse._look()
+        heartbeat._check()
         assert reasons == []
         # Silence from then on is one: 1 s at 5 looks a second, and what two beats of the pause count for.
         looks = 0
         while not reasons and looks < 20:
             clock.now += 0.2
             looks += 1
-            pulse._look()
+            heartbeat._check()
     assert looks in (3, 4)
     assert reasons[0].startswith("rank 1 of 2 (b) has not answered for 1 s")
 
 
 def test_silence_of_rank_0_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse_module, "GRACE_S", 0.1)
+    monkeypatch.setattr(heartbeat_module, "GRACE_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         reasons: list[str] = []
         shared = [(server.getsockname()[1], ["127.0.0.1"], "token", "a")]
-        with Pulse(Ranks(1, shared), TIMEOUT_S, reasons.append) as second:
+        with Heartbeat(Ranks(1, shared), TIMEOUT_S, reasons.append) as second:
             second.start()
             until = time.monotonic() + 60
             while not reasons and time.monotonic() < until:
@@ -195,13 +195,13 @@ def test_a_launcher_that_is_gone_is_noticed(watched: Watched, monkeypatch: pytes
 
 
 def test_nothing_is_watched_at_timeout_0() -> None:
-    with Pulse(Ranks(0, []), 0.0, pytest.fail) as idle:
+    with Heartbeat(Ranks(0, []), 0.0, pytest.fail) as idle:
         idle.start()
         assert idle._thread is None
         assert list(idle.watched([3, 4])) == [3, 4]
 
 
-# -------------------------------------------------------------------------------------------------------------- leaving
+# ---------------------------------------------------------------------------------------------------------- preemption
 
 
 @pytest.fixture
@@ -216,30 +216,30 @@ def handlers() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_a_request(number: signal.Signals, handlers: None) -> None:
-    said: list[str] = []
-    leaving = Leaving()
-    leaving.listen(said.append)
-    assert leaving.asked == ""
+    lines: list[str] = []
+    preemption = Preemption()
+    preemption.listen(lines.append)
+    assert preemption.requested == ""
     signal.raise_signal(number)
     # From the terminal and from the launcher: one request.
     signal.raise_signal(number)
-    assert leaving.asked == number.name
-    assert len(said) == 1
-    assert said[0].startswith(f"{number.name}: a checkpoint will be written after this step")
+    assert preemption.requested == number.name
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{number.name}: a checkpoint will be written after this step")
 
 
 def test_a_signal_after_a_change_of_hosts_is_the_first(handlers: None) -> None:
-    leaving = Leaving()
-    leaving.listen(lambda _: None)
-    leaving.hosts_changed()
-    assert leaving.asked == HOSTS_CHANGED
+    preemption = Preemption()
+    preemption.listen(lambda _: None)
+    preemption.hosts_changed()
+    assert preemption.requested == HOSTS_CHANGED
     signal.raise_signal(signal.SIGTERM)
-    assert leaving.asked == "SIGTERM"
+    assert preemption.requested == "SIGTERM"
 
 
 def test_a_second_request_ends_at_once(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    leaving = Leaving()
-    leaving.listen(lambda _: None)
+    preemption = Preemption()
+    preemption.listen(lambda _: None)
     signal.raise_signal(signal.SIGINT)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 2)

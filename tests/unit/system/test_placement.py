@@ -149,7 +149,7 @@ def test_nodes_with_the_same_fault_are_named_once() -> None:
 
 def test_lines_at_the_start_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from parallel.comm import SoloComm
-    from parallel.devices import pinning  # loads TensorFlow
+    from parallel.job import pinning  # loads TensorFlow
 
     monkeypatch.setattr(placement, "job_cpus", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})

@@ -61,6 +61,19 @@ def test_as_keras_does(name: str, make: Callable[[], keras.optimizers.Optimizer]
         np.testing.assert_allclose(ours, keras_own, atol=3 * 0.1 * 3e-5)
 
 
+def test_lamb_as_keras_does_on_kernels() -> None:
+    """Keras scales biases, too, and its decay is not part of the scaled update."""
+    kernel, _ = after("lamb", weight_decay=0.0)
+    expected, _ = after_keras(lambda: keras.optimizers.Lamb(0.1, epsilon=1e-6))
+    np.testing.assert_allclose(kernel, expected, rtol=2e-5, atol=3 * 0.1 * 3e-5)
+    assert np.abs(kernel - weights()[0].numpy()).max() > 0.1
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer 'adagrad' is unknown"):
+        build("adagrad", weights(), 0.9, 0.0)
+
+
 def by_hand(
     update: Callable[[np.ndarray, np.ndarray, float, int, dict[str, np.ndarray]], np.ndarray],
 ) -> list[np.ndarray]:
