@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import models
 from models import deeplab, efficientdet
+from options import choices
 
 RNG = np.random.default_rng(20)
 
@@ -301,3 +302,7 @@ def test_saved_and_exported_models_give_the_same_logits(name: str, tmp_path, pyt
         logits = np.load(tmp_path / "logits.npy")
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
         (tmp_path / "logits.npy").unlink()
+
+
+def test_options_offer_every_model() -> None:
+    assert tuple(models.NAMES) == choices.MODELS
