@@ -9,11 +9,7 @@ import pytest
 import shapely
 
 import samplers
-<<<<<<< HEAD
 from options.choices import TUMOR_RATIOS, SamplerName
-=======
-from options import choices
->>>>>>> 5b19099 (docs: options, samplers and models as they are added now)
 from samplers import draw as drawing
 from samplers.grid import fair_shares, requests, slide_grid
 from samplers.index import Places, cell_side_l0, index_slide, own_regions
@@ -305,7 +301,3 @@ def test_fair_shares():
     assert fair_shares((1, 10, 10), 9) == [1, 4, 4]
     assert fair_shares((3, 0, 2), 100) == [3, 0, 2]
     assert sum(fair_shares((5, 5, 5), 7)) == 7
-
-
-def test_options_offer_every_sampler() -> None:
-    assert tuple(samplers.SAMPLERS) == choices.SAMPLERS
