@@ -14,8 +14,9 @@ cd -- "$root" || exit 1
 
 # Strict types everywhere but in tests/ and benchmarks/.
 typed=(
-    system parallel cohorts slides samplers models preprocessing options training artifacts metrics inference evaluation
-    segmentation doctor train.py predict.py evaluate.py export.py
+    train.py predict.py evaluate.py export.py
+    artifacts cohorts doctor evaluation inference launch metrics models options parallel preprocessing samplers
+    segmentation slides system training .ci/phrases.py .ci/sizes.py
 )
 
 fix=0

@@ -144,7 +144,7 @@ def class_names(label_map: Mapping[str, int], classes: int) -> list[str]:
 
 
 def current_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return class names in the spelling of today: before version 0.1.0 that of class 1 was British by default."""
+    """Return class names in American spelling; the default name of class 1 was British in earlier versions."""
     return tuple(DEFAULT_NAMES[1] if (cls, name) == (1, OLD_TUMOR) else name for cls, name in enumerate(names))
 
 
