@@ -33,32 +33,26 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code, the same on all ranks. May be called again, and in a thread."""
     opts = train_options(argv)
-    machine, network, batch_size = opts.machine, opts.network, opts.training.batch_size
-    settings = job.Settings(
-        machine.horovod, machine.no_cuda, machine.stall_timeout, opts.run.elastic,
-        give_back_memory=network.recompute == "fine",
+    machine, network = opts.machine, opts.network
+    step = planner.PlannedStep(
+        network.networks[0], opts.sampling.img_size, opts.training.batch_size, network.recompute,
+        network.mixed_precision, SIZE_MULTIPLE,
     )  # fmt: skip
-    if opts.run.plan:
-        return job.run(lambda ranks: plan(opts, ranks), settings)
     return job.run(
-        lambda ranks: Run(opts, ranks).go(),
-        settings,
-        check=lambda: find_cases(opts.slides, opts.training.seed),
-        out_of_memory=lambda comm: planner.out_of_memory_advice(
-            network.networks[0], batch_size, comm.local_size, SIZE_MULTIPLE
+        lambda ranks: plan(step, ranks) if opts.run.plan else Run(opts, step, ranks).go(),
+        job.Settings(
+            machine.horovod, machine.no_cuda, machine.stall_timeout, opts.run.elastic,
+            give_back_memory=network.recompute == "fine",
         ),
-    )
-
-
-def plan(opts: TrainOptions, ranks: job.Ranks) -> int:
-    """In place of a run: memory and time of a step, and the sizes that fit this machine."""
-    network, training = opts.network, opts.training
-    ranks.use_devices()
-    lines = planner.plan(
-        network.networks[0], opts.sampling.img_size, training.batch_size, network.mixed_precision, network.recompute,
-        SIZE_MULTIPLE, ranks=ranks.comm.local_size,
+        check=lambda: opts.run.plan or find_cases(opts.slides, opts.training.seed),
+        out_of_memory=lambda comm: planner.out_of_memory_advice(step, comm.local_size),
     )  # fmt: skip
-    ranks.log(*lines)
+
+
+def plan(step: planner.PlannedStep, ranks: job.Ranks) -> int:
+    """In place of a run: memory and time of a step, and the sizes that fit this machine."""
+    ranks.use_devices()
+    ranks.log(*planner.plan(step, ranks.comm.local_size))
     return 0
 
 
@@ -67,11 +61,13 @@ class Run:
 
     Args:
         opts: validated options; they are passed no further as a whole.
+        planned: a step, as the planner knows it.
         ranks: the ranks of the job.
     """
 
-    def __init__(self, opts: TrainOptions, ranks: job.Ranks) -> None:
+    def __init__(self, opts: TrainOptions, planned: planner.PlannedStep, ranks: job.Ranks) -> None:
         self.opts = opts
+        self.planned = planned
         self.ranks = ranks
         self.comm = ranks.comm
         self.heartbeat = ranks.heartbeat
@@ -100,19 +96,14 @@ class Run:
 
     def go(self) -> int:
         """The whole story; returns the exit code."""
-        opts, network = self.opts, self.opts.network
+        opts = self.opts
         self.preemption.listen(self.log)
         if opts.run.elastic:
             self.comm.on_hosts_changed(self.preemption.hosts_changed)
         self.describe()
         self.heartbeat.start()
-        if network.mixed_precision == "float32":
-            # Ranks: nodes may differ; where the step does not fit one of them, all ranks exit.
-            notes = planner.require_memory(
-                network.networks[0], opts.sampling.img_size, opts.training.batch_size, network.recompute,
-                SIZE_MULTIPLE, self.comm, opts.run.memory_check,
-            )  # fmt: skip
-            self.log(*notes)
+        # Ranks: nodes may differ; where the step does not fit one of them, all ranks exit.
+        self.log(*planner.require_memory(self.planned, self.comm, opts.run.memory_check))
         # Before TensorFlow is imported, so that errors in the data show at once.
         self.inputs.open(stream_options(opts))
         self.log(f"devices     {self.ranks.use_devices()}")
@@ -163,9 +154,8 @@ class Run:
         if weights is None:
             self.model = models.build(network.networks[0], img_size, classes, channels, precision)
         else:
-            names = network.networks
             self.model, report = together(
-                self.comm, lambda: build_with_weights(names, img_size, classes, weights, channels, precision)
+                self.comm, lambda: build_with_weights(network.networks, img_size, classes, weights, channels, precision)
             )
             self.log(f"weights     {len(report.loaded)} layers from {weights}, {len(report.skipped)} skipped")
             self.log(*(f"            {name}: {reason}" for name, reason in report.skipped))
@@ -175,9 +165,8 @@ class Run:
             self.log(f"frozen      {frozen:,} parameters")
         if network.sync_bn and self.comm.size > 1:
             self.log(f"batch norm  {models.synchronise(self.model, self.comm.sum)} layers over all ranks")
-        self.optimizer = optimizer.build(
-            rates.optimizer, self.model.trainable_variables, rates.momentum, rates.weight_decay
-        )
+        variables = self.model.trainable_variables
+        self.optimizer = optimizer.build(rates.optimizer, variables, rates.momentum, rates.weight_decay)
         loss = Loss(training.loss, training.weights_of(classes), training.label_smoothing, training.focal_gamma)
         self.loss_scale = LossScale() if network.mixed_precision == "float16" else None
         self.counts = PixelCounts(classes)
@@ -196,9 +185,8 @@ class Run:
 
         run, comm = self.opts.run, self.comm
         self.checkpoints = Checkpoints(run.log_dir / "checkpoints") if run.log_dir else None
-        network = (self.model, self.optimizer)
-        options, free = as_json(self.opts), free_options(self.opts)
-        state = resumed_state(run, options, free, comm, network, self.inputs.stream, self.log)
+        network, options = (self.model, self.optimizer), as_json(self.opts)
+        state = resumed_state(run, options, free_options(self.opts), comm, network, self.inputs.stream, self.log)
         if state is not None:
             self.restore(state)
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
@@ -236,8 +224,7 @@ class Run:
         schedule = Schedule(rates.lr_schedule, target, rates.warmup, training.num_steps, rates.lr_cycle)
         self.progress = Progress(training.num_steps, self.images, shown=comm.rank == 0)
         stop = self.validation_due and not self.validate()
-        unfinished = self.images < training.num_steps and not stop
-        feed = self.inputs.train_feed(self.images) if unfinished else ()
+        feed = self.inputs.train_feed(self.images) if self.images < training.num_steps and not stop else ()
         for image_BHWC, label_BHW, meta_BM in self.heartbeat.watched(feed):
             rate = schedule.rate(self.images)
             result = self.step(image_BHWC, label_BHW, rate, stop=bool(self.preemption.requested))

@@ -123,53 +123,69 @@ def _group_limit_gib() -> float:
     return least("memory", ("memory.max", "memory.limit_in_bytes")) / GIB
 
 
-def advice(model: str, batch: int, ranks: int, multiple: int, gib: float) -> list[str]:
-    """The largest img_size that fits in float32, for every way of recomputing.
+@dataclass(frozen=True)
+class PlannedStep:
+    """A training step whose cost is asked for.
 
-    Args:
-        model: network.
-        batch: patches of a rank in one pass.
-        ranks: of one machine; they share its memory.
-        multiple: img_size must be a multiple of it.
-        gib: memory of the machine.
-    """
-    sizes = {recompute: cost.largest_size(batch, gib / ranks, multiple) for recompute, cost in costs(model).items()}
-    return [f"--recompute {recompute}: up to --img_size {size}" for recompute, size in sizes.items() if size]
-
-
-def out_of_memory_advice(model: str, batch: int, ranks: int, multiple: int) -> str:
-    """What to do where a training step needs more memory than this machine has; arguments as of `advice`."""
-    ways = advice(model, batch, ranks, multiple, memory().total)
-    return f"On this machine fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"
-
-
-def require_memory(
-    model: str, img_size: int, batch: int, recompute: str, multiple: int, comm: Comm, refuse: bool
-) -> list[str]:
-    """Check the memory of a float32 step before it runs; every rank must call it.
-
-    Args:
+    Attributes:
         model: network.
         img_size: side of the field of view, px.
         batch: patches of a rank in one pass.
         recompute: how the backward pass recomputes.
-        multiple: img_size must be a multiple of it.
+        precision: of the network.
+        multiple: img_size must be a multiple of it, px.
+    """
+
+    model: str
+    img_size: int
+    batch: int
+    recompute: str
+    precision: str
+    multiple: int
+
+
+def advice(step: PlannedStep, ranks: int, gib: float) -> list[str]:
+    """The largest img_size that fits in float32, for every way of recomputing.
+
+    Args:
+        step: network, batch and multiple of sizes.
+        ranks: of one machine; they share its memory.
+        gib: memory of the machine.
+    """
+    sizes = {
+        recompute: cost.largest_size(step.batch, gib / ranks, step.multiple)
+        for recompute, cost in costs(step.model).items()
+    }
+    return [f"--recompute {recompute}: up to --img_size {size}" for recompute, size in sizes.items() if size]
+
+
+def out_of_memory_advice(step: PlannedStep, ranks: int) -> str:
+    """What to do where a step needs more memory than this machine, shared by some ranks, has."""
+    ways = advice(step, ranks, memory().total)
+    return f"On this machine fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"
+
+
+def require_memory(step: PlannedStep, comm: Comm, refuse: bool) -> list[str]:
+    """Check the memory of a float32 step before it runs; every rank must call it.
+
+    Args:
+        step: the step.
         comm: the ranks, whose machines may differ.
         refuse: whether a step that cannot fit is an error.
 
     Returns:
-        A line to print; none for a network that was not measured.
+        A line to print; none for a network or a precision that was not measured.
 
     Raises:
         AgreedError: on all ranks, when the step does not fit one of the machines and `refuse` is set.
     """
-    cost = costs(model).get(recompute)
-    if cost is None:
+    cost = costs(step.model).get(step.recompute)
+    if cost is None or step.precision != "float32":
         return []
-    here, need = memory(), cost.step_gib(img_size, batch)
+    here, need = memory(), cost.step_gib(step.img_size, step.batch)
     smallest = min(comm.gather(here.total / comm.local_size))
     if refuse and need / (1 + MARGIN) > smallest:
-        ways = "; ".join(advice(model, batch, comm.local_size, multiple, here.total))
+        ways = "; ".join(advice(step, comm.local_size, here.total))
         raise AgreedError(
             f"a step needs about {need:.1f} GiB per rank, {smallest:.1f} are available. On this machine fit: "
             f"{ways or 'none'} (train.py --plan). --no-memory_check starts it anyway"
@@ -180,39 +196,33 @@ def require_memory(
     ]
 
 
-def plan(
-    model: str, img_size: int, batch: int, precision: str, chosen: str, multiple: int, ranks: int = 1
-) -> Sequence[str]:
+def plan(step: PlannedStep, ranks: int = 1) -> Sequence[str]:
     """Lines of `--plan`: memory and time of a step by recomputation, and the sizes that fit.
 
     Args:
-        model: network.
-        img_size: side of the field of view, px.
-        batch: patches of a rank in one pass.
-        precision: of the network.
-        chosen: the recomputation of the command line.
-        multiple: img_size must be a multiple of it.
+        step: the step of the command line.
         ranks: of this machine; they share its memory.
     """
-    here, rate = memory(), product_rate()
+    here, rate, batch = memory(), product_rate(), step.batch
     lines = [
-        f"{model}, {img_size} px, batch {batch}, {precision}; {ranks} rank{'s' if ranks > 1 else ''} on this machine",
+        f"{step.model}, {step.img_size} px, batch {batch}, {step.precision}; {ranks} rank{'s' if ranks > 1 else ''} "
+        "on this machine",
         f"{here.owner}: {here.total:.1f} GiB, {here.free:.1f} free; float32 matrix product {rate:.0f} GFLOP/s",
         "",
         "  --recompute  memory/rank    step  images/s  fits  largest --img_size",
     ]
     available = here.total / ranks
-    for recompute, cost in costs(model).items():
-        gib, seconds = cost.step_gib(img_size, batch), cost.step_s(img_size, batch, rate)
+    for recompute, cost in costs(step.model).items():
+        gib, seconds = cost.step_gib(step.img_size, batch), cost.step_s(step.img_size, batch, rate)
         fits = "no" if gib > available else "just" if gib * (1 + MARGIN) > min(available, here.free / ranks) else "yes"
-        mark = "*" if recompute == chosen else " "
+        mark = "*" if recompute == step.recompute else " "
         lines.append(
             f"{mark} {recompute:<11} {gib:>7.1f} GiB {seconds:>6.1f} s  {batch / seconds:>8.3f}  {fits:<4}  "
-            f"{cost.largest_size(batch, available, multiple)}"
+            f"{cost.largest_size(batch, available, step.multiple)}"
         )
     lines += ["", f"* as given. Accurate to {MARGIN:.0%} where it was measured: docs/performance.md."]
-    if precision != "float32":
-        lines.append(f"Measured in float32: {precision} needs less memory, and the time does not apply.")
+    if step.precision != "float32":
+        lines.append(f"Measured in float32: {step.precision} needs less memory, and the time does not apply.")
     if here.owner == "GPU":
         lines.append("Measured on CPUs: on a GPU memory is an estimate, and the time does not apply.")
     return lines

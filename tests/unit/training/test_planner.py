@@ -1,6 +1,7 @@
 """The planner: lines through measured steps, what fits, and what it says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import models
 from benchmarks.costs import fitted, memory_line, time_line
 from models.recompute import MODES
 from options.choices import PRECISIONS, RECOMPUTATIONS
+from parallel.comm import AgreedError, SoloComm
 from training import planner
-from training.planner import Cost, Line, Memory, costs
+from training.planner import Cost, Line, Memory, PlannedStep, costs
 
+STEP = PlannedStep("deeplab", 1280, 1, "none", "float32", 128)
 COST = Cost(gib=Line(1.0, 2.0), seconds=Line(0.5, 3.0), product_gflop_s=100.0)
 
 
@@ -71,23 +74,39 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_plan_says_what_fits() -> None:
-    lines = [" ".join(text.split()) for text in planner.plan("deeplab", 1280, 1, "float32", "none", 128)]
+    lines = [" ".join(text.split()) for text in planner.plan(STEP)]
     assert lines[1] == "machine: 10.0 GiB, 9.0 free; float32 matrix product 200 GFLOP/s"
     assert lines[4:6] == [
         "* none 14.5 GiB 2.7 s 0.369 no 1024",
         "blocks 4.7 GiB 2.7 s 0.369 yes 2048",
     ]
     # Two ranks share the machine.
-    shared = [" ".join(text.split()) for text in planner.plan("deeplab", 1280, 1, "float32", "none", 128, ranks=2)]
+    shared = [" ".join(text.split()) for text in planner.plan(STEP, ranks=2)]
     assert shared[4:6] == ["* none 14.5 GiB 2.7 s 0.369 no 640", "blocks 4.7 GiB 2.7 s 0.369 just 1280"]
 
 
 @pytest.mark.usefixtures("machine")
 def test_advice() -> None:
-    ways = planner.advice("deeplab", 1, 1, 128, 10.0)
+    ways = planner.advice(STEP, 1, 10.0)
     assert ways == ["--recompute none: up to --img_size 1024", "--recompute blocks: up to --img_size 2048"]
-    assert planner.advice("unet", 1, 1, 128, 10.0) == []
-    assert planner.advice("deeplab", 1, 1, 128, 1.0) == []
+    assert planner.advice(replace(STEP, model="unet"), 1, 10.0) == []
+    assert planner.advice(STEP, 1, 1.0) == []
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_step_that_cannot_fit_is_refused() -> None:
+    alone = SoloComm()
+    with pytest.raises(
+        AgreedError, match=r"about 14\.5 GiB per rank, 10\.0 are available.*none: up to --img_size 1024"
+    ):
+        planner.require_memory(STEP, alone, refuse=True)
+    warned = ["memory      about 14.5 GiB per rank; machine 10.0 GiB, 9.0 free, for 1 rank"]
+    assert planner.require_memory(STEP, alone, refuse=False) == warned
+    assert planner.require_memory(replace(STEP, recompute="blocks"), alone, refuse=True) != []
+    # Not measured: nothing is known.
+    assert planner.require_memory(replace(STEP, precision="bfloat16"), alone, refuse=True) == []
+    assert planner.require_memory(replace(STEP, model="unet"), alone, refuse=True) == []
+    assert planner.out_of_memory_advice(STEP, 1).startswith("On this machine fit: --recompute none: up to")
 
 
 def test_memory_is_that_of_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
