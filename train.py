@@ -185,12 +185,12 @@ class Run:
 
         run, comm = self.opts.run, self.comm
         self.checkpoints = Checkpoints(run.log_dir / "checkpoints") if run.log_dir else None
-        network, options = (self.model, self.optimizer), as_json(self.opts)
-        state = resumed_state(run, options, free_options(self.opts), comm, network, self.inputs.stream, self.log)
+        options, free, stream = as_json(self.opts), free_options(self.opts), self.inputs.stream
+        state = resumed_state(run, options, free, comm, self.model, self.optimizer, stream, self.log)
         if state is not None:
             self.restore(state)
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
-        comm.broadcast(list(named_variables(*network).values()))
+        comm.broadcast(list(named_variables(self.model, self.optimizer).values()))
         self.run_log = together(comm, lambda: RunLog(run.log_dir, comm.rank, state.seconds if state else 0.0))
         self.inputs.start_records(run.log_dir)
 

@@ -151,11 +151,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             normalised = tf.raw_ops.FusedBatchNormV3(x=inputs, scale=gamma, offset=beta, **frozen).y
             return fused.activated(normalised, self.activation)
         known = recompute.statistics_of(self.name)
-        options = (inputs, gamma, beta, self.epsilon, self.activation, known)
         if self.total is None:
-            out, found = fused.batch_norm(*options)
+            out, found = fused.batch_norm(inputs, gamma, beta, self.epsilon, self.activation, known)
         else:
-            out, found = fused.synced_batch_norm(*options, old_mean, self.total)
+            out, found = fused.synced_batch_norm(
+                inputs, gamma, beta, self.epsilon, self.activation, known, old_mean, self.total
+            )
         if known is None:
             recompute.keep_statistics(self.name, found)
             self.moving_mean.assign(old_mean * self.momentum + found.mean_C * (1.0 - self.momentum))

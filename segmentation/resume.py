@@ -12,6 +12,7 @@ from parallel.comm import Comm, together
 from parallel.job import Log
 from samplers.records import trim_samples
 from training.log import prepare_folder, trim_metrics
+from training.optimizer import Optimizer
 
 
 def resumed_state(
@@ -19,7 +20,8 @@ def resumed_state(
     options: Mapping[str, Any],
     free: Collection[str],
     comm: Comm,
-    network: tuple[Any, Any],
+    model: Any,
+    optimizer: Optimizer,
     stream: Mapping[str, Any],
     log: Log,
 ) -> State | None:
@@ -32,7 +34,8 @@ def resumed_state(
         options: all options of the run, JSON types.
         free: names of those that change nothing of what is learned.
         comm: the ranks.
-        network: model and optimizer.
+        model: to fill.
+        optimizer: its optimizer, to fill.
         stream: options and slides that decide which patch an index is.
         log: prints lines on rank 0.
 
@@ -52,7 +55,7 @@ def resumed_state(
             reader = Checkpoints(run.log_dir / "checkpoints" if run.log_dir else Path())
             # An elastic job that reconnects resumes from its own checkpoints, wherever it began.
             wanted = "auto" if run.elastic and reader.history() else run.resume
-            found = reader.resume(wanted, *network, {**stream, "optimizer": options["optimizer"]})
+            found = reader.resume(wanted, model, optimizer, {**stream, "optimizer": options["optimizer"]})
         if found:
             log(*(f"resume      {note}" for note in (*found[2], *changed(found[0], options, free, comm.size))))
         if run.log_dir is not None:
