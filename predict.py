@@ -93,14 +93,14 @@ class Prediction:
             # Before TensorFlow is imported, so that wrong paths show at once.
             together(self.comm, lambda: require_model(self.opts.model.model))
             found = together(self.comm, lambda: listed_slides(self.opts))
-            self.open_model()
+            self.open_model(self.ranks.use_devices())
             self.find_slides(found)
             self.plan()
             self.predict()
             return self.conclude(time.perf_counter() - start)
 
-    def open_model(self) -> None:
-        """The network and what it was trained for."""
+    def open_model(self, devices: str) -> None:
+        """The network and what it was trained for; `devices` is what this rank computes on, for the log."""
         from artifacts.loading import open_model
         from artifacts.metadata import ModelOverrides
         from inference.detections import DetectionOptions
@@ -113,7 +113,6 @@ class Prediction:
         overrides = ModelOverrides(
             given.img_size, given.resolution, given.context_spacing, given.input_range, resample=True
         )
-        devices = self.ranks.use_devices()
         self.network = network = together(comm, lambda: open_model(given.model, overrides))
         self.model = model = replace(network.info, um_px=given.resolution or network.info.um_px)
         self.said = {
