@@ -208,7 +208,7 @@ class SingleFile(Group):
 
     def field(self) -> Slide | Field:
         """The slide, or its size and spacing; see `Slide` for errors."""
-        um_px = self.um_px and (self.um_px[0], self.um_px[-1])
+        um_px = None if self.um_px is None else (self.um_px[0], self.um_px[-1])
         if self.slide is not None:
             return Slide(self.slide, um_px)
         assert self.size is not None
