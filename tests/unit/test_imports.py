@@ -105,11 +105,10 @@ def _refused(path: str, target: str, entries: set[str], folders: Iterable[str]) 
         return "tests and benchmarks are not imported"
     if target in entries:
         return "entry scripts are not imported"
-    if folder is None:
+    allowed = MAY_IMPORT.get(folder or "", set())
+    if folder is None or target not in MAY_IMPORT or target == folder or target in allowed:
         return None
-    if target in MAY_IMPORT and target != folder and target not in MAY_IMPORT.get(folder, set()):
-        return f"{folder} may import {', '.join(sorted(MAY_IMPORT.get(folder, set()))) or 'nothing'} of ours"
-    return None
+    return f"{folder} may import {', '.join(sorted(allowed)) or 'nothing'} of ours"
 
 
 def circle(sources: dict[str, str]) -> list[str]:
