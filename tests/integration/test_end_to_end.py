@@ -105,7 +105,8 @@ def test_run_writes_metrics(whole: Whole) -> None:
     always = {"kind", "images", "seconds"} | SCORES
     assert [set(row) for row in rows if row["kind"] == "val"] == [always] * 2
     assert [set(row) for row in rows if row["kind"] == "train"] == [always | {"learning_rate", "images_per_s"}] * 3
-    assert [row["learning_rate"] for row in rows if row["kind"] == "train"] == [1e-5] * 3
+    # --base_lr times two ranks
+    assert [row["learning_rate"] for row in rows if row["kind"] == "train"] == [2e-5] * 3
     # Two classes from scratch: not far from log(2), and never 0. (Validation uses BatchNorm's statistics, which five
     # steps on maps of 1 px give no meaning.)
     losses = np.array([row["loss"] for row in rows if row["kind"] == "train"])

@@ -55,3 +55,19 @@ def test_every_slow_test_has_a_quick_sibling_and_its_quarter() -> None:
     second = [name for name, _, _ in collected("2")]
     assert set(second) == {name for name, _, is_slow in every if not is_slow} | chosen(slow, "2")
     assert len(second) < len(every) - len(slow) / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slow", "message"),
+    [
+        (["--al"], "", "unknown part or option --al"),
+        (["unit"], "", "unknown part or option unit"),
+        ([], "4", "WIDEFOV_SLOW=4 is not 0, 1, 2, 3, none or all"),
+    ],
+)
+def test_run_tests_refuses_what_it_does_not_know(arguments: list[str], slow: str, message: str) -> None:
+    env = os.environ | {"WIDEFOV_SLOW": slow}
+    command = [str(ROOT / "run_tests.sh"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"run_tests.sh: {message}; see ./run_tests.sh --help\n"
