@@ -1,7 +1,7 @@
 """Write a trained model for use elsewhere: SavedModel, ONNX, Keras, with uint8 RGB in and class probabilities out.
 
-The story: options, open the model, write into a folder beside --out, open what was written and compare, put it in
-place. `export.py --help` starts; docs/model_files.md says how the files are used.
+The story: options, open the model, write into a folder beside --out, open the written files and compare, move into
+place. `export.py --help` lists the options; docs/model_files.md shows how to use the files.
 
 Shapes: B images, H rows, W columns, C channels (3, or 6 with a context view), K classes.
 """
@@ -23,33 +23,41 @@ class DisagreementError(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point: 0 where every file agrees with the model, 1 where one does not, 2 for bad input."""
+    """Entry point; returns 0 if every file agrees with the model, 1 if one does not, 2 after any other error."""
     opts = export_options(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors come as exceptions
-    # A file for all machines: GPUs round otherwise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors are raised as exceptions
+    # The files must not depend on this machine: GPUs round differently.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    try:
+        # Before TensorFlow, whose import takes seconds.
+        require_new(opts.files.out)
+    except ValueError as error:
+        return failed(error, 2)
     import tensorflow as tf
 
     try:
         export(opts)
     except DisagreementError as error:
-        print(f"export.py: error: {error}", file=sys.stderr)
-        return 1
+        return failed(error, 1)
     except (ValueError, OSError, tf.errors.OpError) as error:
-        print(f"export.py: error: {error}", file=sys.stderr)
-        return 2
+        return failed(error, 2)
     return 0
 
 
+def failed(error: Exception, code: int) -> int:
+    """Report an error in one line; returns the exit code."""
+    print(f"export.py: error: {error}", file=sys.stderr)
+    return code
+
+
 def export(opts: ExportOptions) -> None:
-    """Open, write, compare, put in place.
+    """Open the model, write the files, compare them, move them into place.
 
     Raises:
-        DisagreementError: A file differs from the model by more than `MAX_DIFFERENCE`; nothing is kept.
+        DisagreementError: a file differs from the model by more than `MAX_DIFFERENCE`; nothing is kept.
+        ValueError: the model cannot be opened or exported.
+        OSError: no space, no permission.
     """
-    out = opts.files.out
-    require_new(out)
-
     # ------------------------------------------------------------------------------------------------------ the model
     from artifacts.exporting import compare, write
     from artifacts.loading import any_size, open_model
@@ -64,41 +72,44 @@ def export(opts: ExportOptions) -> None:
     size = f"{info.img_size} px only" if size_multiple is None else f"any multiple of {size_multiple} px"
     for note in loaded.notes:
         print(f"note        {note}")
-    print(f"model       {info.network or 'of others'} from {loaded.path}")
+    print(f"model       {info.network or 'unknown network'} from {loaded.path}")
     print(f"view        {info.img_size} px at {info.um_px:g} um/px{context}")
     print(f"classes     {', '.join(f'{i} {name}' for i, name in enumerate(info.class_names))}")
     print(f"input       uint8 (B, H, W, {info.channels}), B any, H and W {size}", flush=True)
 
     # ------------------------------------------------------------------------------------------------- write, compare
+    out = opts.files.out
     out.parent.mkdir(parents=True, exist_ok=True)
     with written_folder(out, overwrite=False) as partial:
         written = [write(name, free, partial, opts.files.opset) for name in opts.files.formats]
         differences = []
         for name in written:
-            difference, seen = compare(partial / name, loaded, free)
-            size_mb = sum(f.stat().st_size for f in [partial / name, *(partial / name).rglob("*")] if f.is_file()) / 1e6
+            difference, images = compare(partial / name, loaded, free)
+            files = [partial / name, *(partial / name).rglob("*")]
+            size_mb = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
             print(
-                f"{name:<11} {size_mb:.1f} MB, differs from the model by at most {difference:.1e} ({seen})", flush=True
+                f"{name:<11} {size_mb:.1f} MB, differs from the model by at most {difference:.1e} ({images})",
+                flush=True,
             )
             differences.append(difference)
-        wrong = [difference for difference in differences if not difference <= MAX_DIFFERENCE]  # also no number
+        wrong = [difference for difference in differences if not difference <= MAX_DIFFERENCE]  # NaN, too
         if wrong:
             raise DisagreementError(
-                f"the files differ from the model by {wrong[0]:.1e}, allowed are {MAX_DIFFERENCE:g}; nothing was kept"
+                f"the files differ from the model by {wrong[0]:.1e}, more than {MAX_DIFFERENCE:g}; nothing was kept"
             )
     print(f"written     {out}")
 
 
 def require_new(out: Path) -> None:
-    """Nothing is overwritten.
+    """Check that nothing would be overwritten.
 
     Raises:
         ValueError: --out is a file, or a folder that is not empty.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise ValueError(f"--out {out}: is no folder; name a new or an empty one")
+        raise ValueError(f"--out {out} exists but is not a folder; choose a new or empty folder")
     if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"--out {out}: is not empty; name a new or an empty folder")
+        raise ValueError(f"--out {out} is not empty; choose a new or empty folder")
 
 
 if __name__ == "__main__":

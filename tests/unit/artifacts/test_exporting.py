@@ -94,7 +94,7 @@ def test_the_example_of_the_documentation_runs(effdet: tuple[keras.Model, Path],
     assert float(done.stdout.split()[-1]) == pytest.approx(p_HWK[..., 1].mean(), abs=1e-3)
 
 
-# ------------------------------------------------------------------------------------------------- models of others
+# ------------------------------------------------------------------------------------------------- models from elsewhere
 
 
 def test_a_keras_file_of_others_is_exported_to_every_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +137,7 @@ def test_a_file_that_disagrees_is_not_kept(
     monkeypatch.setattr(exporting, "_opened", lambda path: lambda x: right(path)(x) + np.float32(wrong))
     arguments = ("--model", tmp_path / "m.keras", "--out", tmp_path / "out", "--format", "savedmodel", *RED)
     assert exported(*arguments) == 1
-    assert "allowed are 0.0001; nothing was kept" in capsys.readouterr().err
+    assert "more than 0.0001; nothing was kept" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
 
 
@@ -161,14 +161,14 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys: pyt
     assert exported("--model", tmp_path / "m.keras", "--out", tmp_path / "file" / "out", *RED) == 2
     assert "export.py: error: [Errno 17] File exists" in capsys.readouterr().err
     assert exported("--model", tmp_path / "m.keras", "--out", tmp_path / "file", *RED) == 2
-    assert "is no folder; name a new or an empty one" in capsys.readouterr().err
+    assert "exists but is not a folder; choose a new or empty folder" in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept", encoding="ascii")
     assert exported("--model", tmp_path / "m.keras", "--out", tmp_path / "out") == 2
-    assert "is not empty; name a new or an empty folder" in capsys.readouterr().err
+    assert "is not empty; choose a new or empty folder" in capsys.readouterr().err
     assert (tmp_path / "out" / "mine").read_text(encoding="ascii") == "kept"
 
 
