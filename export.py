@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from artifacts.paths import require_model
 from options.export import ExportOptions, export_options
 from system.atomic_files import written_folder
 
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
         # Before TensorFlow, whose import takes seconds.
+        require_model(opts.model.model)
         require_new(opts.files.out)
     except ValueError as error:
         return failed(error, 2)

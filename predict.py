@@ -1,7 +1,7 @@
 """Predict whole slides with a trained network, on one or many ranks.
 
-The story: options, communicator, model, slides and their tissue, windows shared out, then predict and finish slide by
-slide. `predict.py --help` starts.
+The story: options, ranks, model, slides and their tissue, windows divided among ranks; then predict and finish slide by
+slide. `predict.py --help` lists the options.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -21,6 +21,11 @@ from artifacts.paths import require_model
 from options.predict import PredictOptions, predict_options
 from parallel import job
 from parallel.comm import together
+
+if TYPE_CHECKING:
+    from artifacts.loading import LoadedModel
+    from inference.plan import PlannedSlide
+    from inference.windows import Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         environment={"HOROVOD_STALL_CHECK_DISABLE": "1"},
     )  # fmt: skip
     return job.run(
-        lambda ranks: Prediction(opts, ranks).go(),
+        lambda ranks: predict(opts, ranks),
         settings,
         check=lambda: check_paths(opts),
         out_of_memory=lambda _: "Try a smaller --img_size or --batch_size",
@@ -40,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_paths(opts: PredictOptions) -> None:
-    """Find wrong paths without opening anything.
+    """Find wrong paths without opening a file.
 
     Raises:
         ValueError: the model or the slides do not exist.
@@ -50,126 +55,163 @@ def check_paths(opts: PredictOptions) -> None:
 
 
 def listed_slides(opts: PredictOptions) -> list[tuple[str, Path]]:
-    """Slides of the command line, id and path; nothing opened."""
+    """Return ids and paths of the requested slides, without opening them."""
     from cohorts.pairing import SLIDE_SUFFIXES, find_slides
     from inference.slide_list import listed
 
-    def find(path: Path) -> list[tuple[str, Path]]:
+    def slides_of(path: Path) -> list[tuple[str, Path]]:
         suffix = path.suffix.lower().lstrip(".")
         single = path.is_file() and suffix in SLIDE_SUFFIXES
         cases = find_slides(path, suffix if single else opts.slides.slide_format)
         return [(case.slide_id, case.slide_path.resolve()) for case in cases]
 
-    return listed(opts.slides.slide_path, find)
+    return listed(opts.slides.slide_path, slides_of)
+
+
+def predict(opts: PredictOptions, ranks: job.Ranks) -> int:
+    """Tell the whole story; returns the exit code.
+
+    Args:
+        opts: validated options; they are not passed on as a whole.
+        ranks: the ranks of the job.
+    """
+    from system.folder_lock import FolderLock
+
+    start = time.perf_counter()
+    comm = ranks.comm
+    ranks.heartbeat.start()
+    with ExitStack() as held:
+        # Ranks: one holds the folder for all.
+        lock = FolderLock(opts.slides.out) if comm.rank == 0 else nullcontext()
+        together(comm, lambda: held.enter_context(lock))
+        # Before TensorFlow is imported, so that wrong paths show at once.
+        together(comm, lambda: require_model(opts.model.model))
+        found = together(comm, lambda: listed_slides(opts))
+        prediction = Prediction(opts, ranks, open_network(opts, ranks))
+        prediction.find_slides(found)
+        prediction.plan()
+        prediction.predict_windows()
+        return prediction.conclude(time.perf_counter() - start)
+
+
+def open_network(opts: PredictOptions, ranks: job.Ranks) -> LoadedModel:
+    """Open the network; its `info.um_px` is the spacing to predict at."""
+    # Imports TensorFlow with its messages about missing GPUs silenced, so before `artifacts.loading`.
+    devices = ranks.use_devices()
+    from artifacts.loading import open_model
+    from artifacts.metadata import ModelOverrides
+
+    given = opts.model
+    overrides = ModelOverrides(
+        given.img_size, given.resolution, given.context_spacing, given.input_range, resample=True
+    )
+    loaded = together(ranks.comm, lambda: open_model(given.model, overrides))
+    trained_um_px = loaded.info.um_px
+    info = replace(loaded.info, um_px=given.resolution or trained_um_px)
+    ranks.log(
+        f"model       {loaded.path}, {info.classes} classes",
+        f"ranks       {ranks.comm.size}, {devices}",
+        f"view        {info.img_size} px at {info.um_px:g} um/px = {info.img_size * info.um_px:.0f} um",
+    )
+    ranks.log(*(f"note        {note}" for note in loaded.notes))
+    if info.um_px != trained_um_px:
+        ranks.log(f"WARNING     the model was trained at {trained_um_px:g} um/px, not at {info.um_px:g}")
+    return replace(loaded, info=info)
+
+
+def result_options(opts: PredictOptions, network: LoadedModel) -> dict[str, Any]:
+    """Return what determines the result, JSON types: stored in every summary.json and compared with it."""
+    from inference.slide_list import checksum
+
+    windows, results = opts.windows, opts.results
+    return {
+        "model": checksum(network.path), "img_size": network.info.img_size, "um_px": network.info.um_px,
+        "overlap": windows.overlap, "tissue_only": windows.tissue_only, "eightfold": windows.eightfold,
+        "mpp": opts.slides.mpp, "bb_downsample": opts.tissue.bb_downsample,
+        "min_probability": results.min_probability, "nms_um": results.nms_um,
+        "simplify_um": results.simplify_um, "min_area_um2": results.min_area_um2,
+    }  # fmt: skip
 
 
 class Prediction:
-    """One prediction; the methods stand in the order in which they are used.
+    """The slides of one prediction; the methods stand in the order of their use.
 
     Args:
-        opts: validated options; they are passed no further as a whole.
+        opts: validated options.
         ranks: the ranks of the job.
+        network: the network.
+
+    Attributes:
+        slides: ids and files of the slides to predict.
+        planned: slides that can be read, with their windows.
+        shares: runs of windows of each rank.
+        failures: ids of failed slides, with the reason.
     """
 
-    def __init__(self, opts: PredictOptions, ranks: job.Ranks) -> None:
-        self.opts = opts
-        self.ranks = ranks
-        self.comm = ranks.comm
-        self.heartbeat = ranks.heartbeat
-        self.log = ranks.log
-        self.failures: list[tuple[str, str]] = []
-        self.scratch: Path = opts.slides.out / ".scratch"
-
-    def go(self) -> int:
-        """The whole story; returns the exit code."""
-        from system.folder_lock import FolderLock
-
-        start = time.perf_counter()
-        self.heartbeat.start()
-        with ExitStack() as held:
-            # Ranks: one holds the folder for all.
-            lock = FolderLock(self.opts.slides.out) if self.comm.rank == 0 else nullcontext()
-            together(self.comm, lambda: held.enter_context(lock))
-            # Before TensorFlow is imported, so that wrong paths show at once.
-            together(self.comm, lambda: require_model(self.opts.model.model))
-            found = together(self.comm, lambda: listed_slides(self.opts))
-            self.open_model(self.ranks.use_devices())
-            self.find_slides(found)
-            self.plan()
-            self.predict()
-            return self.conclude(time.perf_counter() - start)
-
-    def open_model(self, devices: str) -> None:
-        """The network and what it was trained for; `devices` is what this rank computes on, for the log."""
-        from artifacts.loading import open_model
-        from artifacts.metadata import ModelOverrides
+    def __init__(self, opts: PredictOptions, ranks: job.Ranks, network: LoadedModel) -> None:
         from inference.detections import DetectionOptions
         from inference.finish import Job
         from inference.outputs import OutputOptions
-        from inference.slide_list import checksum
 
-        opts, comm, given = self.opts, self.comm, self.opts.model
-        windows, results, out = opts.windows, opts.results, opts.slides.out
-        overrides = ModelOverrides(
-            given.img_size, given.resolution, given.context_spacing, given.input_range, resample=True
-        )
-        self.network = network = together(comm, lambda: open_model(given.model, overrides))
-        self.model = model = replace(network.info, um_px=given.resolution or network.info.um_px)
-        self.said = {
-            "model": checksum(network.path), "img_size": model.img_size, "um_px": model.um_px,
-            "overlap": windows.overlap, "tissue_only": windows.tissue_only, "eightfold": windows.eightfold,
-            "mpp": opts.slides.mpp, "bb_downsample": opts.tissue.bb_downsample,
-            "min_probability": results.min_probability, "nms_um": results.nms_um,
-            "simplify_um": results.simplify_um, "min_area_um2": results.min_area_um2,
-        }  # fmt: skip
+        results, out = opts.results, opts.slides.out
+        self.opts = opts
+        self.comm = ranks.comm
+        self.heartbeat = ranks.heartbeat
+        self.log = ranks.log
+        self.network = network
+        self.scratch = out / ".scratch"
         detections = DetectionOptions(min_probability=results.min_probability, radius_um=results.nms_um)
-        outputs = OutputOptions(results.simplify_um, results.min_area_um2, detections)
-        names = dict(enumerate(model.class_names))
-        self.job = Job(out, names, str(network.path.resolve()), self.said, outputs)
-        self.log(
-            f"model       {network.path}, {model.classes} classes",
-            f"ranks       {comm.size}, {devices}",
-            f"view        {model.img_size} px at {model.um_px:g} um/px = {model.img_size * model.um_px:.0f} um",
+        self.job = Job(
+            out=out,
+            classes=dict(enumerate(network.info.class_names)),
+            model=str(network.path.resolve()),
+            options=result_options(opts, network),
+            outputs=OutputOptions(results.simplify_um, results.min_area_um2, detections),
         )
-        self.log(*(f"note        {note}" for note in network.notes))
-        if model.um_px != network.info.um_px:
-            self.log(f"WARNING     the model was trained at {network.info.um_px:g} um/px, not at {model.um_px:g}")
+        self.slides: list[tuple[str, Path]] = []
+        self.planned: list[PlannedSlide] = []
+        self.shares: list[list[Run]] = []
+        self.failures: list[tuple[str, str]] = []
 
     def find_slides(self, found: list[tuple[str, Path]]) -> None:
-        """Slides to predict: those found that are not done already."""
+        """Choose the slides to predict: those that are not done yet."""
         from inference.slide_list import done_before
         from slides.tiff import tiled_tiff
 
         slides, comm = self.opts.slides, self.comm
         tiled_tiff.tile_cache.resize(self.opts.machine.tile_cache * 2**20)
 
-        def left() -> list[tuple[str, Path]]:
-            ours = [one for one in found if not done_before(slides.out / one[0], self.said, slides.overwrite)]
-            if ours:
+        def remaining() -> list[tuple[str, Path]]:
+            chosen = [
+                (slide_id, path)
+                for slide_id, path in found
+                if not done_before(slides.out / slide_id, self.job.options, slides.overwrite)
+            ]
+            if chosen:
                 self.prepare_folders()
-            return ours
+            return chosen
 
         # Ranks: one looks, so that all agree while files appear.
-        self.slides = comm.gather(together(comm, lambda: left() if comm.rank == 0 else None))[0]
+        self.slides = comm.gather(together(comm, lambda: remaining() if comm.rank == 0 else []))[0]
         before = len(found) - len(self.slides)
         self.log(f"slides      {len(found)}" + (f", {before} of them done before" if before else ""))
 
     def prepare_folders(self) -> None:
-        """Remove what a killed run left. Rank 0 only."""
+        """Remove what an interrupted run left behind. Rank 0 only."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        for left in self.opts.slides.out.glob(".*.part"):
-            shutil.rmtree(left, ignore_errors=True)
+        for partial in self.opts.slides.out.glob(".*.part"):
+            shutil.rmtree(partial, ignore_errors=True)
         self.scratch.mkdir()
 
     def plan(self) -> None:
-        """Tissue and windows of all slides, and which rank computes which."""
+        """Find tissue and windows of all slides, and divide the windows among ranks."""
         from inference.plan import plan_slide
         from inference.windows import share_out
         from slides.reader import SlideError
 
-        opts, comm, model = self.opts, self.comm, self.model
+        opts, comm, model = self.opts, self.comm, self.network.info
 
-        def planned_or_why(slide_id: str, path: Path) -> Any:
+        def planned_or_why(slide_id: str, path: Path) -> PlannedSlide | tuple[str, str]:
             try:
                 return plan_slide(
                     path, opts.slides.mpp, model.img_size, model.um_px, opts.windows.overlap,
@@ -180,8 +222,8 @@ class Prediction:
                     raise
                 return slide_id, str(error)
 
-        def mine() -> list[Any]:
-            # Ranks: reading thumbnails takes a second or so per slide, so each rank does every size-th.
+        def mine() -> list[PlannedSlide | tuple[str, str]]:
+            # Ranks: reading a thumbnail takes about a second, so each rank reads every size-th slide.
             return [planned_or_why(*one) for one in self.slides[comm.rank :: comm.size]]
 
         parts = comm.gather(together(comm, mine))
@@ -195,17 +237,21 @@ class Prediction:
         total, area = sum(len(one.windows) for one in self.planned), sum(one.tissue_mm2 for one in self.planned)
         self.log(f"windows     {total} over {area:.1f} mm2 of tissue on {len(self.planned)} slides")
 
-    def predict(self) -> None:
-        """This rank's windows; slides are finished as soon as all of their windows are there."""
+    def predict_windows(self) -> None:
+        """Predict this rank's windows; a slide is finished as soon as all of its windows are done."""
         from inference.blending import Weights
         from inference.predict import WindowOptions, predict_run
         from slides.reader import Slide
 
-        opts, comm, model = self.opts, self.comm, self.model
-        how = WindowOptions(
-            opts.windows.batch_size, model.classes, model.context_um_px, opts.machine.sample_processes,
-            opts.slides.strict, opts.windows.eightfold,
-        )  # fmt: skip
+        opts, comm, model = self.opts, self.comm, self.network.info
+        options = WindowOptions(
+            batch_size=opts.windows.batch_size,
+            classes=model.classes,
+            context_um_px=model.context_um_px,
+            workers=opts.machine.sample_processes,
+            strict=opts.slides.strict,
+            eightfold=opts.windows.eightfold,
+        )
         mine = self.shares[comm.rank]
         bar = tqdm(
             total=sum(run.last - run.first for run in mine), unit="window", disable=comm.rank != 0, smoothing=0.1,
@@ -225,22 +271,22 @@ class Prediction:
                 slide = Slide(planned.path, um_px=opts.slides.mpp)
                 weights = Weights(planned.grid, planned.windows)
                 folder = self.scratch / planned.slide_id
-                predict_run(slide, weights, planned.windows, run, self.network.probabilities, how, folder, progress)
-                # What went wrong with a slide before is known now, not at the end.
+                predict_run(slide, weights, planned.windows, run, self.network.probabilities, options, folder, progress)
+                # An error of an earlier slide is raised now, not at the end.
                 finishing = [future for future in finishing if not (future.done() and future.result() is None)]
                 finishing.append(pool.submit(self.finish_if_whole, run.slide))
             self.heartbeat.doing = "writing results"
             for future in finishing:
                 future.result()
         bar.close()
-        # Ranks: the file system of another node may show a run late; now all are there.
+        # Ranks: another node's file system may show a run late; now all runs are visible.
         comm.gather(None)
         self.heartbeat.doing = "writing results"
         for number in range(comm.rank, len(self.planned), comm.size):
             self.finish_if_whole(number)
 
     def finish_if_whole(self, number: int) -> None:
-        """Write a slide's results if the scratch files of all its runs are there and nobody else does it."""
+        """Write a slide's results if all its runs are complete and no other rank has claimed it."""
         from inference.finish import claim, finish_slide
         from slides.reader import Slide, SlideError
 
@@ -261,7 +307,7 @@ class Prediction:
         shutil.rmtree(folder, ignore_errors=True)
 
     def conclude(self, seconds: float) -> int:
-        """The failures of all ranks, and the exit code."""
+        """Report the failures of all ranks; returns the exit code."""
         failures = sorted({failure for part in self.comm.gather(self.failures) for failure in part})
         if self.comm.rank == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)

@@ -94,7 +94,7 @@ def test_the_example_of_the_documentation_runs(effdet: tuple[keras.Model, Path],
     assert float(done.stdout.split()[-1]) == pytest.approx(p_HWK[..., 1].mean(), abs=1e-3)
 
 
-# ------------------------------------------------------------------------------------------------- models from elsewhere
+# ----------------------------------------------------------------------------------------------- models from elsewhere
 
 
 def test_a_keras_file_of_others_is_exported_to_every_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
