@@ -150,7 +150,7 @@ class Prediction:
 
     def __init__(self, opts: PredictOptions, ranks: job.Ranks, network: LoadedModel) -> None:
         from inference.detections import DetectionOptions
-        from inference.finish import Job
+        from inference.finish import PredictionInfo
         from inference.outputs import OutputOptions
 
         results, out = opts.results, opts.slides.out
@@ -161,7 +161,7 @@ class Prediction:
         self.network = network
         self.scratch = out / ".scratch"
         detections = DetectionOptions(min_probability=results.min_probability, radius_um=results.nms_um)
-        self.job = Job(
+        self.common = PredictionInfo(
             out=out,
             classes=dict(enumerate(network.info.class_names)),
             model=str(network.path.resolve()),
@@ -185,7 +185,7 @@ class Prediction:
             chosen = [
                 (slide_id, path)
                 for slide_id, path in found
-                if not done_before(slides.out / slide_id, self.job.options, slides.overwrite)
+                if not done_before(slides.out / slide_id, self.common.options, slides.overwrite)
             ]
             if chosen:
                 self.prepare_folders()
@@ -296,7 +296,7 @@ class Prediction:
         if not claim(folder, runs):
             return
         try:
-            notes = finish_slide(Slide(planned.path, um_px=opts.slides.mpp), planned, runs, folder, self.job)
+            notes = finish_slide(Slide(planned.path, um_px=opts.slides.mpp), planned, runs, folder, self.common)
         except SlideError as error:
             self.failures.append((planned.slide_id, str(error)))
             tqdm.write(f"FAILED      {planned.slide_id}: {error}")

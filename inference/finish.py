@@ -63,7 +63,7 @@ def write_maps(cells: Cells, planned: PlannedSlide, um_px_xy_l0: Pair, classes: 
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictionInfo:
     """What all slides of a prediction have in common.
 
     Attributes:
@@ -81,7 +81,9 @@ class Job:
     outputs: OutputOptions
 
 
-def finish_slide(slide: Slide, planned: PlannedSlide, firsts: Sequence[int], scratch: Path, job: Job) -> list[str]:
+def finish_slide(
+    slide: Slide, planned: PlannedSlide, firsts: Sequence[int], scratch: Path, common: PredictionInfo
+) -> list[str]:
     """Produce a slide's results from its scratch files; `out/SLIDE_ID` appears when it is complete.
 
     Args:
@@ -89,7 +91,7 @@ def finish_slide(slide: Slide, planned: PlannedSlide, firsts: Sequence[int], scr
         planned: its windows.
         firsts: positions of the first windows of its runs.
         scratch: its scratch folder.
-        job: see `Job`.
+        common: see `PredictionInfo`.
 
     Returns:
         Notes for the user.
@@ -99,20 +101,20 @@ def finish_slide(slide: Slide, planned: PlannedSlide, firsts: Sequence[int], scr
         OSError: the results cannot be written; no part of them remains.
     """
     started = time.monotonic()
-    cells = Cells(scratch, list(firsts), Weights(planned.grid, planned.windows), len(job.classes) - 1)
-    faults = [fault for fact in cells.facts for fault in fact["faults"]]
-    started -= sum(fact["seconds"] for fact in cells.facts)
+    cells = Cells(scratch, list(firsts), Weights(planned.grid, planned.windows), len(common.classes) - 1)
+    faults = [fault for info in cells.infos for fault in info["faults"]]
+    started -= sum(info["seconds"] for info in cells.infos)
     try:
         if len(faults) > MOST_FAULTS * len(planned.windows):
             raise SlideError(f"{len(faults)} of {len(planned.windows)} windows cannot be read, first: {faults[0]}")
         # Where it exists, --overwrite was given.
-        with written_folder(job.out / planned.slide_id) as partial:
-            write_maps(cells, planned, slide.um_px_xy_l0, len(job.classes), partial)
-            maps = Maps(partial, slide.size_xy_l0, slide.um_px_xy_l0, planned.grid.step_xy_l0, job.classes)
+        with written_folder(common.out / planned.slide_id) as partial:
+            write_maps(cells, planned, slide.um_px_xy_l0, len(common.classes), partial)
+            maps = Maps(partial, slide.size_xy_l0, slide.um_px_xy_l0, planned.grid.step_xy_l0, common.classes)
             um_px = planned.grid.step_xy_l0[0] * slide.um_px_xy_l0[0]
             counts = (len(planned.windows), len(faults))
-            record = Predicted(job.model, *counts, planned.tissue_mm2, um_px, job.options)
-            notes = write_outputs(partial, slide, maps, record, started, options=job.outputs)
+            record = Predicted(common.model, *counts, planned.tissue_mm2, um_px, common.options)
+            notes = write_outputs(partial, slide, maps, record, started, options=common.outputs)
     finally:
         cells.close()
     if faults:

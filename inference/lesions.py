@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from inference.maps import GRID_PX, MapLevel, Maps
 from slides.geometry import Pair
 
-# Lesions are separated on a level of about this spacing.
+# LesionSizes are separated on a level of about this spacing.
 UM_PX = 8.0
 UM_PER_MM = 1000.0
 
 
 @dataclass(frozen=True)
-class Lesions:
+class LesionSizes:
     """Regions of any class >= 1.
 
     Attributes:
@@ -33,7 +33,7 @@ class Lesions:
     longest_diameter_mm: float
 
 
-def lesions(maps: Maps) -> Lesions:
+def lesion_sizes(maps: Maps) -> LesionSizes:
     """Count lesions on the level of about 8 um/px, and measure the one of largest extent.
 
     Levels of the label map are made by maximum, so lesions less than a px of that level apart are one. The diameter is
@@ -51,7 +51,7 @@ def lesions(maps: Maps) -> Lesions:
         if diagonals[number] <= longest:
             break
         longest = max(longest, _diameter_um(maps, level, group_HW, number + 1, boxes[number].tolist()))
-    return Lesions(count - 1, longest / UM_PER_MM)
+    return LesionSizes(count - 1, longest / UM_PER_MM)
 
 
 def areas_mm2(maps: Maps) -> dict[int, float]:

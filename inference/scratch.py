@@ -20,7 +20,7 @@ from inference.blending import Floats, Sums, Weights
 from system.atomic_files import move_into_place, part_of
 
 Bytes = NDArray[np.uint8]
-SUMS, FACTS = "sums", "facts.json"
+SUMS, INFO = "sums", "info.json"
 TUMOR, LABEL = "probability", "label"
 CACHE_BYTES = 256 * 2**20
 
@@ -81,9 +81,9 @@ class RunWriter:
             if bytes_HW.any():
                 self._zip.writestr(f"{name}/{plane}", bytes_HW.tobytes())
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
+    def finish(self, info: Mapping[str, Any]) -> None:
         """Write information about the run, and give the file its name."""
-        self._zip.writestr(FACTS, json.dumps(dict(facts)))
+        self._zip.writestr(INFO, json.dumps(dict(info)))
         self._zip.close()
         move_into_place(self._partial, self._path)
 
@@ -123,11 +123,11 @@ class Cells:
         self._weights = weights
         self._planes = planes
         self._zips = [_opened(run_path(folder, first)) for first in sorted(firsts)]
-        self.facts: list[dict[str, Any]] = [json.loads(archive.read(FACTS)) for archive in self._zips]
+        self.infos: list[dict[str, Any]] = [json.loads(archive.read(INFO)) for archive in self._zips]
         self._members: dict[tuple[int, int], dict[str, list[int]]] = {}
         for number, archive in enumerate(self._zips):
             for name in archive.namelist():
-                if name != FACTS:
+                if name != INFO:
                     row, column, kind = name.split("/")
                     self._members.setdefault((int(row), int(column)), {}).setdefault(kind, []).append(number)
         self._cache: OrderedDict[tuple[int, int, str], Bytes] = OrderedDict()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.detections import Detection
-from inference.lesions import areas_mm2, lesions
+from inference.lesions import areas_mm2, lesion_sizes
 from inference.maps import Maps
 from slides.reader import Slide
 from system.atomic_files import write_bytes
@@ -47,7 +47,7 @@ def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Predicted
         run: See `Predicted`.
         seconds: Wall time of the slide so far.
     """
-    sizes = lesions(maps)
+    sizes = lesion_sizes(maps)
     return {
         "widefov_version": __version__,
         "slide_id": slide.id,

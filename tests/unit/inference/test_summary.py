@@ -10,13 +10,14 @@ import pytest
 
 from inference import outputs
 from inference.detections import Detection
-from inference.lesions import Lesions, areas_mm2, lesions
+from inference.lesions import LesionSizes, areas_mm2, lesion_sizes
 from inference.maps import MapPyramid, Maps
 from inference.outputs import OutputOptions, write_outputs
 from inference.summary import Predicted, summary, write_summary
 from slides.reader import Slide
 from slides.synthetic.demo import position_coded
 from slides.truth.interface import MaskTruth
+from system.version import __version__
 from tests.support.maps_on_disk import write_maps
 
 RUN = Predicted("runs/a/final.keras", windows=12, windows_unreadable=1, tissue_mm2=0.5, um_px=2.0, options={"batch": 4})
@@ -56,26 +57,26 @@ def test_lesions_join_at_corners_and_are_measured_on_the_finest_level(tmp_path):
     label[10:20, 10:20] = 2  # another class
     label[15, 290] = 1
     maps = write_maps(tmp_path, label, classes=3)
-    found = lesions(maps)
+    found = lesion_sizes(maps)
     assert found.count == 3
     assert found.longest_diameter_mm == pytest.approx(math.hypot(124, 4) / 1000)
     label[96, 144] = 1  # its px of 8 um touches the other at a corner
-    assert lesions(write_maps(tmp_path, label, classes=3)).count == 3
+    assert lesion_sizes(write_maps(tmp_path, label, classes=3)).count == 3
     label[96, 144], label[96, 152] = 0, 1
-    assert lesions(write_maps(tmp_path, label, classes=3)).count == 4
+    assert lesion_sizes(write_maps(tmp_path, label, classes=3)).count == 4
 
 
 def test_diameters_follow_the_spacing_of_each_axis(tmp_path):
     label = np.zeros((60, 60))
     label[10:20, 5:45] = 1
     maps = write_maps(tmp_path, label, um_px_xy_l0=(0.25, 0.75))  # 40 um by 30 um
-    assert lesions(maps).longest_diameter_mm == pytest.approx(0.05)
+    assert lesion_sizes(maps).longest_diameter_mm == pytest.approx(0.05)
 
 
 def test_one_px_is_as_long_as_its_diagonal(tmp_path):
     label = np.zeros((60, 60))
     label[59, 59] = 1
-    assert lesions(write_maps(tmp_path, label)) == Lesions(1, pytest.approx(math.sqrt(2) / 1000))
+    assert lesion_sizes(write_maps(tmp_path, label)) == LesionSizes(1, pytest.approx(math.sqrt(2) / 1000))
 
 
 def test_a_long_thin_lesion_counts_although_another_has_the_larger_box(tmp_path):
@@ -83,14 +84,14 @@ def test_a_long_thin_lesion_counts_although_another_has_the_larger_box(tmp_path)
     label = np.zeros((200, 200))
     label[8:16, 8:100] = label[100:108, 8:100] = label[8:108, 8:16] = 1  # box of 92 x 100
     label[150, 40:170] = 1
-    assert lesions(write_maps(tmp_path, label)).longest_diameter_mm == pytest.approx(math.hypot(92, 100) / 1000)
+    assert lesion_sizes(write_maps(tmp_path, label)).longest_diameter_mm == pytest.approx(math.hypot(92, 100) / 1000)
     label[8:16, 50:100] = label[100:108, 50:100] = 0
-    assert lesions(write_maps(tmp_path, label)).longest_diameter_mm == pytest.approx(math.hypot(130, 1) / 1000)
+    assert lesion_sizes(write_maps(tmp_path, label)).longest_diameter_mm == pytest.approx(math.hypot(130, 1) / 1000)
 
 
 def test_nothing_predicted(tmp_path):
     maps = write_maps(tmp_path, np.zeros((5, 7)))
-    assert lesions(maps) == Lesions(0, 0.0)
+    assert lesion_sizes(maps) == LesionSizes(0, 0.0)
     assert areas_mm2(maps) == {1: 0.0}
 
 
@@ -142,6 +143,7 @@ def test_the_record_has_what_was_agreed(tmp_path, slide):
     record = summary(slide, maps, [Detection(0.75, (3.0, 4.0)), Detection(0.5, (9.0, 9.0))], RUN, 12.3456)
     write_summary(tmp_path / "summary.json", record)
     assert json.loads((tmp_path / "summary.json").read_text()) == {
+        "widefov_version": __version__,
         "slide_id": "ä 'b' \"c\"",
         "slide_path": str(slide.path),
         "size_xy_l0": [300, 200],

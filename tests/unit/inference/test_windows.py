@@ -162,7 +162,7 @@ def predicted(slide, folder, network, img_size, overlap, ranks=1, how=None, tiss
                 part = cells.tile(row, column, 50, plane)
                 maps[plane][row * 50 : row * 50 + 50, column * 50 : column * 50 + 50] = part
     cells.close()
-    return maps, cells.facts
+    return maps, cells.infos
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_every_px_is_at_its_place(img_size, overlap, ranks, tmp_path):
 def test_stripes_change_nothing(ranks, tmp_path, monkeypatch):
     slide = slide_of(tmp_path, (301, 199))
     monkeypatch.setattr("inference.windows.LIVE_BYTES", 4 * 64 * 100)
-    maps, facts = predicted(slide, tmp_path / "s", red, 64, 0.25, ranks)
-    assert len(facts) >= 3
+    maps, infos = predicted(slide, tmp_path / "s", red, 64, 0.25, ranks)
+    assert len(infos) >= 3
     np.testing.assert_array_equal(maps["probability"], slide.read_level(0, (0, 0), (199, 301))[..., 0])
 
 
@@ -230,7 +230,7 @@ def test_only_tissue_is_predicted(tmp_path):
     slide = slide_of(tmp_path, (301, 199))
     tissue_HW = np.zeros((20, 31), bool)
     tissue_HW[12, 22] = True  # x 220 to 230, y 120 to 130
-    maps, facts = predicted(slide, tmp_path / "s", red, 64, 0.25, tissue=TissueCells(tissue_HW, 10))
+    maps, infos = predicted(slide, tmp_path / "s", red, 64, 0.25, tissue=TissueCells(tissue_HW, 10))
     grid = map_grid(slide, 64, 0.5, 0.25)
     windows = with_tissue(grid, TissueCells(tissue_HW, 10))
     expected_HW = np.zeros((199, 301), np.uint8)
@@ -239,16 +239,16 @@ def test_only_tissue_is_predicted(tmp_path):
         y, x = row * 48, column * 48
         expected_HW[y : y + 64, x : x + 64] = image_HW[y : y + 64, x : x + 64]
     assert windows == [(2, 4)]
-    assert facts[0]["windows"] == 1
+    assert infos[0]["windows"] == 1
     np.testing.assert_array_equal(maps["probability"], expected_HW)
     assert maps["probability"].any()
 
 
 def test_a_slide_without_tissue(tmp_path):
     slide = slide_of(tmp_path, (301, 199))
-    maps, facts = predicted(slide, tmp_path / "s", red, 64, 0.25, tissue=TissueCells(np.zeros((20, 31), bool), 10))
+    maps, infos = predicted(slide, tmp_path / "s", red, 64, 0.25, tissue=TissueCells(np.zeros((20, 31), bool), 10))
     assert not maps["probability"].any()
-    assert facts[0]["windows"] == 0
+    assert infos[0]["windows"] == 0
 
 
 def test_three_classes(tmp_path):
@@ -312,10 +312,10 @@ def with_a_damaged_tile(tmp_path):
 
 def test_a_damaged_tile_is_filled_and_counted(tmp_path):
     slide = with_a_damaged_tile(tmp_path)
-    maps, facts = predicted(slide, tmp_path / "s", red, 128, 0.0)
-    assert [fact["windows"] for fact in facts] == [6]
-    assert len(facts[0]["faults"]) == 1
-    assert "slide.tif" in facts[0]["faults"][0]
+    maps, infos = predicted(slide, tmp_path / "s", red, 128, 0.0)
+    assert [info["windows"] for info in infos] == [6]
+    assert len(infos[0]["faults"]) == 1
+    assert "slide.tif" in infos[0]["faults"][0]
     assert (maps["probability"][:128, 128:256] == 255).all()
     assert maps["probability"][:128, :128].max() < 110
     assert maps["probability"][128:].max() < 110
