@@ -33,7 +33,7 @@ def main(names: list[str]) -> int:
     if not names:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
         names = [name for name in listed.stdout.split("\0") if name]
-    found = []
+    found: list[str] = []
     for path in [ROOT / name for name in names]:
         if path.suffix in (".py", ".sh") and path.is_file():
             found += faults(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
