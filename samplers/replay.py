@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,10 +21,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from options.choices import SamplerName
 from samplers import build
 from samplers.dataset import SetOptions, SlideSet, open_set
 from samplers.maps import write_maps
-from samplers.patch import HARD, Patch, PatchReader, PatchRequest
+from samplers.patch import HARD, Patch, PatchRequest, RequestSource
 from samplers.records import Row, read_described, read_samples
 from slides.geometry import Pair
 from slides.truth.asap import Outline, write_outlines
@@ -37,6 +38,40 @@ BAND_RGB = ((49, 54, 149), (116, 173, 209), (253, 174, 97), (165, 0, 38))
 class _Case:
     slide_path: Path
     label_path: Path | None
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What decided the patches of a run.
+
+    Attributes:
+        sampler: value of --data_sampler.
+        seed: seed of the stream.
+        tumor_ratio: share of draws aimed at classes >= 1; None: the sampler's default.
+        img_size: side of a patch, px.
+        um_px: spacing, um per px.
+        context_um_px: spacing of the second view; None: no such view.
+    """
+
+    sampler: SamplerName
+    seed: int
+    tumor_ratio: Fraction | None
+    img_size: int
+    um_px: float
+    context_um_px: float | None
+
+    @staticmethod
+    def from_options(options: Mapping[str, Any]) -> _Stream:
+        """Take it from the options of a run, as JSON types."""
+        ratio, context_um_px = options["batch_tumor_ratio"], options.get("context_spacing")
+        return _Stream(
+            sampler=options["data_sampler"],
+            seed=int(options["seed"]),
+            tumor_ratio=None if ratio is None else Fraction(ratio),
+            img_size=int(options["img_size"]),
+            um_px=float(options["resolution"]),
+            context_um_px=None if context_um_px is None else float(context_um_px),
+        )
 
 
 class Replay:
@@ -52,28 +87,25 @@ class Replay:
     def __init__(self, log_dir: Path) -> None:
         self.log_dir = log_dir
         try:
-            self.options = json.loads((log_dir / "options.json").read_text(encoding="utf-8"))
+            self._stream = _Stream.from_options(json.loads((log_dir / "options.json").read_text(encoding="utf-8")))
             described = read_described(log_dir)
-        except OSError as error:
+        except (OSError, KeyError) as error:
             raise ValueError(f"{log_dir} does not contain a run to replay: {error}") from error
         self.rows = read_samples(log_dir)
-        self._options = SetOptions.from_json(described["reading"])
+        options = SetOptions.from_json(described["reading"])
+        self._classes = options.classes
         cases = [
             _Case(Path(case["slide_path"]), Path(case["label_path"]) if case["label_path"] else None)
             for case in described["cases"]
         ]
-        self.slide_set: SlideSet = open_set(cases, self._options, 0, 1, lambda action: [action()])
+        self.slide_set: SlideSet = open_set(cases, options, 0, 1, lambda action: [action()])
         self._position = {slide.id: number for number, slide in enumerate(self.slide_set.slides)}
-        self.reader = self._reader()
+        self.reader = self.slide_set.reader(self._stream.img_size, self._stream.um_px, self._stream.context_um_px)
 
     @property
     def patch_um(self) -> float:
         """Side of a patch, um."""
-        return float(self.options["img_size"] * self.options["resolution"])
-
-    def _reader(self) -> PatchReader:
-        view = (self.options["img_size"], self.options["resolution"], self.options.get("context_spacing"))
-        return self.slide_set.reader(*view)
+        return self._stream.img_size * self._stream.um_px
 
     def drawn_again(self, row: Row) -> Patch:
         """Draw the patch of a row of the sample log again.
@@ -98,17 +130,9 @@ class Replay:
             )
         return patch
 
-    def _sampler(self) -> Any:
-        ratio = self.options["batch_tumor_ratio"]
-        share = None if ratio is None else Fraction(ratio)
-        plan = (
-            self.options["data_sampler"],
-            self.slide_set.indexes,
-            self.options["seed"],
-            self._options.classes,
-            share,
-        )
-        return build(*plan)
+    def _sampler(self) -> RequestSource:
+        stream = self._stream
+        return build(stream.sampler, self.slide_set.indexes, stream.seed, self._classes, stream.tumor_ratio)
 
     def corners_l0(self, row: Row) -> list[Pair]:
         """Return the corners of a row's window, level-0 px, clockwise from the upper left."""
