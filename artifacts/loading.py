@@ -24,6 +24,7 @@ from artifacts.metadata import UINT8_RANGE, ModelInfo, ModelOverrides
 from artifacts.paths import KINDS, require_model
 from artifacts.saved_model import Call, OpenedModel
 from models.weights import MAX_UNPACKED
+from options.choices import SIZE_MULTIPLE
 
 SUM_TOLERANCE = 1e-3  # of probabilities to 1: half precision has three digits
 
@@ -124,7 +125,7 @@ def any_size(loaded: LoadedModel) -> LoadedModel:
         return loaded
     free = models.build(info.network, None, info.classes, info.channels)
     free.set_weights(model.get_weights())
-    sized = replace(info, size_multiple=models.SIZE_MULTIPLE)
+    sized = replace(info, size_multiple=SIZE_MULTIPLE)
     return replace(loaded, info=sized, call=_calling(free), source=free)
 
 

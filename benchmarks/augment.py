@@ -20,10 +20,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-import models
 from benchmarks import report
 from benchmarks.step import Case, prepared
-from samplers.augment import LEVELS, Augment
+from options.choices import AUGMENTATIONS, MODELS
+from samplers.augment import Augment
 
 PIXELS = 2**21  # px per batch, at most
 
@@ -39,7 +39,7 @@ def measure(model_name: str, img_size: int, rounds: int) -> list[dict[str, Any]]
     """Rows of one model at one field of view, one per level."""
     batch = max(1, min(4, PIXELS // img_size**2))
     run, image_BHWC, label_BHW, _ = prepared(Case(model_name, img_size, batch))
-    augments = {level: Augment(level, 0) for level in LEVELS if level != "none"}
+    augments = {level: Augment(level, 0) for level in AUGMENTATIONS if level != "none"}
     times: dict[str, list[float]] = {level: [] for level in ("step", *augments)}
     for number in range(rounds + 2):  # the first two trace and warm up
         found = {"step": seconds(lambda: run(image_BHWC, label_BHW))}
@@ -66,7 +66,7 @@ def measure(model_name: str, img_size: int, rounds: int) -> list[dict[str, Any]]
 def main() -> None:
     """Print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description="measure augmentation against the training step")
-    parser.add_argument("--models", nargs="+", default=["effdetd0", "deeplab"], choices=models.NAMES)
+    parser.add_argument("--models", nargs="+", default=["effdetd0", "deeplab"], choices=MODELS)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="where to write the numbers")

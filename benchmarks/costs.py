@@ -18,8 +18,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.step import Case, child
-from models import NAMES
-from models.recompute import MODES
+from options.choices import MODELS, RECOMPUTATIONS
 
 
 def memory_line(mpx: Sequence[float], gib: Sequence[float]) -> list[float]:
@@ -55,8 +54,8 @@ def fitted(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Measure, fit, print, write."""
     parser = argparse.ArgumentParser(description="measure what the planner predicts from")
-    parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES)
-    parser.add_argument("--recompute", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--recompute", nargs="+", default=list(RECOMPUTATIONS), choices=RECOMPUTATIONS)
     parser.add_argument("--sizes", type=int, nargs="+", default=[768, 1280], help="px")
     parser.add_argument("--steps", type=int, default=2, help="timed steps; 0: only memory, from the first step")
     parser.add_argument("--fresh", action="store_true", help="forget runs of other sizes that the file holds")
@@ -80,7 +79,7 @@ def main() -> None:
                 f"{run['step_s']:>7.2f} s at {run['product_gflop_s']:.0f} GFLOP/s",
                 flush=True,
             )
-        rows = sorted(costs.items(), key=lambda item: (NAMES.index(item[0][0]), MODES.index(item[0][1])))
+        rows = sorted(costs.items(), key=lambda item: (MODELS.index(item[0][0]), RECOMPUTATIONS.index(item[0][1])))
         report.write(opts.json, {"costs": [cost for _, cost in rows]})
 
 

@@ -17,9 +17,7 @@ from models import deeplab, efficientdet, efficientnet
 from models.fused import Total
 from models.layers import BatchNormalization, RunningBatchNormalization
 from models.recompute import Recomputed
-
-NAMES = ("effdetd0", "effdetd4", "deeplab")
-PRECISIONS = ("float32", "bfloat16", "float16")
+from options.choices import MODELS, PRECISIONS, SIZE_MULTIPLE
 
 # How the names of backbone layers start, by network.
 BACKBONE_PREFIXES = {
@@ -33,15 +31,12 @@ SEGMENTS = {"effdetd0": efficientdet.SEGMENTS, "effdetd4": efficientdet.SEGMENTS
 # Networks whose every layer takes images of any size; DeepLab's resizing layers are made for one.
 ANY_SIZE = ("effdetd0", "effdetd4")
 
-# The coarsest BiFPN level has stride 128; a multiple of it gives every level of every network a whole number of cells.
-SIZE_MULTIPLE = 128
-
 
 def build(name: str, img_size: int | None, classes: int, channels: int = 3, precision: str = "float32") -> keras.Model:
     """Builds an untrained network.
 
     Args:
-        name: One of `NAMES`: "effdetd0" or "effdetd4" (EfficientDet segmentation), "deeplab" (DeepLabV3+, Xception-65).
+        name: One of `MODELS`: "effdetd0", "effdetd4" (EfficientDet segmentation), "deeplab" (DeepLabV3+, Xception-65).
         img_size: Side of the square field of view in output pixels, a positive multiple of 128; None for a network of
             `ANY_SIZE` that takes images of any sides that are. No weight depends on it.
         classes: Number of classes K, at least 2.
@@ -57,8 +52,8 @@ def build(name: str, img_size: int | None, classes: int, channels: int = 3, prec
         ValueError: Unknown name, no size for a network that needs one, a size that is not a positive multiple of 128,
             channels that are not, of 3, or fewer than 2 classes.
     """
-    if name not in NAMES:
-        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(NAMES)}")
+    if name not in MODELS:
+        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(MODELS)}")
     if img_size is not None and (img_size < SIZE_MULTIPLE or img_size % SIZE_MULTIPLE):
         _refuse_size(img_size)
     if classes < 2:
@@ -135,7 +130,7 @@ def training_pass(model: keras.Model, recompute: str) -> Callable[..., Any]:
 
     Args:
         model: A network of `build`.
-        recompute: One of `recompute.MODES`: what the backward pass computes again to save memory. "none": nothing;
+        recompute: One of `RECOMPUTATIONS`: what the backward pass computes again to save memory. "none": nothing;
             "blocks": the inside of blocks; "fine": that, in parts which are again computed again.
     """
     if recompute == "none":

@@ -21,8 +21,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-MODES = ("none", "blocks", "fine")
-
 # The name of a layer to the name of its segment; None for layers that stay outside. Those of random numbers must.
 Naming = Callable[[str], str | None]
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-LOSSES = ("ce", "focal", "dice", "ce+dice")
+from options.choices import LOSSES
+
 EPSILON = 1e-6
 
 

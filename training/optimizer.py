@@ -14,6 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from options.choices import OPTIMIZERS
+
 
 class Optimizer:
     """Base of all: the count of updates, and some moments of the gradient for each weight.
@@ -193,7 +195,7 @@ def build(name: str, variables: Sequence[Any], momentum: float, weight_decay: fl
     """The optimizer of this name.
 
     Args:
-        name: adam, adamw, sgd, lars or lamb.
+        name: one of `OPTIMIZERS`.
         variables: see `Optimizer`.
         momentum: of sgd and lars.
         weight_decay: of all but adam; None for 0.
@@ -212,7 +214,7 @@ def build(name: str, variables: Sequence[Any], momentum: float, weight_decay: fl
         return Lars(variables, momentum, decay)
     if name == "lamb":
         return Lamb(variables, decay)
-    raise ValueError(f"optimizer {name!r} is unknown; choose one of adam, adamw, sgd, lars, lamb")
+    raise ValueError(f"optimizer {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
 
 
 def is_kernel(variable: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from options.choices import LR_SCALINGS, SCHEDULES
+
 LOWEST = 0.01  # of the target: where the half cosine ends
 CYCLE_LOWEST = 0.1  # of the target: between two triangles
 POWER = 0.9  # of `poly`
@@ -37,6 +39,11 @@ class Schedule:
     total: int
     cycle: int
 
+    def __post_init__(self) -> None:
+        """Refuse unknown names, at the start and not after the warm-up."""
+        if self.name not in SCHEDULES:
+            raise ValueError(f"learning rate schedule {self.name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+
     def rate(self, images: int) -> float:
         """Learning rate of the step that starts at `images`."""
         if images < self.warmup:
@@ -52,7 +59,9 @@ class Schedule:
         if self.name == "cyclic":
             height = abs(1 - 2 * ((done / self.cycle) % 1))
             return self.target * (CYCLE_LOWEST + (1 - CYCLE_LOWEST) * height)
-        return self.target
+        if self.name == "constant":
+            return self.target
+        raise ValueError(f"learning rate schedule {self.name!r} is unknown")
 
 
 def scaling(rule: str, batches: int) -> float:
@@ -65,6 +74,8 @@ def scaling(rule: str, batches: int) -> float:
         rule: linear, sqrt or none.
         batches: ranks x passes of a step.
     """
+    if rule not in LR_SCALINGS:
+        raise ValueError(f"learning rate scaling {rule!r} is unknown; choose one of {', '.join(LR_SCALINGS)}")
     return {"linear": float(batches), "sqrt": math.sqrt(batches), "none": 1.0}[rule]
 
 

@@ -17,11 +17,11 @@ import tensorflow as tf
 import models
 from artifacts.checkpoints import named_variables
 from models.recompute import Recomputed, naming
-from options.choices import OPTIMIZERS
+from options.choices import LOSSES, OPTIMIZERS
 from parallel.comm import AgreedError, SoloComm, connect, together
 from samplers.hard_pool import Entry
 from samplers.pipeline import Feed, grid_feed, rank_indices
-from segmentation.losses import LOSSES, Loss
+from segmentation.losses import Loss
 from segmentation.pixel_counts import PixelCounts
 from segmentation.validation import Validator
 from tests.support.network import network

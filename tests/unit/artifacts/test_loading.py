@@ -14,6 +14,7 @@ from artifacts import metadata
 from artifacts.checkpoints import Checkpoints, State, export
 from artifacts.loading import open_model
 from artifacts.metadata import ModelOverrides
+from options.choices import MODELS
 from options.fields import as_json
 from options.train import train_options
 from tests.support.network import network
@@ -94,7 +95,7 @@ def test_a_run_is_opened_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     np.testing.assert_allclose(wide.probabilities(image), by_hand(free, image), atol=2e-6)
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", MODELS)
 def test_weights_do_not_depend_on_the_size(name: str) -> None:
     shapes = [[(v.path, v.shape) for v in models.build(name, size, 3).weights] for size in (128, 384)]
     assert len(shapes[0]) > 100

@@ -12,6 +12,7 @@ import tensorflow as tf
 import models
 from models import automl
 from models.weights import MISSING_IN_FILE, LoadReport, MisfitError, build_with_weights, load_weights
+from options.choices import MODELS
 from tests.support.efficientdet_reference import Detector
 from tests.support.naive import difference
 
@@ -147,7 +148,7 @@ def test_d4_from_its_checkpoint(tmp_path: Path) -> None:
     theirs = detector.cell(0, levels)
     write(tmp_path / "model.ckpt-123", averaged(detector.variables) | {"fpn_cells/cell_6/fnode0/WSM": np.float32(1)})
     # Without --model the checkpoint says which network it is of; D0 would take its fusion weights.
-    model, report = build_with_weights(models.NAMES, SIZE, 2, tmp_path)
+    model, report = build_with_weights(MODELS, SIZE, 2, tmp_path)
     assert model.name == "effdetd4"
     assert [name for name, _ in report.skipped if "cell_" in name] == ["fpn_cells/cell_6"]
     names = ["block1b_add", "block2d_add", "block3d_add", "block5f_add", "block7b_add", "fpn_cell0_td3_bn"]

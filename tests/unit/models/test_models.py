@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import models
 from models import deeplab, efficientdet
-from options import choices
+from options.choices import MODELS
 
 RNG = np.random.default_rng(20)
 
@@ -282,7 +282,7 @@ def every_custom_layer() -> keras.Model:
 
 @pytest.mark.parametrize("name", ["every custom layer", "effdetd0"])
 def test_saved_and_exported_models_give_the_same_logits(name: str, tmp_path, pytestconfig) -> None:
-    model = models.build(name, 128, 3) if name in models.NAMES else every_custom_layer()
+    model = models.build(name, 128, 3) if name in MODELS else every_custom_layer()
     disturb_batch_norms(model)
     image = random_image(1, 128)
     np.save(tmp_path / "image.npy", image)
@@ -304,5 +304,5 @@ def test_saved_and_exported_models_give_the_same_logits(name: str, tmp_path, pyt
         (tmp_path / "logits.npy").unlink()
 
 
-def test_options_offer_every_model() -> None:
-    assert tuple(models.NAMES) == choices.MODELS
+def test_backbone_and_segments_of_every_model_are_known() -> None:
+    assert tuple(models.BACKBONE_PREFIXES) == tuple(models.SEGMENTS) == MODELS

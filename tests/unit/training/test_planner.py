@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import models
 from benchmarks.costs import fitted, memory_line, time_line
-from models.recompute import MODES
-from options.choices import PRECISIONS, RECOMPUTATIONS
+from options.choices import MODELS, RECOMPUTATIONS
 from parallel.comm import AgreedError, SoloComm
 from training import planner
 from training.planner import Cost, Line, Memory, PlannedStep, costs
@@ -52,12 +50,10 @@ def test_largest_size_is_the_last_that_fits() -> None:
 
 
 def test_costs_are_known_for_every_network_and_recomputation() -> None:
-    assert RECOMPUTATIONS == MODES
-    assert PRECISIONS == models.PRECISIONS
-    known = {name: costs(name) for name in models.NAMES}
-    assert [tuple(sorted(found)) for found in known.values()] == [tuple(sorted(MODES))] * len(models.NAMES)
+    known = {name: costs(name) for name in MODELS}
+    assert [tuple(sorted(found)) for found in known.values()] == [tuple(sorted(RECOMPUTATIONS))] * len(MODELS)
     gib = [(found["fine"].step_gib(2048, 1), found["none"].step_gib(2048, 1)) for found in known.values()]
-    assert [fine < 0.5 * none for fine, none in gib] == [True] * len(models.NAMES)
+    assert [fine < 0.5 * none for fine, none in gib] == [True] * len(MODELS)
     assert costs("unet") == {}
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from options.choices import SCHEDULES
 from training.schedule import Schedule, passed, scaling
 
 
@@ -28,6 +29,18 @@ def test_poly_falls_with_the_power_of_what_is_left() -> None:
 def test_cyclic_goes_down_and_up() -> None:
     found = rates("cyclic", [100, 200, 300, 400, 500, 700])
     assert found == pytest.approx([4.0, 2.2, 0.4, 2.2, 4.0, 0.4])
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'linear' is unknown; choose one of constant, cosine, cyclic, poly"):
+        Schedule("linear", 4.0, 100, 1100, 400)
+    with pytest.raises(ValueError, match=r"'cosine' is unknown; choose one of linear, sqrt, none"):
+        scaling("cosine", 2)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_of_the_options_has_a_rate(name: str) -> None:
+    assert rates(name, [100]) == [4.0]
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 9.0), ("sqrt", 3.0), ("none", 1.0)])
