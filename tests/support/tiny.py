@@ -5,7 +5,6 @@ A slide is 300 x 260 px or so at 2 um/px: pink tissue all over with a darker rec
 
 import io
 import os
-import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -138,15 +137,11 @@ def train_here(words: list[str]) -> subprocess.CompletedProcess[str]:
     import train as program
 
     out, err = io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    with patch.dict(os.environ), patch.object(sys, "argv", [TRAIN]), redirect_stdout(out), redirect_stderr(err):
+    with patch.object(sys, "argv", [TRAIN]), redirect_stdout(out), redirect_stderr(err):
         try:
             code = program.main(words)
         except SystemExit as end:
             code = int(end.code or 0)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
