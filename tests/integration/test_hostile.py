@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_launcher import RUN_TRAIN, dry_run, mpich, open_mpi
 from tests.support.bench import Bench
 from tests.support.paths import ROOT
+from tests.support.stub_launchers import RUN_TRAIN, dry_run, mpich, open_mpi
 from tests.support.tiny import SMALL, TinySet, run_train
 
 HOSTILE = """it's "q" $(touch hacked) `touch hacked` ; touch hacked & > hacked é\ttab\nline\\"""

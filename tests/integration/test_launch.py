@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.stub_launchers import heed_interrupts
 from tests.support.tiny import SMALL, environment, run_train
 
 pytestmark = pytest.mark.xdist_group("launch")
@@ -62,11 +63,6 @@ def test_horovodrun(slides: Path, tmp_path: Path) -> None:
 
 def test_hydra(slides: Path, tmp_path: Path, mpich: dict[str, str]) -> None:
     check_trained(*train(slides, tmp_path / "log", 1, NP="2", SCRIPT=SMALL, **mpich), 2, 1)
-
-
-def heed_interrupts() -> None:
-    """In a new process: what a job in the background ignores, and bash then cannot trap, is as in a terminal."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ranks_of(log_dir: Path) -> list[int]:

@@ -14,9 +14,9 @@ import tifffile
 from preprocessing.steps import FULL_RUN, NAMES
 from system.folder_lock import FolderLock
 from tests.integration.small_prepro import PATCHES, make_set, prepare, table, words_of, written
-from tests.integration.test_launcher import shell_words
 from tests.support.bench import Bench
 from tests.support.paths import ROOT
+from tests.support.stub_launchers import shell_words
 from tests.support.tiny import environment, tissue, write_label
 
 # ------------------------------------------------------------------------------------------------------- run_prepro.sh

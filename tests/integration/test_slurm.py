@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_launch import heed_interrupts
-from tests.integration.test_launcher import dry_run, open_mpi, without_exports
 from tests.support.bench import Bench
 from tests.support.paths import ROOT
+from tests.support.stub_launchers import dry_run, heed_interrupts, open_mpi, without_exports
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_ON_NODE": "8"}
 
