@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
         # Before TensorFlow, whose import takes seconds.
-        require_model(opts.model.model)
         require_new(opts.files.out)
+        require_model(opts.model.model)
     except ValueError as error:
         return failed(error, 2)
     import tensorflow as tf
