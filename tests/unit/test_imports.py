@@ -20,7 +20,7 @@ PARTS = {
     "inference": {"system", "slides", "samplers"},
     "options": {"system", "parallel", "slides"},
     "training": {"system", "parallel"},
-    "artifacts": {"system", "models", "slides", "options"},
+    "artifacts": {"system", "models", "slides"},
     "preprocessing": {"system", "parallel", "slides", "cohorts", "options"},
     "evaluation": {"system", "metrics", "inference", "samplers", "slides", "cohorts", "artifacts"},
     "launch": set(),
