@@ -35,11 +35,11 @@ class DetectionOptions:
     """Parameters of detections.
 
     Attributes:
-        um_px: Spacing of the level that is searched, about.
-        smooth_um: Standard deviation of the Gaussian, um; 0 for none.
-        min_probability: Lowest smoothed probability, more than 0.
-        radius_um: Of two places at most this far apart only the better one is kept.
-        max_detections: Most detections of a slide.
+        um_px: approximate spacing of the searched level.
+        smooth_um: standard deviation of the Gaussian, um; 0 for none.
+        min_probability: lowest smoothed probability, more than 0.
+        radius_um: if two places are at most this far apart, only the better one is kept.
+        max_detections: largest number of detections of a slide.
     """
 
     um_px: float = UM_PX
@@ -52,7 +52,7 @@ class DetectionOptions:
         """Refuse impossible values.
 
         Raises:
-            ValueError: A value out of its range.
+            ValueError: a value is out of range.
         """
         if not (self.um_px > 0 and self.smooth_um >= 0 and self.radius_um >= 0 and self.max_detections >= 1):
             raise ValueError(f"{self}: um_px must be > 0, smooth_um and radius_um >= 0, max_detections >= 1")
@@ -65,8 +65,8 @@ class Detection:
     """One place.
 
     Attributes:
-        probability: Smoothed tumor probability there, 0 to 1.
-        xy_l0: Center of its px of the searched level, level-0 px, on the slide.
+        probability: smoothed tumor probability there, 0 to 1.
+        xy_l0: center of its px of the searched level, level-0 px, on the slide.
     """
 
     probability: float
@@ -83,9 +83,9 @@ def detections(
     equals the first in reading order wins. Memory: some bytes per px of a level of at most 64 Mpx.
 
     Args:
-        probability: The map.
-        size_xy_l0: Width and height of the slide, level-0 px.
-        options: See `DetectionOptions`.
+        probability: the map.
+        size_xy_l0: width and height of the slide, level-0 px.
+        options: see `DetectionOptions`.
 
     Returns:
         Best first.
@@ -109,8 +109,8 @@ def write_csv(path: Path, found: Sequence[Detection]) -> None:
     """Write `probability,x,y`; x and y are the column and the row, level-0 px.
 
     Args:
-        path: File to write, whole or not at all.
-        found: Best first.
+        path: file to write, completely or not at all.
+        found: best first.
     """
     lines = [f"{item.probability:.6f},{item.xy_l0[0]:.1f},{item.xy_l0[1]:.1f}" for item in found]
     write_bytes(path, "\n".join(["probability,x,y", *lines, ""]).encode("ascii"))

@@ -25,8 +25,8 @@ class LesionSizes:
     """Regions of any class >= 1.
 
     Attributes:
-        count: How many; px that touch at a corner belong together.
-        longest_diameter_mm: Largest distance between two points of one of them, 0 without any.
+        count: number of lesions; px that touch at a corner belong together.
+        longest_diameter_mm: largest distance between two points of one lesion, 0 without any.
     """
 
     count: int

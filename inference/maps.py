@@ -29,9 +29,9 @@ class MapLevel:
 
     Attributes:
         index: 0 is the finest.
-        size_xy: Width and height, px of this level.
-        step_xy_l0: Level-0 px of the slide per px of this level.
-        um_px_xy: Micrometers per px of this level.
+        size_xy: width and height, px of this level.
+        step_xy_l0: level-0 px of the slide per px of this level.
+        um_px_xy: micrometers per px of this level.
     """
 
     index: int
@@ -44,17 +44,17 @@ class MapPyramid:
     """One map.
 
     Args:
-        path: The TIFF.
-        size_xy_l0: Width and height of the slide, level-0 px.
-        um_px_xy_l0: Micrometers per level-0 px of the slide.
-        step_xy_l0: Level-0 px per map px.
+        path: the TIFF.
+        size_xy_l0: width and height of the slide, level-0 px.
+        um_px_xy_l0: micrometers per level-0 px of the slide.
+        step_xy_l0: level-0 px per map px.
 
     Attributes:
-        path: The file.
-        levels: Finest first.
+        path: the file.
+        levels: finest first.
 
     Raises:
-        ValueError: Unreadable, or of a size that does not cover the slide.
+        ValueError: the file is unreadable, or its size does not cover the slide.
     """
 
     def __init__(self, path: Path, size_xy_l0: tuple[int, int], um_px_xy_l0: Pair, step_xy_l0: Pair) -> None:
@@ -95,7 +95,7 @@ class MapPyramid:
             value_HW of shape `hw`; not to be changed.
 
         Raises:
-            ValueError: The file cannot be decoded there.
+            ValueError: the file cannot be decoded there.
         """
         try:
             backend = handle(self._key, lambda: open_tiff(self.path, self._key, self._pages, unwritten=0))
@@ -136,19 +136,19 @@ class Maps:
     """The maps in one folder: `label.tif`, `probability.tif`, and `probability_C.tif` of more than two classes.
 
     Args:
-        folder: Where they are.
-        size_xy_l0: Width and height of the slide, level-0 px.
-        um_px_xy_l0: Micrometers per level-0 px of the slide.
-        step_xy_l0: Level-0 px per map px.
-        class_names: Name of every class, 0 to K - 1.
+        folder: folder of the maps.
+        size_xy_l0: width and height of the slide, level-0 px.
+        um_px_xy_l0: micrometers per level-0 px of the slide.
+        step_xy_l0: level-0 px per map px.
+        class_names: name of every class, 0 to K - 1.
 
     Attributes:
-        label: Class of every px.
+        label: class of every px.
         probability: 255 * (1 - probability of class 0), of every px.
-        class_names: As given.
+        class_names: name of every class.
 
     Raises:
-        ValueError: Classes that are not 0 to K - 1, K at least 2; see also `MapPyramid`.
+        ValueError: classes are not 0 to K - 1 with K at least 2; see also `MapPyramid`.
     """
 
     def __init__(

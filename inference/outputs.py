@@ -21,9 +21,9 @@ class OutputOptions:
     """Parameters of the outputs.
 
     Attributes:
-        simplify_um: Farthest that an outline may lie from the exact one; None for two px of the label map.
-        min_area_um2: Smaller regions have no outline.
-        detections: See `DetectionOptions`.
+        simplify_um: largest distance of an outline from the exact one; None: two px of the label map.
+        min_area_um2: smaller regions have no outline.
+        detections: see `DetectionOptions`.
     """
 
     simplify_um: float | None = None
@@ -45,19 +45,19 @@ def write_outputs(
     `probability*.tif` and `label.tif` must be complete. Every file is written completely or not at all.
 
     Args:
-        folder: Where to write; exists.
-        slide: The slide.
-        maps: Its maps.
+        folder: existing folder to write to.
+        slide: the slide.
+        maps: its maps.
         run: what the summary states about the prediction.
         started: `time.monotonic()` at the start of work on the slide.
         truth: drawn on the overlay if given.
-        options: See `OutputOptions`.
+        options: see `OutputOptions`.
 
     Returns:
         Notes for the user on what was left out.
 
     Raises:
-        ValueError: A map cannot be read.
+        ValueError: a map cannot be read.
         OSError: a file cannot be written, e.g. on a full disk; no part of that file and no summary remains.
     """
     options = OutputOptions() if options is None else options

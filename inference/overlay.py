@@ -46,11 +46,11 @@ def overlay(
     """Draw the slide with its prediction.
 
     Args:
-        slide: The slide.
-        maps: Its maps.
-        found: Predicted regions, outlined in the color of their class.
-        truth: Class to true regions (level-0 px), outlined in black over white; None where the truth is unknown.
-        side_px: Longer side of the thumbnail; smaller slides are not enlarged.
+        slide: the slide.
+        maps: its maps.
+        found: predicted regions, outlined in the color of their class.
+        truth: class to true regions (level-0 px), outlined in black over white; None where the truth is unknown.
+        side_px: longer side of the thumbnail; smaller slides are not enlarged.
 
     Returns:
         image_HWC: the thumbnail above its legend. White where the slide cannot be read, as the legend states.
@@ -138,10 +138,10 @@ def _legend(width: int, lines: Sequence[tuple[str, str]], notes: Sequence[str], 
     """Draw the legend in as many rows as the width needs.
 
     Args:
-        width: Of the picture, px.
-        lines: Color and meaning of each kind of outline.
+        width: width of the picture, px.
+        lines: color and meaning of each kind of outline.
         notes: further text.
-        mm_px: Millimeters per px of the picture.
+        mm_px: millimeters per px of the picture.
     """
     font = ImageFont.load_default(FONT_PX)
     bar_mm = max((mm for mm in SCALE_BARS_MM if mm / mm_px <= max(width, 300) / 5), default=SCALE_BARS_MM[0])

@@ -27,10 +27,10 @@ class Region:
     """One 4-connected region of a class.
 
     Attributes:
-        cls: Its class, 1 or more.
-        polygon: Its outline with holes, level-0 px, disjoint from all other regions.
-        area_um2: Area of its px, before the outline was simplified.
-        probability: Mean of the probability of its class over its px, 0 to 1.
+        cls: its class, 1 or more.
+        polygon: its outline with holes, level-0 px, disjoint from all other regions.
+        area_um2: area of its px, before the outline was simplified.
+        probability: mean of the probability of its class over its px, 0 to 1.
     """
 
     cls: int
@@ -48,9 +48,9 @@ def regions(maps: Maps, simplify_um: float | None = None, min_area_um2: float = 
     share a border keep it shared.
 
     Args:
-        maps: The maps of the slide.
-        simplify_um: See above; default two px of the label map, 0 keeps every corner.
-        min_area_um2: Smaller regions are left out.
+        maps: the maps of the slide.
+        simplify_um: see above; default two px of the label map, 0 keeps every corner.
+        min_area_um2: smaller regions are left out.
 
     Returns:
         Regions by class, then in reading order of their first px; and the number of regions left out.

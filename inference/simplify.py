@@ -82,11 +82,11 @@ def simplified(
     """Simplify the outlines of all regions of a map.
 
     Args:
-        exact_lv: Exact outlines of all 4-connected regions that are wanted, px of the map.
-        label_HW: The map.
-        place: Turns px of the map into level-0 px of the slide.
-        um_px_xy: Micrometers per level-0 px.
-        tolerance_um: Farthest that an outline and its simple form may lie from each other.
+        exact_lv: exact outlines of all 4-connected regions that are wanted, px of the map.
+        label_HW: the map.
+        place: turns px of the map into level-0 px of the slide.
+        um_px_xy: micrometers per level-0 px.
+        tolerance_um: farthest that an outline and its simple form may lie from each other.
 
     Returns:
         Valid polygons in level-0 px, as many as given, disjoint.

@@ -21,12 +21,12 @@ class Predicted:
     """Information about the prediction besides its maps.
 
     Attributes:
-        model: Path of the model or checkpoint.
-        windows: Windows predicted.
+        model: path of the model or checkpoint.
+        windows: windows predicted.
         windows_unreadable: windows that could not be read completely.
-        tissue_mm2: Area of the tissue that was predicted.
-        um_px: Spacing of the prediction, um per map px.
-        options: Options of the command, JSON types.
+        tissue_mm2: area of the tissue that was predicted.
+        um_px: spacing of the prediction, um per map px.
+        options: options of the command, JSON types.
     """
 
     model: str
@@ -41,11 +41,11 @@ def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Predicted
     """Return the record of one slide.
 
     Args:
-        slide: The slide.
-        maps: Its maps.
-        found: Its detections, best first.
-        run: See `Predicted`.
-        seconds: Wall time of the slide so far.
+        slide: the slide.
+        maps: its maps.
+        found: its detections, best first.
+        run: see `Predicted`.
+        seconds: wall time of the slide so far.
     """
     sizes = lesion_sizes(maps)
     return {
@@ -76,7 +76,7 @@ def write_summary(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as JSON, completely or not at all.
 
     Args:
-        path: File to write.
+        path: file to write.
         record: JSON types; bytes of file names that are not valid text are escaped.
     """
     text = json.dumps(record, indent=1, allow_nan=False)
