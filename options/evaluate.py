@@ -52,7 +52,7 @@ class Scores(Group):
 
     def __post_init__(self) -> None:
         if sorted(set(self.froc_threshold)) != list(self.froc_threshold):
-            raise ValueError("--froc_threshold: numbers in rising order, each once, are needed")
+            raise ValueError("--froc_threshold: must be in rising order without repeats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class StageTables(Group):
 
     def __post_init__(self) -> None:
         if (self.submission is None) != (self.reference is None):
-            raise ValueError("--submission and --reference go together: two tables of stages to be compared")
+            raise ValueError("--submission and --reference must be given together: two tables of stages to compare")
 
 
 @dataclass(frozen=True, kw_only=True)

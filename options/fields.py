@@ -75,8 +75,8 @@ def option(  # noqa: PLR0913  # keywords, few at a time
         help: one line; the default is added to it.
         parse: turns one argument into a value; raises ValueError or argparse.ArgumentTypeError.
         choices: allowed values, where the type does not name them.
-        unit: of the value, e.g. px; shown in place of a value.
-        metavar: shown in place of a value, where that is not the unit.
+        unit: of the value, e.g. px; shown for a value.
+        metavar: shown for a value, if not the unit.
         nargs: as of argparse.
         const: value of a flag without argument, with `nargs="?"`.
         flag: its name where that is not the field's.

@@ -22,7 +22,7 @@ class SlideFiles(Group):
 
     slide_format: str = option("tif", metavar="SUFFIX", help=SUFFIXES)
     mpp: float | None = option(
-        parse=positive, unit="um/px", stream=True, help="um per px of level 0, in place of what the slides say"
+        parse=positive, unit="um/px", stream=True, help="um per px of level 0, instead of what the slides state"
     )
 
 
@@ -75,9 +75,9 @@ class Machine(Group):
     )
     no_cuda: bool = option(False, help="CPU even where GPUs are visible")
     horovod: bool = option(
-        True, free=True, help="several ranks under a launcher; one process without a launcher simply runs"
+        True, free=True, help="join the ranks that a launcher started; one process without a launcher runs alone"
     )
     stall_timeout: float = option(
         60.0, parse=not_negative, unit="s", free=True,
-        help="s of silence after which a rank, and the job, is given up; without a patch 5 times that; 0: never",
+        help="s without a sign of life of a rank until the job is aborted; 5 times that without a patch; 0: never",
     )  # fmt: skip

@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         epilog: text after the options.
         prose: keep the line breaks of description and epilog.
         add_help: add --help and --version.
-        raises: raise `OptionError` for a wrong command line in place of ending the program with code 2.
+        raises: raise `OptionError` for a wrong command line instead of ending the program with code 2.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ def whole(least: int, most: float = float("inf")) -> Callable[[str], int]:
         value = int(text)
         if not least <= value <= most:
             upper = f" and at most {most:.0f}" if most < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"{value} given, at least {least}{upper} needed")
+            raise argparse.ArgumentTypeError(f"{value} given, must be at least {least}{upper}")
         return value
 
     parse.__name__ = "whole number"  # argparse names the type in its message
@@ -104,7 +104,7 @@ def positive(text: str) -> float:
     """A number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} given, a number above 0 needed")
+        raise argparse.ArgumentTypeError(f"{text} given, must be above 0")
     return value
 
 
@@ -112,7 +112,7 @@ def not_negative(text: str) -> float:
     """A number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} given, a number of at least 0 needed")
+        raise argparse.ArgumentTypeError(f"{text} given, must be at least 0")
     return value
 
 
@@ -120,7 +120,7 @@ def share_below_1(text: str) -> float:
     """A share of at least 0 and below 1."""
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, a share of at least 0 and below 1 needed")
+        raise argparse.ArgumentTypeError(f"{text} given, must be at least 0 and below 1")
     return value
 
 
@@ -135,7 +135,7 @@ def share(text: str) -> Fraction:
     except (ValueError, ZeroDivisionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} given, a share between 0 and 1 needed")
+        raise argparse.ArgumentTypeError(f"{text} given, must be between 0 and 1")
     return value.limit_denominator(10_000)
 
 

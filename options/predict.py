@@ -21,14 +21,14 @@ class PredictSlides(SlideFiles):
     )
     out: Path = option(required=True, metavar="DIR", help="folder of the results, one folder in it for each slide")
     overwrite: bool = option(False, help="also predict slides that were predicted with other options")
-    strict: bool = option(False, help="stop where a slide cannot be opened or a window not be read whole")
+    strict: bool = option(False, help="stop if a slide cannot be opened or a window cannot be read completely")
 
     def __post_init__(self) -> None:
         missing = [path for path in self.slide_path if not path.exists()]
         if missing:
             raise ValueError(f"--slide_path {missing[0]}: no such file or folder")
         if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"--out {self.out} is a file; a folder is needed")
+            raise ValueError(f"--out {self.out} exists but is not a folder; choose another path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,10 @@ class Windows(Group):
     """Windows."""
 
     overlap: float = option(
-        0.25, parse=share_below_1, metavar="SHARE", help="share of a window's side in common with the next"
+        0.25, parse=share_below_1, metavar="SHARE", help="overlap of neighboring windows, as a share of their side"
     )
     batch_size: int = option(1, parse=whole(1), help="windows in one call of the network")
-    tissue_only: bool = option(True, help="leave out windows without tissue")
+    tissue_only: bool = option(True, help="skip windows without tissue")
     eightfold: bool = option(False, help="mean over the 8 orientations of every window; 8 times the work")
 
 
@@ -48,19 +48,19 @@ class Results(Group):
     """Results."""
 
     min_probability: float = option(
-        0.1, parse=share_below_1, metavar="SHARE", help="detections below this are left out"
+        0.1, parse=share_below_1, metavar="SHARE", help="less probable detections are omitted"
     )
-    nms_um: float = option(75.0, parse=positive, unit="um", help="um: of detections closer than this the best stays")
+    nms_um: float = option(
+        75.0, parse=positive, unit="um", help="of detections closer together than this, only the most probable is kept"
+    )
     simplify_um: float | None = option(
-        parse=not_negative, unit="um", help="um by which outlines may be moved; default 2 px of the map"
+        parse=not_negative, unit="um", help="tolerance of simplified outlines; default 2 px of the map"
     )
-    min_area_um2: float = option(100.0, parse=not_negative, unit="um2", help="um2: smaller outlines are left out")
+    min_area_um2: float = option(100.0, parse=not_negative, unit="um2", help="smaller outlines are omitted")
 
     def __post_init__(self) -> None:
         if not self.min_probability:
-            raise ValueError(
-                "--min_probability 0: a number above 0 is needed, or every px without tumor would be a candidate"
-            )
+            raise ValueError("--min_probability 0: must be above 0, or every px without tumor would be a candidate")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ class PreparedSlides(SlideFiles, Cohort):
     def __post_init__(self) -> None:
         if self.dataset:
             if any(self.folders):
-                raise ValueError("--dataset takes the place of the path options: give one or the other")
+                raise ValueError("--dataset replaces the path options: use one or the other")
             if self.data_root is None:
                 raise ValueError(f"--dataset {self.dataset} needs --data_root (or $CAMELYON_ROOT)")
         elif self.slide_path is None:

@@ -36,8 +36,8 @@ MOMENTUM = 0.9
 class TrainSlides(SlideFiles, Cohort):
     """Slides and labels."""
 
-    manifest: Path | None = option(help="table of run_prepro.sh with slides, labels and split, in place of folders")
-    slide_root: Path | None = option(help="folder of the manifest's files, where they have been moved")
+    manifest: Path | None = option(help="table of run_prepro.sh with slides, labels and split, instead of folders")
+    slide_root: Path | None = option(help="folder of the manifest's files, if they were moved")
     valid_slide_format: str = option(metavar="SUFFIX", help=f"{SUFFIXES}; default: --slide_format")
     valid_label_format: LabelFormat = option(help=f"{TRUTHS}; default: --label_format")
     train_centers: tuple[int, ...] = option((-1,), metavar="CENTER", help=CENTERS)
@@ -62,7 +62,7 @@ class TrainSlides(SlideFiles, Cohort):
 
     def __post_init__(self) -> None:
         if not 0 < self.val_split < 1:
-            raise ValueError(f"--val_split {self.val_split:g}: a share between 0 and 1 (both excluded) is needed")
+            raise ValueError(f"--val_split {self.val_split:g}: must be above 0 and below 1")
 
     def require_source(self) -> None:
         """Check that the data are named in exactly one way, and no half of a pair.
@@ -71,15 +71,13 @@ class TrainSlides(SlideFiles, Cohort):
             ValueError: they are not.
         """
         if self.slide_root is not None and self.manifest is None:
-            raise ValueError("--slide_root says where the files of a --manifest are: give that, too")
+            raise ValueError("--slide_root is the folder of a manifest's files: also give --manifest")
         if self.manifest:
             if any(self.folders) or self.dataset:
-                raise ValueError(
-                    "--manifest takes the place of the four path options and of --dataset: give one or the other"
-                )
+                raise ValueError("--manifest replaces the four path options and --dataset: use one or the other")
         elif self.dataset:
             if any(self.folders):
-                raise ValueError("--dataset takes the place of the four path options: give one or the other")
+                raise ValueError("--dataset replaces the four path options: use one or the other")
             if self.data_root is None:
                 raise ValueError(f"--dataset {self.dataset} needs --data_root (or $CAMELYON_ROOT)")
         elif self.slide_path is None or self.label_path is None:
@@ -88,7 +86,7 @@ class TrainSlides(SlideFiles, Cohort):
                 "--manifest"
             )
         elif (self.valid_slide_path is None) != (self.valid_label_path is None):
-            raise ValueError("--valid_slide_path and --valid_label_path go together")
+            raise ValueError("--valid_slide_path and --valid_label_path must be given together")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +125,7 @@ class Sampling(Group):
         if size < SIZE_MULTIPLE or size % SIZE_MULTIPLE:
             below = max(SIZE_MULTIPLE, size // SIZE_MULTIPLE * SIZE_MULTIPLE)
             raise ValueError(
-                f"--img_size {size}: a multiple of {SIZE_MULTIPLE} is needed, e.g. {below} or {below + SIZE_MULTIPLE}"
+                f"--img_size {size}: must be a multiple of {SIZE_MULTIPLE}, e.g. {below} or {below + SIZE_MULTIPLE}"
             )
         if self.context_spacing is not None and self.context_spacing <= self.resolution:
             raise ValueError(
@@ -140,12 +138,12 @@ class Sampling(Group):
     def _check_mining(self) -> None:
         """Places without tumor are of use only where such places are drawn."""
         if not self.hard_mining:
-            raise ValueError("--mine_from is for --hard_mining: it says what its pool begins with")
+            raise ValueError("--mine_from needs --hard_mining: it fills the pool at the start")
         usual = TUMOR_RATIOS[self.data_sampler]
         if (usual if self.batch_tumor_ratio is None else self.batch_tumor_ratio) == 1:
             raise ValueError(
-                "--mine_from has places without tumor, of which --batch_tumor_ratio 1 (the default of surf) draws "
-                "none: give a smaller one"
+                "--mine_from has places without tumor, and --batch_tumor_ratio 1 (the default of surf) draws none of "
+                "these: choose a smaller ratio"
             )
 
     @property
@@ -174,10 +172,10 @@ class Network(Group):
     freeze_bn: bool = option(False, help="batch normalization keeps its weights and moving statistics")
     freeze_backbone: bool = option(False, help="train only what comes after the backbone")
     recompute: Recomputation = option(
-        "none", help="what the backward pass computes again, to save memory: the inside of blocks, or of parts of them"
+        "none", help="what the backward pass recomputes to save memory: the inside of blocks, or of parts of them"
     )
     mixed_precision: Precision = option(
-        "float32", help="of computation; weights and statistics stay float32, float16 comes with loss scaling"
+        "float32", help="precision of computation; weights and statistics stay float32, float16 uses loss scaling"
     )
     networks: tuple[ModelName, ...] = derived(free=True)
 
@@ -198,7 +196,7 @@ class Training(Group):
     batch_size: int = option(2, parse=whole(1), free=True, help="patches per rank")
     accumulate_batch: int = option(
         1, parse=whole(1), free=True,
-        help="passes of --batch_size patches per rank whose gradients are added up before one update",
+        help="passes of --batch_size patches per rank whose gradients are summed for one update",
     )  # fmt: skip
     num_steps: int = option(50000, parse=whole(1), unit="images", help="length of training, IMAGES over all ranks")
     loss: LossName = option("ce", help="cross-entropy, focal, soft Dice, or a sum")
@@ -214,7 +212,7 @@ class Training(Group):
     )
     class_weights: tuple[float, ...] | None = option(
         parse=not_negative, metavar="WEIGHT",
-        help="weight of every class's pixels in the loss, in place of the two above",
+        help="weight of every class's pixels in the loss, instead of the two above",
     )  # fmt: skip
     seed: int = option(0, parse=whole(0, 2**32 - 1), stream=True, help="seed of weights, split and sample stream")
     fp16_allreduce: bool = option(False, help="compress gradients to fp16 for the allreduce")
@@ -223,7 +221,7 @@ class Training(Group):
     def settle(cls, given: argparse.Namespace) -> None:
         """Gamma is for one loss only."""
         if given.focal_gamma is not None and given.loss != "focal":
-            raise ValueError(f"--focal_gamma is for --loss focal; --loss {given.loss} has none")
+            raise ValueError(f"--focal_gamma applies to --loss focal; --loss {given.loss} has none")
         given.focal_gamma = 2.0 if given.focal_gamma is None else given.focal_gamma
 
     def __post_init__(self) -> None:
@@ -232,7 +230,7 @@ class Training(Group):
         if not self.class_weights and self.pos_pixel_weight == self.neg_pixel_weight == 0:
             raise ValueError("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing would be learned")
         if self.label_smoothing and self.loss == "dice":
-            raise ValueError("--label_smoothing is for ce and focal; --loss dice has no such target")
+            raise ValueError("--label_smoothing applies to ce and focal; --loss dice has no target to smooth")
 
     def weights_of(self, classes: int) -> tuple[float, ...]:
         """Weights (K,) in the loss of the pixels of each of K classes."""
@@ -269,9 +267,9 @@ class Optimization(Group):
         if given.weight_decay is not None and usual.weight_decay is None:
             raise ValueError(f"--weight_decay: --optimizer {given.optimizer} has none; adamw is Adam with weight decay")
         if given.momentum is not None and not usual.momentum:
-            raise ValueError(f"--momentum is for sgd and lars; --optimizer {given.optimizer} has none")
+            raise ValueError(f"--momentum applies to sgd and lars; --optimizer {given.optimizer} has none")
         if given.lr_cycle is not None and given.lr_schedule != "cyclic":
-            raise ValueError(f"--lr_cycle is for --lr_schedule cyclic; {given.lr_schedule} has no cycle")
+            raise ValueError(f"--lr_cycle applies to --lr_schedule cyclic; {given.lr_schedule} has no cycle")
         given.base_lr = given.base_lr or usual.base_lr
         given.weight_decay = usual.weight_decay if given.weight_decay is None else given.weight_decay
         given.momentum = MOMENTUM if given.momentum is None else given.momentum
@@ -287,7 +285,9 @@ class Run(Group):
         False, free=True,
         help="only print memory and time of a step and the largest --img_size that fits this machine; needs no data",
     )  # fmt: skip
-    memory_check: bool = option(True, free=True, help="refuse to start what by the planner cannot fit this machine")
+    memory_check: bool = option(
+        True, free=True, help="refuse to start a run that by the planner cannot fit this machine"
+    )
     log_dir: Path | None = option(
         metavar="DIR", free=True, help="TensorBoard events, metrics.jsonl, checkpoints, options, sampling maps"
     )
@@ -302,7 +302,7 @@ class Run(Group):
     )  # fmt: skip
     elastic: bool = option(
         False, free=True,
-        help="ranks may come and go: under horovodrun --gloo --min-np ...; implies --resume auto, needs --log_dir",
+        help="ranks may join and leave: under horovodrun --gloo --min-np ...; implies --resume auto, needs --log_dir",
     )  # fmt: skip
     debug: bool = option(False, help="a short run on at most 100 images")
 
@@ -312,7 +312,7 @@ class Run(Group):
         given.checkpoint_every = given.checkpoint_every or given.validate_every
         if given.elastic and not is_elastic():
             raise ValueError(
-                "--elastic is for ranks that an elastic launcher started: horovodrun --gloo -np 2 --min-np 1 --max-np "
+                "--elastic needs an elastic launcher: horovodrun --gloo -np 2 --min-np 1 --max-np "
                 "4 --host-discovery-script FILE ... (docs/distributed.md)"
             )
         if given.elastic:
@@ -353,9 +353,7 @@ class TrainOptions(Group):
             self.slides.require_source()
         frozen = self.network.freeze_bn or self.network.freeze_backbone
         if frozen and not (self.network.weights_path or self.run.resume):
-            raise ValueError(
-                "--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path or --resume"
-            )
+            raise ValueError("--freeze_bn and --freeze_backbone need trained weights: give --weights_path or --resume")
 
 
 def train_options(argv: Sequence[str] | None = None, raises: bool = False) -> TrainOptions:
@@ -363,7 +361,7 @@ def train_options(argv: Sequence[str] | None = None, raises: bool = False) -> Tr
 
     Args:
         argv: arguments; None for those of this process.
-        raises: raise `OptionError` for a wrong one, in place of one line on standard error and exit code 2.
+        raises: raise `OptionError` for a wrong one, instead of one line on standard error and exit code 2.
     """
     parser = Parser(
         prog="train.py",

@@ -207,7 +207,7 @@ def test_bad_data(spoil: Callable[[TinySet], tuple[dict, list[str]]], tiny: Tiny
 
 def test_img_size_no_multiple_of_128(tiny: TinySet) -> None:
     said = message(train_here(tiny.arguments(img_size="300")), tiny.log_dir)
-    assert said == "--img_size 300: a multiple of 128 is needed, e.g. 256 or 384"
+    assert said == "--img_size 300: must be a multiple of 128, e.g. 256 or 384"
 
 
 # ------------------------------------------------------------------------------------ what fails after the model

@@ -106,7 +106,7 @@ def test_options_that_are_wrong() -> None:
     done = doctor("--img_size", "200", NP="1")
     assert done.returncode == 1
     assert lines(done, "FAIL") == ["options"]
-    assert "--img_size 200: a multiple of 128 is needed" in done.stdout
+    assert "--img_size 200: must be a multiple of 128" in done.stdout
 
 
 def test_the_doctor_is_no_rank() -> None:

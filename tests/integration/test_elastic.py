@@ -85,4 +85,4 @@ def test_ranks_come_and_go(tmp_path: Path) -> None:
 def test_elastic_needs_its_launcher(tmp_path: Path) -> None:
     done = train_here(TinySet(tmp_path).arguments("--elastic"))
     assert done.returncode == 2
-    assert "--elastic is for ranks that an elastic launcher started: horovodrun --gloo" in done.stderr
+    assert "--elastic needs an elastic launcher: horovodrun --gloo" in done.stderr

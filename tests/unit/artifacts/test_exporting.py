@@ -182,9 +182,9 @@ def test_what_is_no_model_ends_with_a_line(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--opset", "12"), "argument --opset: 12 given, at least 13 and at most 18 needed"),
+        (("--opset", "12"), "argument --opset: 12 given, must be at least 13 and at most 18"),
         (("--format", "tflite"), "argument --format: invalid choice: 'tflite'"),
-        (("--img_size", "0"), "argument --img_size: 0 given, at least 1 needed"),
+        (("--img_size", "0"), "argument --img_size: 0 given, must be at least 1"),
         (("--input_range", "1", "-1"), "--input_range 1 -1: the smaller number first"),
         (("--input_range", "nan", "1"), "--input_range nan 1: the smaller number first"),
         (("--resolution", "0.5", "--context_spacing", "0.5"), "--context_spacing 0.5: the second view is coarser"),

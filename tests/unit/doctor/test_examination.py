@@ -170,7 +170,7 @@ def test_command_lines(tiny: TinySet) -> None:
     assert not doctor.has_data(opts.slides)
     opts = doctor.parsed(tiny.arguments())
     assert doctor.has_data(opts.slides)
-    with pytest.raises(OptionError, match=r"^--img_size 200: a multiple of 128 is needed"):
+    with pytest.raises(OptionError, match=r"^--img_size 200: must be a multiple of 128"):
         doctor.parsed(["--img_size", "200"])
     with pytest.raises(OptionError, match=r"^no training data: give --slide_path and --label_path"):
         doctor.parsed(["--slide_path", "x"])

@@ -333,7 +333,7 @@ def test_tables_of_stages(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     [
         ([], "--predictions is missing"),
         (["--predictions", "p", "--out", "o"], "--label_path is missing"),
-        (["--submission", "s"], "--submission and --reference go together"),
+        (["--submission", "s"], "--submission and --reference must be given together"),
         (["--submission", "s", "--reference", "r", "--predictions", "p"], "omit the other paths"),
         (["--predictions", "p", "--label_path", "l", "--out", "o", "--froc_threshold", "2", "1"], "rising order"),
         (["--predictions", "p", "--label_path", "l", "--out", "o", "--mask_values", "x:1"], "--mask_values x"),

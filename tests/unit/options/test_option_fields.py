@@ -94,7 +94,7 @@ def test_a_field_is_an_option_from_command_line_to_storage():
     [
         ("--size 50 60", "--size: 3000 px are more than 100"),
         ("--method x", "argument --method: invalid choice: 'x' (choose from 'hsv', 'otsu')"),
-        ("--level -1", "argument --level: -1 given, at least 0 needed"),
+        ("--level -1", "argument --level: -1 given, must be at least 0"),
         ("--lev 1", "unrecognized arguments: --lev 1"),
         ("--area 1", "unrecognized arguments: --area 1"),
     ],

@@ -53,7 +53,9 @@ def test_defaults_of_export():
 def test_two_tables_need_nothing_else(capsys):
     tables = evaluate_options(["--submission", "s.csv", "--reference", "r.csv"]).tables
     assert (tables.submission, tables.reference) == (Path("s.csv"), Path("r.csv"))
-    assert refused(capsys, evaluate_options, "--submission", "s").startswith("--submission and --reference go together")
+    assert refused(capsys, evaluate_options, "--submission", "s").startswith(
+        "--submission and --reference must be given together"
+    )
     words = ("--submission", "s", "--reference", "r", "--label_path", "L")
     assert refused(capsys, evaluate_options, *words).startswith("--submission and --reference compare two tables only")
 
@@ -67,10 +69,10 @@ def test_evaluate_names_the_path_that_is_missing(left_out, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--froc_threshold", "2", "1"), "--froc_threshold: numbers in rising order, each once, are needed"),
-        (("--froc_threshold", "1", "1"), "--froc_threshold: numbers in rising order"),
+        (("--froc_threshold", "2", "1"), "--froc_threshold: must be in rising order without repeats"),
+        (("--froc_threshold", "1", "1"), "--froc_threshold: must be in rising order"),
         (("--pixels", "some"), "argument --pixels: invalid choice: 'some' (choose from 'tissue', 'all')"),
-        (("--bootstrap", "-1"), "argument --bootstrap: -1 given, at least 0 and at most 100000 needed"),
+        (("--bootstrap", "-1"), "argument --bootstrap: -1 given, must be at least 0 and at most 100000"),
     ],
 )
 def test_evaluate_refuses(words, message, capsys):
@@ -81,11 +83,11 @@ def test_evaluate_refuses(words, message, capsys):
     ("words", "message"),
     [
         (("--slide_path", "nowhere"), "--slide_path nowhere: no such file or folder"),
-        (("--min_probability", "0"), "--min_probability 0: a number above 0 is needed"),
-        (("--overlap", "1"), "argument --overlap: 1 given, a share of at least 0 and below 1 needed"),
+        (("--min_probability", "0"), "--min_probability 0: must be above 0"),
+        (("--overlap", "1"), "argument --overlap: 1 given, must be at least 0 and below 1"),
         (("--input_range", "1", "-1"), "--input_range 1 -1: the smaller number first"),
         (("--resolution", "1", "--context_spacing", "1"), "--context_spacing 1: the second view is coarser than"),
-        (("--out", __file__), f"--out {__file__} is a file; a folder is needed"),
+        (("--out", __file__), f"--out {__file__} exists but is not a folder; choose another path"),
     ],
 )
 def test_predict_refuses(words, message, capsys, tmp_path):

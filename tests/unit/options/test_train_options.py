@@ -97,13 +97,13 @@ def test_options_are_frozen_and_checked_when_changed():
     opts = train_options(DATA)
     with pytest.raises(FrozenInstanceError):
         opts.training.seed = 1
-    with pytest.raises(ValueError, match="--img_size 100: a multiple of 128"):
+    with pytest.raises(ValueError, match="--img_size 100: must be a multiple of 128"):
         replace(opts.sampling, img_size=100)
     assert replace(opts, training=replace(opts.training, seed=3)).training.seed == 3
 
 
 def test_a_wrong_command_line_can_raise(capsys):
-    with pytest.raises(OptionError, match=r"^--img_size 100: a multiple of 128 is needed"):
+    with pytest.raises(OptionError, match=r"^--img_size 100: must be a multiple of 128"):
         train_options([*DATA, "--img_size", "100"], raises=True)
     with pytest.raises(OptionError, match=r"^argument --batch_size: 0 given"):
         train_options([*DATA, "--batch_size", "0"], raises=True)
@@ -111,7 +111,7 @@ def test_a_wrong_command_line_can_raise(capsys):
 
 
 def test_elastic_needs_an_elastic_launcher_and_resumes(capsys, monkeypatch):
-    assert refused(capsys, *DATA, "--elastic", "--log_dir", "G").startswith("--elastic is for ranks that an elastic")
+    assert refused(capsys, *DATA, "--elastic", "--log_dir", "G").startswith("--elastic needs an elastic launcher")
     monkeypatch.setenv("HOROVOD_ELASTIC", "1")
     assert train_options([*DATA, "--elastic", "--log_dir", "G"]).run.resume == "auto"
     assert train_options([*DATA, "--elastic", "--log_dir", "G", "--resume", "x"]).run.resume == "x"
@@ -147,7 +147,7 @@ def test_debug_is_short():
 def test_mined_places_need_draws_without_tumor(capsys):
     mined = (*DATA, "--mine_from", "E")
     assert train_options([*mined, "--hard_mining"]).sampling.mine_from == Path("E")
-    assert refused(capsys, *mined).startswith("--mine_from is for --hard_mining")
+    assert refused(capsys, *mined).startswith("--mine_from needs --hard_mining")
     for words in (["--data_sampler", "surf"], ["--batch_tumor_ratio", "1"]):
         assert "draws none" in refused(capsys, *mined, "--hard_mining", *words)
     words = ["--data_sampler", "surf", "--batch_tumor_ratio", "0.5"]
@@ -189,18 +189,18 @@ def test_options_become_json():
     [
         ((), "no training data: give --slide_path and --label_path, or --dataset 16 or 17 with --data_root"),
         (("--slide_path", "S"), "no training data: give --slide_path and --label_path"),
-        ((*DATA, "--valid_slide_path", "V"), "--valid_slide_path and --valid_label_path go together"),
-        ((*DATA, "--dataset", "16"), "--dataset takes the place of the four path options"),
-        ((*DATA, "--img_size", "1000"), "--img_size 1000: a multiple of 128 is needed, e.g. 896 or 1024"),
-        ((*DATA, "--img_size", "-128"), "--img_size -128: a multiple of 128 is needed, e.g. 128 or 256"),
-        ((*DATA, "--val_split", "1"), "--val_split 1: a share between 0 and 1 (both excluded) is needed"),
-        ((*DATA, "--val_split", "nan"), "--val_split nan: a share between 0 and 1"),
-        ((*DATA, "--resolution", "0"), "argument --resolution: 0 given, a number above 0 needed"),
+        ((*DATA, "--valid_slide_path", "V"), "--valid_slide_path and --valid_label_path must be given together"),
+        ((*DATA, "--dataset", "16"), "--dataset replaces the four path options"),
+        ((*DATA, "--img_size", "1000"), "--img_size 1000: must be a multiple of 128, e.g. 896 or 1024"),
+        ((*DATA, "--img_size", "-128"), "--img_size -128: must be a multiple of 128, e.g. 128 or 256"),
+        ((*DATA, "--val_split", "1"), "--val_split 1: must be above 0 and below 1"),
+        ((*DATA, "--val_split", "nan"), "--val_split nan: must be above 0 and below 1"),
+        ((*DATA, "--resolution", "0"), "argument --resolution: 0 given, must be above 0"),
         ((*DATA, "--resolution", "abc"), "argument --resolution: invalid number value: 'abc'"),
-        ((*DATA, "--batch_size", "0"), "argument --batch_size: 0 given, at least 1 needed"),
+        ((*DATA, "--batch_size", "0"), "argument --batch_size: 0 given, must be at least 1"),
         ((*DATA, "--batch_size", "1e3"), "argument --batch_size: invalid whole number value: '1e3'"),
-        ((*DATA, "--seed", "4294967296"), "argument --seed: 4294967296 given, at least 0 and at most 4294967295"),
-        ((*DATA, "--batch_tumor_ratio", "1.5"), "argument --batch_tumor_ratio: 1.5 given, a share between 0 and 1"),
+        ((*DATA, "--seed", "4294967296"), "argument --seed: 4294967296 given, must be at least 0 and at most"),
+        ((*DATA, "--batch_tumor_ratio", "1.5"), "argument --batch_tumor_ratio: 1.5 given, must be between 0 and 1"),
         ((*DATA, "--label_map", "_0"), "argument --label_map: '_0' is not NAME:CLASS, e.g. _0:1"),
         ((*DATA, "--label_map", "_0:1", "_0:0"), "--label_map: group '_0' twice; name each group once"),
         ((*DATA, "--label_map", "a:1", "--ignore_groups", "A"), "--label_map: group 'a' is in --ignore_groups, too"),
@@ -208,22 +208,22 @@ def test_options_become_json():
         ((*DATA, "--mask_values", "300:1"), "--mask_values 300: mask values are whole numbers from 0 to 255"),
         ((*DATA, "--pos_pixel_weight", "0", "--neg_pixel_weight", "0"), "--pos_pixel_weight and --neg_pixel_weight"),
         ((*DATA, "--class_weights", "0", "0"), "--class_weights are all 0: nothing would be learned"),
-        ((*DATA, "--classes", "1"), "argument --classes: 1 given, at least 2 and at most 255 needed"),
-        ((*DATA, "--label_smoothing", "1"), "argument --label_smoothing: 1 given, a share of at least 0 and below 1"),
-        ((*DATA, "--focal_gamma", "3"), "--focal_gamma is for --loss focal; --loss ce has none"),
-        ((*DATA, "--loss", "dice", "--label_smoothing", "0.1"), "--label_smoothing is for ce and focal"),
-        ((*DATA, "--freeze_bn"), "--freeze_bn and --freeze_backbone keep what was trained before: give --weights_path"),
+        ((*DATA, "--classes", "1"), "argument --classes: 1 given, must be at least 2 and at most 255"),
+        ((*DATA, "--label_smoothing", "1"), "argument --label_smoothing: 1 given, must be at least 0 and below 1"),
+        ((*DATA, "--focal_gamma", "3"), "--focal_gamma applies to --loss focal; --loss ce has none"),
+        ((*DATA, "--loss", "dice", "--label_smoothing", "0.1"), "--label_smoothing applies to ce and focal"),
+        ((*DATA, "--freeze_bn"), "--freeze_bn and --freeze_backbone need trained weights: give --weights_path"),
         ((*DATA, "--sync_bn", "--freeze_bn", "--weights_path", "w"), "--freeze_bn and --sync_bn: frozen statistics"),
-        ((*DATA, "--freeze_backbone"), "--freeze_bn and --freeze_backbone keep what was trained before"),
+        ((*DATA, "--freeze_backbone"), "--freeze_bn and --freeze_backbone need trained weights"),
         ((*DATA, "--dataset", "18"), "argument --dataset: invalid choice: '18' (choose from '16', '17')"),
         (("--dataset", "16"), "--dataset 16 needs --data_root (or $CAMELYON_ROOT)"),
-        (("--manifest", "M", *DATA), "--manifest takes the place of the four path options and of --dataset"),
-        ((*DATA, "--slide_root", "R"), "--slide_root says where the files of a --manifest are"),
+        (("--manifest", "M", *DATA), "--manifest replaces the four path options and --dataset"),
+        ((*DATA, "--slide_root", "R"), "--slide_root is the folder of a manifest's files"),
         ((*DATA, "--mask_values", "7:1", "7:0"), "--mask_values 7:1 7:0: name each value once"),
-        ((*DATA, "--stall_timeout", "-1"), "argument --stall_timeout: -1 given, a number of at least 0 needed"),
+        ((*DATA, "--stall_timeout", "-1"), "argument --stall_timeout: -1 given, must be at least 0"),
         ((*DATA, "--optimizer", "adam", "--weight_decay", "0.1"), "--weight_decay: --optimizer adam has none"),
-        ((*DATA, "--optimizer", "lamb", "--momentum", "0.1"), "--momentum is for sgd and lars; --optimizer lamb has"),
-        ((*DATA, "--lr_cycle", "9"), "--lr_cycle is for --lr_schedule cyclic; constant has no cycle"),
+        ((*DATA, "--optimizer", "lamb", "--momentum", "0.1"), "--momentum applies to sgd and lars; --optimizer lamb"),
+        ((*DATA, "--lr_cycle", "9"), "--lr_cycle applies to --lr_schedule cyclic; constant has no cycle"),
         ((*DATA, "--context_spacing", "0.25"), "--context_spacing 0.25: the second view must be coarser than"),
         ((*DATA, "--model", "unet"), "argument --model: invalid choice: 'unet' (choose from 'effdetd0', 'effdetd4',"),
         ((*DATA, "--resume"), "--resume auto looks for checkpoints in --log_dir, which is not given"),

@@ -114,7 +114,7 @@ def test_centers_of_camelyon17(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no slides of center 3; there are slides of centers 0 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_steps(["manifest"], [*words, "--slide_path", "S", "--out", "O"])
-    assert "--dataset takes the place of the path options" in capsys.readouterr().err
+    assert "--dataset replaces the path options" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------------- split
@@ -254,8 +254,8 @@ def test_centers_and_test_slides(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--slide_path", "S"], "--manifest takes the place of the four path options and of --dataset"),
-        (["--dataset", "16", "--data_root", "D"], "--manifest takes the place"),
+        (["--slide_path", "S"], "--manifest replaces the four path options and --dataset"),
+        (["--dataset", "16", "--data_root", "D"], "--manifest replaces the four path options"),
     ],
 )
 def test_one_way_to_name_the_data(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]):
@@ -264,4 +264,4 @@ def test_one_way_to_name_the_data(words: list[str], expected: str, capsys: pytes
     assert expected in capsys.readouterr().err
     with pytest.raises(SystemExit):
         train_options(["--slide_root", "R", "--slide_path", "S", "--label_path", "L"])
-    assert "--slide_root says where the files of a --manifest are" in capsys.readouterr().err
+    assert "--slide_root is the folder of a manifest's files" in capsys.readouterr().err

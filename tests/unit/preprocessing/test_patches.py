@@ -305,9 +305,9 @@ def test_the_picture_and_the_joined_table(slide_path: Path, tmp_path: Path, caps
     ("words", "expected"),
     [
         (["--stride", "64", "--overlap", "0.5"], "--overlap is not allowed with --stride"),
-        (["--overlap", "1"], "1 given, a share of at least 0 and below 1 needed"),
+        (["--overlap", "1"], "1 given, must be at least 0 and below 1"),
         (["--save_neg", "maybe"], "'maybe' is neither True nor False"),
-        (["--patch_size", "8"], "8 given, at least 16 and at most 16384 needed"),
+        (["--patch_size", "8"], "8 given, must be at least 16 and at most 16384"),
         (["--format", "gif"], "invalid choice: 'gif'"),
     ],
 )
