@@ -1,4 +1,4 @@
-"""Docs name files, modules and links that exist; the table of imports is that of the test of imports."""
+"""Docs name files, modules and links that exist."""
 
 import importlib.util
 import re
@@ -6,8 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from tests.unit.test_imports import MAY_IMPORT
 
 ROOT = Path(__file__).resolve().parents[2]
 TRACKED = set(
@@ -95,16 +93,3 @@ def test_every_page_is_in_the_index() -> None:
     pages = [n.removeprefix("docs/") for n in DOCS if n.startswith("docs/") and n != "docs/README.md"]
     assert len(pages) > 10
     assert [page for page in pages if f"]({page})" not in index] == []
-
-
-def test_the_table_of_imports_is_the_rule() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    table = text.split("<!-- imports: begin -->")[1].split("<!-- imports: end -->")[0]
-    assert table.strip() == imports_table().strip()
-
-
-def imports_table() -> str:
-    """The rules as a table for docs/architecture.md."""
-    rows = ["| room | may import |", "|---|---|"]
-    rows += [f"| `{room}` | {', '.join(f'`{n}`' for n in sorted(of)) or '-'} |" for room, of in MAY_IMPORT.items()]
-    return "\n".join(rows)

@@ -6,6 +6,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.sources import our_sources
 
 # Folder -> folders of ours it may import, besides itself.
@@ -223,3 +224,16 @@ def test_every_violation_of_a_file_is_listed() -> None:
         "slides/a.py:3 imports metrics.confusion: slides may import system of ours",
         "slides/a.py:3 imports metrics.froc: slides may import system of ours",
     ]
+
+
+def test_the_table_of_the_docs_is_the_rule() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split("<!-- imports: begin -->")[1].split("<!-- imports: end -->")[0]
+    assert table.strip() == imports_table().strip()
+
+
+def imports_table() -> str:
+    """The rules as a table for docs/architecture.md."""
+    rows = ["| room | may import |", "|---|---|"]
+    rows += [f"| `{room}` | {', '.join(f'`{n}`' for n in sorted(of)) or '-'} |" for room, of in MAY_IMPORT.items()]
+    return "\n".join(rows)
