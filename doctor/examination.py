@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,25 @@ from cohorts.pairing import Case
 from doctor import data, launch, option_lints, rank, ranks, resources, software
 from doctor.job import Launch, Task, read_launch
 from doctor.report import Report, failed
+from options.fields import Group, add_options, collect, option
 from options.parser import OptionError
 from options.train import TrainOptions, TrainSlides, train_options
 from parallel.comm import connect
 from segmentation.inputs import find_cases, set_options
+from system.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(Group):
+    """The doctor itself."""
+
+    json: Path | None = option(help="also write all findings to this JSON file")
+    launch_limit: float = option(LIMIT_S, unit="s", help="time limit of the trial launch, seconds")
+    launch: Path | None = option(help=argparse.SUPPRESS)  # from run_train.sh
+    probe: bool = option(False, help=argparse.SUPPRESS)  # a rank of the trial launch
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,13 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         prog="run_train.sh --doctor", description=__doc__.split("\n\n")[0], allow_abbrev=False,
         epilog="All other arguments are those of the training run to check: train.py --help",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write all findings to this JSON file")
-    parser.add_argument(
-        "--launch_limit", type=float, default=LIMIT_S, metavar="S", help="time limit of the trial launch, seconds"
-    )
-    parser.add_argument("--launch", type=Path, help=argparse.SUPPRESS)  # from run_train.sh
-    parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)  # a rank of the trial launch
-    own, arguments = parser.parse_known_args(argv)
+    parser.add_argument("--version", action="version", version=f"widefov {__version__}")
+    add_options(parser, DoctorOptions)
+    given, arguments = parser.parse_known_args(argv)
+    own = collect(DoctorOptions, given)
     return probe(arguments) if own.probe else Doctor(own, arguments).examine()
 
 
@@ -52,7 +62,7 @@ class Doctor:
         arguments: command line of the training run.
     """
 
-    def __init__(self, own: argparse.Namespace, arguments: list[str]) -> None:
+    def __init__(self, own: DoctorOptions, arguments: list[str]) -> None:
         self.own = own
         self.arguments = arguments
         self.report = Report(lambda line: print(line, flush=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from options.fields import as_json
+from options.fields import as_json, free_options, stream_options
 from options.parser import OptionError
 from options.train import train_options
 from tests.support.paths import ROOT
@@ -174,6 +174,33 @@ def test_label_map_and_skipped_groups():
     opts = train_options([*DATA, "--ignore_groups", "_1", "Necrosis"])
     assert opts.labels.label_map == {"_0": 1, "tumor": 1, "metastases": 1, "_2": 0, "exclusion": 0, "normal": 0}
     assert opts.labels.ignore_groups == ("_1", "necrosis")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--mask_values", "0:0", "7:1"),
+        ("--label_map", "_0:1", "_2:0", "--ignore_groups", "x"),
+        ("--batch_tumor_ratio", "1/3", "--hard_mining"),
+    ],
+)
+def test_a_resumed_run_finds_its_options_as_they_were(words):
+    opts = train_options([*DATA, *words])
+    stored = json.loads(json.dumps(as_json(opts)))
+    assert stored == as_json(opts)
+    assert {name: stored[name] for name in stream_options(opts)} == stream_options(opts)
+
+
+def test_what_decides_the_stream_and_what_is_free():
+    opts = train_options(DATA)
+    assert set(stream_options(opts)) == {
+        "seed", "data_sampler", "batch_tumor_ratio", "img_size", "resolution", "bb_downsample", "mpp", "label_map",
+        "ignore_groups", "mask_values", "hard_mining", "hard_fraction", "hard_pool", "qc", "augment", "context_spacing",
+    }  # fmt: skip
+    assert free_options(opts) == {
+        "resume", "log_dir", "plan", "memory_check", "stall_timeout", "stage_dir", "stage_gb", "tile_cache", "horovod",
+        "sample_processes", "networks", "batch_size", "accumulate_batch", "log_every", "checkpoint_every", "elastic",
+    }  # fmt: skip
 
 
 def test_options_become_json():
