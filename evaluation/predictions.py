@@ -122,26 +122,27 @@ def _two_positive(values: Sequence[Any], kind: type) -> tuple[Any, Any]:
 
 
 def pair_predictions(
-    folder: Path, slide_path: Path | None, label_path: Path, formats: tuple[str, str], classes: int
+    folder: Path, slide_path: Path | None, label_path: Path, slide_format: str, label_format: str, classes: int
 ) -> Found:
     """Pair predictions with slides and labels.
 
     Args:
-        folder: of the predictions; one folder per slide.
-        slide_path: folder or file; None for the slides that the predictions name.
-        label_path: folder or file.
-        formats: of slides and of labels.
+        folder: folder with one folder per predicted slide.
+        slide_path: folder or file of slides; None for the slides that the predictions name.
+        label_path: folder or file of labels.
+        slide_format: suffix of slides.
+        label_format: "tif" or "xml".
         classes: number of classes of the truth.
 
     Raises:
-        ValueError: no prediction at all, labels that do not pair, or classes that differ.
+        ValueError: there is no prediction, labels do not pair, or numbers of classes differ.
     """
     found = Found([], {}, [])
     predictions = _predictions(folder, found)
     if slide_path is not None:
-        cases = {case.slide_id: case for case in pair(slide_path, label_path, *formats)}
+        cases = {case.slide_id: case for case in pair(slide_path, label_path, slide_format, label_format)}
     else:
-        cases = _cases_of_predictions(folder, label_path, formats[1], predictions, found)
+        cases = _cases_of_predictions(folder, label_path, label_format, predictions, found)
     for slide_id, case in sorted(cases.items()):
         if slide_id in predictions:
             found.pairs.append((predictions[slide_id], case))
@@ -223,7 +224,7 @@ def _check_classes(classes: int, predictions: Sequence[Prediction]) -> None:
     if other is not None:
         raise ValueError(
             f"predictions of different models: {first.folder} has {first.classes} classes, {other.folder} "
-            f"{other.classes}; evaluate them apart"
+            f"{other.classes}; evaluate them separately"
         )
     if classes != first.classes:
         raise ValueError(
