@@ -12,7 +12,7 @@ from tests.support.slow import chosen
 
 # What takes longest or sleeps begins first, so that two processes end at about the same time.
 LONGEST_FIRST = (
-    "test_end_to_end", "test_train", "hosts", "faults", "test_predict", "test_elastic", "test_sampling",
+    "faults", "test_end_to_end", "hosts", "test_predict", "test_train", "test_elastic", "test_sampling",
     "test_equivalence", "test_prepro_real", "test_memory", "test_launch.", "test_prepro.",
 )  # fmt: skip
 LEFT_OUT = pytest.StashKey[list[str]]()
