@@ -19,6 +19,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import cv2
+import imagecodecs
 import numpy as np
 import tensorflow as tf
 from isal import isal_zlib
@@ -27,7 +28,6 @@ from benchmarks import report
 from models import fused
 from samplers import quality
 from slides import artefacts
-from slides.tiff import tiled_tiff
 from training.step import scaled
 
 MAP, CHANNELS = (1, 256, 256, 96), 96
@@ -79,6 +79,7 @@ def patches() -> dict[str, Ways]:
     mask_HW1 = cv2.blur(rng.integers(0, 256, (512, 512), dtype=np.uint8), (31, 31))[..., None] > 127
     steps_HW1 = np.diff(mask_HW1.astype(np.uint8), axis=1, prepend=np.uint8(0))
     stream = zlib.compress(steps_HW1.tobytes(), 6)
+    tile_N = np.empty(steps_HW1.size, np.uint8)
     image_HWC = image_BHWC[0]
     return {
         "float32 of two patches": {
@@ -89,10 +90,11 @@ def patches() -> dict[str, Ways]:
         "Deflate of a mask's tile": {
             "zlib": lambda: zlib.decompress(stream),
             "ISA-L": lambda: isal_zlib.decompress(stream),
+            "imagecodecs": lambda: imagecodecs.deflate_decode(stream, out=tile_N),
         },
         "horizontal predictor of a tile": {
             "np.add.accumulate": lambda: np.add.accumulate(steps_HW1, axis=1, dtype=np.uint8),
-            "summed-area table": lambda: tiled_tiff._summed(steps_HW1),
+            "imagecodecs": lambda: imagecodecs.delta_decode(steps_HW1, axis=1),
         },
         "every eighth px of a patch": {
             "NumPy stride": lambda: np.ascontiguousarray(image_HWC[::8, ::8]),

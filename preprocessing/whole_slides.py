@@ -15,7 +15,8 @@ from preprocessing.overview import read_cells
 from preprocessing.tissue import mask_path
 from slides.geometry import Pair, Trim
 from slides.reader import Slide
-from slides.tiff.jpeg_files import JPEG_MAX_PX, TILE, write_jpeg, write_jpeg_pyramid
+from slides.tiff.jpeg_files import JPEG_MAX_PX, STRIP_ROWS, write_jpeg
+from slides.tiff.pyramid import write_jpeg_pyramid
 from slides.trimming import read_strips, trim_text, trimmed, whole_grid
 from slides.truth.reading import Reading
 
@@ -97,7 +98,7 @@ def write_image(found: Cut, folder: Path, slide_id: str, options: ImageOptions) 
     folder.mkdir(parents=True, exist_ok=True)
     write = write_jpeg if options.format == "jpg" else write_jpeg_pyramid
     names = f"{slide_id}.{options.format}", f"{slide_id}.json"
-    strips = read_strips(found.slide, found.trim, TILE)
+    strips = read_strips(found.slide, found.trim, STRIP_ROWS)
     write(folder / names[0], found.trim.size_xy_trim, found.um_px_xy, strips, options.quality)
     store.write_text(folder / names[1], trim_text(found.slide, found.trim))
     return names

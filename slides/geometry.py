@@ -99,12 +99,6 @@ def l0_from_out(window: Window, xy_out: ArrayLike) -> Points:
     return xy_l0
 
 
-def out_from_l0(window: Window, xy_l0: ArrayLike) -> Points:
-    """Output px of `window` of points given in level-0 px; both have shape (..., 2), last axis (x, y)."""
-    xy_out: Points = (np.asarray(xy_l0, np.float64) - np.asarray(window.corner_xy_l0)) / np.asarray(window.step_xy_l0)
-    return xy_out
-
-
 def pixel_centres_l0(window: Window) -> tuple[Points, Points]:
     """Return level-0 x of the centres of a window's columns, shape (W,), and y of those of its rows, shape (H,)."""
     height, width = window.hw_out

@@ -1,7 +1,7 @@
 """Libraries that decode slides, behind one small interface; handles per thread and process, bounded in number.
 
-Tiled TIFF goes through libvips (about three times faster than OpenSlide); vendors' formats go through OpenSlide, which
-knows their geometry.
+TIFF goes through `tiled_tiff` if its tiles are JPEG, Deflate, JPEG 2000 or Zstandard, or else through libvips (about
+three times as fast as OpenSlide); vendors' formats go through OpenSlide, which knows their geometry.
 """
 
 from __future__ import annotations
@@ -242,8 +242,3 @@ def drop_handle(key: object) -> None:
     found = _handles.open.pop(key, None) if _handles.pid == os.getpid() else None
     if found is not None:
         found.close()
-
-
-def open_handles() -> int:
-    """Number of files this thread holds open."""
-    return len(_handles.open) if _handles.pid == os.getpid() else 0

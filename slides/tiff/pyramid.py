@@ -1,9 +1,12 @@
-"""Writing one-channel 8-bit pyramids (masks, maps) tile by tile: memory does not grow with the height of the image.
+"""Writing pyramids tile by tile, masks and maps (one channel, Deflate) or slides (RGB, JPEG), in constant memory.
 
 Level 0 goes straight to the file; tiles of lower levels, made while it passes, wait encoded in a nameless file beside
 it. Held in memory: one row of tiles of each lower level, and of these only tiles that show more than one value.
 
-Tensor legend: h, w rows and columns of one tile (less than `tile` at the right and lower border).
+tifffile writes the file. What makes the tiles is ours: libvips wants the whole image or a callback for any part of it,
+and tifffile makes no levels.
+
+Tensor legend: h, w rows and columns of one tile (less than `tile` at the right and lower border), C = 3 channels (RGB).
 """
 
 from __future__ import annotations
@@ -13,18 +16,21 @@ import math
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import tifffile
 from isal import isal_zlib
 
 from slides.geometry import Pair, level_downsample_xy
-from slides.tiff.shrink import Piece, Pixels, Shrinking
+from slides.tiff.jpeg_files import STRIP_ROWS, checked_strips, encoded
+from slides.tiff.shrink import Halving, Piece, Pixels, Shrinking
 from system.atomic_files import written_whole
 
 Shrink = Literal["max", "mean"]
@@ -92,85 +98,120 @@ def write_mask_pyramid(
     """
     sizes = halved_sizes(size_xy, tile) if sizes_lv is None else [(int(w), int(h)) for w, h in sizes_lv]
     _check(size_xy, um_px_xy, sizes, tile)
-    path = Path(path)
     big = sum(_tiles(size, tile) for size in sizes) * tile * tile > CLASSIC_BYTES
+    shrinkings = [Shrinking(sizes[0], finer, coarser, tile, shrink) for finer, coarser in itertools.pairwise(sizes)]
+    source = _Source(tile_of, shrinkings, _deflate, progress)
+    _write(Path(path), sizes, um_px_xy, tile, source, _Tags("adobe_deflate", "minisblack", big=big))
+
+
+def write_jpeg_pyramid(
+    path: str | Path, size_xy: tuple[int, int], um_px_xy: Pair, strips: Iterable[Pixels], quality: int
+) -> None:
+    """Write a pyramid of JPEG tiles (BigTIFF) with halved levels, completely or not at all.
+
+    A px of a lower level is the mean of the 2 x 2 px above it, before compression, halves rounded up; at an odd border
+    the last px counts twice. Colors are not subsampled.
+
+    Args:
+        path: TIFF to write; its folder must exist.
+        size_xy: Width and height, px.
+        um_px_xy: Micrometers per px, for the resolution tags.
+        strips: image_HWC of `STRIP_ROWS` rows each, the last of what is left.
+        quality: Of JPEG, 1 to 100.
+
+    Raises:
+        ValueError: A strip of another shape, too few or too many.
+        OSError: The file cannot be written; nothing is left behind.
+    """
+    tile = STRIP_ROWS
+    sizes = halved_sizes(size_xy, tile)
+    halvings = [Halving(finer, tile) for finer in sizes[:-1]]
+    source = _Source(
+        _tiles_of_strips(checked_strips(strips, size_xy), size_xy), halvings, partial(_jpeg, quality=quality)
+    )
+    tags = _Tags("jpeg", "ycbcr", {"subsampling": (1, 1)}, big=True, channels=(3,))
+    _write(Path(path), sizes, um_px_xy, tile, source, tags)
+
+
+def _tiles_of_strips(strips: Iterator[Pixels], size_xy: tuple[int, int]) -> TileOf:
+    """The tiles of strips as high as they are; the last tile of all asks whether there are more strips."""
+    strip = np.empty((0, 0, 3), np.uint8)
+    rows = -(-size_xy[1] // STRIP_ROWS)
+
+    def tile_of(row: int, column: int) -> Pixels:
+        nonlocal strip
+        if column == 0:
+            strip = next(strips)
+            if row + 1 == rows:
+                assert next(strips, None) is None, "checked_strips raises where there are more"
+        return strip[:, column * STRIP_ROWS : (column + 1) * STRIP_ROWS]
+
+    return tile_of
+
+
+# ---------------------------------------------------------------------------------------------------------- both kinds
+
+
+class _Smaller(Protocol):
+    """Makes the tiles of a level: `Shrinking`, or `Halving`."""
+
+    def add(self, row: int, column: int, piece: Piece) -> Iterator[tuple[int, int, Piece]]:
+        """See `Shrinking.add`."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a pyramid is made of.
+
+    Attributes:
+        tile_of: Gives the tiles of level 0.
+        shrinkings: Makes the tiles of each lower level.
+        encode: Makes the bytes of a tile from its px and its side.
+        progress: See `write_mask_pyramid`.
+    """
+
+    tile_of: TileOf
+    shrinkings: Sequence[_Smaller]
+    encode: Callable[[Pixels, int], bytes]
+    progress: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class _Tags:
+    """What tifffile is told of every level."""
+
+    compression: str
+    photometric: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+    big: bool = False
+    channels: tuple[int, ...] = ()
+
+
+def _write(path: Path, sizes: Sizes, um_px_xy: Pair, tile: int, source: _Source, tags: _Tags) -> None:
     with written_whole(path) as part, tempfile.TemporaryFile(dir=path.parent) as store:
-        stream = _Stream(tile_of, sizes, shrink, tile, store, progress)
-        with stream, tifffile.TiffWriter(part, bigtiff=big) as tiff:
+        stream = _Stream(source, sizes, tile, store, tags.channels)
+        with stream, tifffile.TiffWriter(part, bigtiff=tags.big) as tiff:
             for level, (width, height) in enumerate(sizes):
                 tiff.write(
                     stream.finest() if level == 0 else stream.stored(level),
-                    shape=(height, width),
+                    shape=(height, width, *tags.channels),
                     dtype=np.uint8,
                     tile=(tile, tile),
-                    compression="adobe_deflate",
-                    photometric="minisblack",
+                    compression=tags.compression,
+                    photometric=tags.photometric,
                     subfiletype=1 if level else 0,
-                    resolution=px_per_cm(um_px_xy, level_downsample_xy(size_xy, (width, height))),
+                    resolution=px_per_cm(um_px_xy, level_downsample_xy(sizes[0], (width, height))),
                     resolutionunit="centimeter",
                     metadata=None,
+                    **tags.more,
                 )
-
-
-def tiles_of_bands(bands: Iterable[Pixels], size_xy: tuple[int, int], tile: int = 512) -> TileOf:
-    """Adapt whole rows, produced top down, to `write_mask_pyramid`; holds one row of tiles and one band.
-
-    Args:
-        bands: uint8 arrays (rows, width) of any number of rows, together the whole image.
-        size_xy: Width and height of the image, px.
-        tile: Side of the tiles, px; the same as given to `write_mask_pyramid`.
-
-    Returns:
-        The function for `tile_of`; it raises ValueError when the bands are of another width or end too early or late.
-    """
-    width, height = size_xy
-    source = iter(bands)
-    rest = np.empty((0, width), np.uint8)
-    strip, strip_row = rest, -1
-
-    def next_strip(row: int) -> Pixels:
-        nonlocal rest
-        wanted = min(tile, height - row * tile)
-        parts, have = [rest], rest.shape[0]
-        while have < wanted:
-            band = next(source, None)
-            if band is None or band.ndim != 2 or band.shape[1] != width or band.dtype != np.uint8:
-                got = "nothing" if band is None else f"{band.dtype} of shape {band.shape}"
-                raise ValueError(f"bands: {got} at row {row * tile + have} of {height}; wanted uint8 (rows, {width})")
-            parts.append(band)
-            have += band.shape[0]
-        rows = np.concatenate(parts)
-        # A copy: a view would keep the whole band alive.
-        rest = rows[wanted:].copy()
-        if (row + 1) * tile >= height and (rest.shape[0] or next(source, None) is not None):
-            raise ValueError(f"bands: they have more than the {height} rows of the image")
-        return rows[:wanted]
-
-    def tile_of(row: int, column: int) -> Pixels:
-        nonlocal strip, strip_row
-        if row != strip_row:
-            strip, strip_row = next_strip(row), row
-        return strip[:, column * tile : (column + 1) * tile]
-
-    return tile_of
 
 
 class _Stream:
     """Tiles of level 0 as they are encoded; those of the other levels are made and stored on the way."""
 
-    def __init__(
-        self,
-        tile_of: TileOf,
-        sizes: Sizes,
-        shrink: Shrink,
-        tile: int,
-        store: IO[bytes],
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._tile_of, self._sizes, self._tile, self._store, self._progress = tile_of, sizes, tile, store, progress
-        self._shrinkings = [
-            Shrinking(sizes[0], finer, coarser, tile, shrink) for finer, coarser in itertools.pairwise(sizes)
-        ]
+    def __init__(self, source: _Source, sizes: Sizes, tile: int, store: IO[bytes], channels: tuple[int, ...]) -> None:
+        self._source, self._sizes, self._tile, self._store, self._channels = source, sizes, tile, store, channels
         # Offset and length in the store, by level and number of the tile; level 0 is not stored.
         self._places = [np.zeros((_tiles(size, tile), 2), np.int64) for size in sizes]
         self._waiting: deque[tuple[int, int, Future[bytes] | bytes]] = deque()
@@ -192,10 +233,12 @@ class _Stream:
         for row in range(rows):
             for column in range(columns):
                 hw = min(self._tile, height - row * self._tile), min(self._tile, width - column * self._tile)
-                self._deliver(0, row, column, _checked(self._tile_of(row, column), hw, self._tile, (row, column)))
-                if self._progress is not None and column + 1 == columns:
+                given = self._source.tile_of(row, column)
+                shapes = (*hw, *self._channels), (self._tile, self._tile, *self._channels)
+                self._deliver(0, row, column, _checked(given, shapes, (row, column)))
+                if self._source.progress is not None and column + 1 == columns:
                     # Before the last `yield`, after which nobody may ask again.
-                    self._progress(row + 1, rows)
+                    self._source.progress(row + 1, rows)
                 yield from self._encoded(WAITING)
         yield from self._encoded(0)
 
@@ -213,17 +256,16 @@ class _Stream:
         columns = -(-self._sizes[level][0] // self._tile)
         if isinstance(piece, int):
             if piece not in self._plain:
-                self._plain[piece] = _deflated(np.full((self._tile, self._tile), piece, np.uint8))
+                whole = np.full((self._tile, self._tile, *self._channels), piece, np.uint8)
+                self._plain[piece] = self._source.encode(whole, self._tile)
             self._waiting.append((level, row * columns + column, self._plain[piece]))
         else:
-            padded = piece
-            if piece.shape != (self._tile, self._tile) or not piece.flags.owndata or not piece.flags.c_contiguous:
-                # Also a copy: the caller may fill its array anew while a thread encodes this one.
-                padded = np.zeros((self._tile, self._tile), np.uint8)
-                padded[: piece.shape[0], : piece.shape[1]] = piece
-            self._waiting.append((level, row * columns + column, self._threads.submit(_deflated, padded)))
+            # A copy where it is a part of something: the caller may fill its array again while a thread encodes it.
+            own = piece if piece.flags.owndata and piece.flags.c_contiguous else piece.copy()
+            encoded = self._threads.submit(self._source.encode, own, self._tile)
+            self._waiting.append((level, row * columns + column, encoded))
         if level + 1 < len(self._sizes):
-            for lower_row, lower_column, lower in self._shrinkings[level].add(row, column, piece):
+            for lower_row, lower_column, lower in self._source.shrinkings[level].add(row, column, piece):
                 self._deliver(level + 1, lower_row, lower_column, lower)
 
     def _encoded(self, keep: int) -> Iterator[bytes]:
@@ -238,21 +280,39 @@ class _Stream:
                 self._store.write(data)
 
 
-def _deflated(pixels: Pixels) -> bytes:
+def _deflate(pixels: Pixels, tile: int) -> bytes:
+    if pixels.shape != (tile, tile):
+        whole = np.zeros((tile, tile), np.uint8)
+        whole[: pixels.shape[0], : pixels.shape[1]] = pixels
+        pixels = whole
     data: bytes = isal_zlib.compress(pixels, DEFLATE_LEVEL)
     return data
 
 
-def _checked(given: object, hw: tuple[int, int], tile: int, at: tuple[int, int]) -> Piece:
-    """A tile as (h, w), or as an int where it has one value."""
+def _jpeg(pixels_hwC: Pixels, tile: int, quality: int) -> bytes:
+    missing = tile - pixels_hwC.shape[0], tile - pixels_hwC.shape[1]
+    if any(missing):
+        # Px beyond the border are never shown: repeated, they cost least and blur nothing.
+        pixels_hwC = np.pad(pixels_hwC, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+    return encoded(pixels_hwC, quality)
+
+
+def _checked(given: object, shapes: tuple[tuple[int, ...], tuple[int, ...]], at: tuple[int, int]) -> Piece:
+    """A tile as the px it shows, or as an int where all have one value.
+
+    Args:
+        given: What the caller gave for it.
+        shapes: Allowed ones: of what it shows, and of a whole tile.
+        at: Row and column of the tile.
+    """
     if isinstance(given, (int, np.integer)):
         if not 0 <= given <= 255:
             raise ValueError(f"tile (row, column) {at}: value {given}; allowed are 0 to 255")
         return int(given)
-    if not isinstance(given, np.ndarray) or given.dtype != np.uint8 or given.shape not in (hw, (tile, tile)):
+    if not isinstance(given, np.ndarray) or given.dtype != np.uint8 or given.shape not in shapes:
         got = f"{given.dtype} of shape {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
-        raise ValueError(f"tile (row, column) {at}: {got}; wanted an int or uint8 of shape {hw} or {(tile, tile)}")
-    pixels: Pixels = given[: hw[0], : hw[1]]
+        raise ValueError(f"tile (row, column) {at}: {got}; wanted an int or uint8 of shape {shapes[0]} or {shapes[1]}")
+    pixels: Pixels = given[: shapes[0][0], : shapes[0][1]]
     low, high = int(pixels.min()), int(pixels.max())
     return low if low == high else pixels
 

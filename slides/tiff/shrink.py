@@ -1,6 +1,9 @@
 """Tiles of one pyramid level from those of the level above, one at a time.
 
-Tensor legend: h, w rows and columns of px; tiles are smaller at the right and lower border.
+Own code: it takes tiles in any order, "ignore" px, sizes that do not halve, and tiles of one value at no cost, none of
+which a library does.
+
+Tensor legend: h, w rows and columns of px; tiles are smaller at the right and lower border; C = 3 channels (RGB).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -178,6 +182,53 @@ class Shrinking:
     def _hw(self, at: tuple[int, int]) -> tuple[int, int]:
         width, height = self._size_xy
         return min(self._tile, height - at[0] * self._tile), min(self._tile, width - at[1] * self._tile)
+
+
+class Halving:
+    """Makes RGB tiles of half the size while those above arrive; by OpenCV, several times as fast as `Shrinking`.
+
+    Args:
+        finer_xy: Width and height of the finer level, px.
+        tile: Side of the tiles, px, even.
+    """
+
+    def __init__(self, finer_xy: tuple[int, int], tile: int) -> None:
+        self._tile = tile
+        self._size_xy = -(-finer_xy[0] // 2), -(-finer_xy[1] // 2)
+        self._parts_xy = -(-finer_xy[0] // tile), -(-finer_xy[1] // tile)
+        self._pending: dict[tuple[int, int], tuple[Pixels, set[tuple[int, int]]]] = {}
+
+    def add(self, row: int, column: int, piece: Piece) -> Iterator[tuple[int, int, Piece]]:
+        """See `Shrinking.add`."""
+        at, tile = (row // 2, column // 2), self._tile
+        if at not in self._pending:
+            height, width = (
+                min(tile, size - tile * index) for size, index in zip(self._size_xy[::-1], at, strict=True)
+            )
+            missing = {
+                (r, c)
+                for r in range(2 * at[0], min(2 * at[0] + 2, self._parts_xy[1]))
+                for c in range(2 * at[1], min(2 * at[1] + 2, self._parts_xy[0]))
+            }
+            self._pending[at] = np.empty((height, width, 3), np.uint8), missing
+        held_hwC, missing = self._pending[at]
+        top, left = row % 2 * tile // 2, column % 2 * tile // 2
+        part_hwC = held_hwC[top : top + tile // 2, left : left + tile // 2]
+        part_hwC[:] = piece if isinstance(piece, int) else halved(piece)
+        missing.remove((row, column))
+        if not missing:
+            del self._pending[at]
+            low, high = int(held_hwC.min()), int(held_hwC.max())
+            yield (*at, low if low == high else held_hwC)
+
+
+def halved(image_hwC: Pixels) -> Pixels:
+    """Means of 2 x 2 px, halves rounded up; the last row and column count twice where their number is odd."""
+    height, width = image_hwC.shape[:2]
+    even_hwC = cv2.copyMakeBorder(image_hwC, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    # Exactly 2 x 2 px each: OpenCV sums them, adds 2 and shifts.
+    half_hwC: Pixels = cv2.resize(even_hwC, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    return half_hwC
 
 
 def _coarser_px(finer: int, coarser: int, ratio: float) -> Counts:

@@ -1,7 +1,9 @@
-"""The few TIFF tags a slide reader must see itself: sizes, spacing, what each page is, whether the file is whole.
+"""The few TIFF tags a slide reader needs: sizes, spacing, what each page is, and whether the file is complete.
 
-libvips and OpenSlide hide the resolution unit "none", photometric interpretation and the byte ranges of tiles. Layout
-after the TIFF 6.0 specification and the BigTIFF proposal; NDPI's private 64-bit variant is not read here.
+libvips and OpenSlide hide the resolution unit "none", photometric interpretation and the byte ranges of tiles. Own code
+and not tifffile, which logs damaged tags and passes over them, ends where the chain of pages is cut as if it were the
+end, and never ends in a loop of more than 100 pages. Layout after the TIFF 6.0 specification and the BigTIFF proposal;
+NDPI's private 64-bit variant is not read here.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_PAGES = 4096
-UM_PER_UNIT = {2: 25400.0, 3: 10000.0}  # ResolutionUnit inch, centimetre; 1 is "none"
-# Dots per inch that cameras, scanners of paper and editors write when they know nothing: never a microscope's.
+UM_PER_UNIT = {2: 25400.0, 3: 10000.0}  # ResolutionUnit inch, centimeter; 1 is "none"
+# Dots per inch that cameras, paper scanners and editors write when they know nothing: never a microscope's.
 PRINT_DPI = (72, 96, 100, 120, 144, 150, 200, 240, 300, 360, 400, 600, 720, 1200, 2400)
 
 _DTYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4"}
@@ -34,7 +36,7 @@ Values = NDArray[np.generic]
 
 
 class TagError(ValueError):
-    """The file is no TIFF, or its directory cannot be true."""
+    """The file is not a TIFF, or its directory is damaged."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,16 @@ class Page:
         page: Index in the main chain.
         subifd: Index among the page's sub-images, -1 for the page itself.
         size_xy: Width and height, px.
-        tile_xy: Width and height of its tiles, px; (0, 0) when it has none and parts cannot be read without the rest.
+        tile_xy: Width and height of its tiles, px; (0, 0) if it has none, so that parts cannot be read alone.
         bits: Bits per sample.
         samples: Samples per pixel.
         photometric: PhotometricInterpretation (0 white is zero, 1 black is zero, 2 RGB, 3 palette, 6 YCbCr).
         subfile: NewSubfileType; bit 0 set for a reduced copy of another image.
-        um_px_xy: Micrometres per px along x and y, None where the tags do not say.
+        um_px_xy: Micrometers per px along x and y, None if the tags do not say.
         end: First byte after the last byte of its pixels.
         compression: TIFF's number of the compression; 7 is JPEG.
-        predictor: 1 for none, 2 where a sample is stored as its difference to the px on the left.
-        planar: 1 where the samples of a px lie together, 2 where each has a plane of its own.
+        predictor: 1 for none, 2 if a sample is stored as its difference to the px on its left.
+        planar: 1 if the samples of a px are stored together, 2 if each has its own plane.
         directory: Byte where its directory starts.
         colormap: (2**bits, 3) uint8 RGB of a palette image, else None.
         plane: Which plane of samples this is, and of how many; (0, 1) unless `split`.
@@ -84,13 +86,13 @@ class Page:
 
 
 def split(page: Page) -> tuple[Page, ...]:
-    """Return the planes of a page whose samples have planes of their own (`planar` 2) as grey pages, one per sample."""
-    grey = replace(page, samples=1, planar=1, photometric=1)
-    return tuple(replace(grey, plane=(number, page.samples)) for number in range(page.samples))
+    """Return the planes of a page whose samples have their own planes (`planar` 2) as gray pages, one per sample."""
+    gray = replace(page, samples=1, planar=1, photometric=1)
+    return tuple(replace(gray, plane=(number, page.samples)) for number in range(page.samples))
 
 
 def description(path: Path) -> bytes:
-    """Return the ImageDescription of a TIFF's first page; empty where it has none.
+    """Return the ImageDescription of a TIFF's first page; empty if it has none.
 
     Raises:
         TagError: As of `read_pages`.
@@ -126,12 +128,12 @@ def read_pages(path: Path) -> tuple[Page, ...]:
 
 @dataclass(frozen=True)
 class TileLayout:
-    """Where the tiles of a page lie in the file; they stand row by row.
+    """Where the tiles of a page are in the file, row by row.
 
     Attributes:
         offsets: First byte of each tile, shape (N,).
         counts: Bytes of each tile, shape (N,); 0 for a tile that was never written.
-        jpeg_tables: Tables that all JPEG tiles share, a stream of its own; empty where there are none.
+        jpeg_tables: Tables that all JPEG tiles share, a stream of its own; empty if there are none.
     """
 
     offsets: NDArray[np.int64]
@@ -277,7 +279,7 @@ class _Directory:
 
 
 def _spacing(tags: dict[int, Values], unit: int) -> tuple[float, float] | None:
-    """Micrometres per px from the resolution tags; None where they are absent, unit-less or a print resolution."""
+    """Micrometers per px from the resolution tags; None if they are missing, without a unit, or a print resolution."""
     if unit not in UM_PER_UNIT or _XRES not in tags or _YRES not in tags:
         return None
     px_per_unit = float(tags[_XRES][0]), float(tags[_YRES][0])

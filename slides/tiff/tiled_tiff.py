@@ -1,9 +1,13 @@
-"""Tiles of a TIFF decoded one by one: JPEG by libjpeg-turbo, the format of nearly all large slides, and Deflate.
+"""Tiles of a TIFF decoded one by one: JPEG, the format of nearly all large slides, and Deflate.
 
-Also what libvips as we have it cannot read: JPEG 2000, Zstandard, and tiles whose samples lie in planes of their own.
+Also what libvips as we have it cannot read: JPEG 2000, Zstandard, and tiles whose samples are in separate planes.
 
-libvips decodes the same tiles to the same pixels, but takes 1.5 times as long for a window (it moves them through
-caches of its own) and passes damaged JPEG tiles on as grey; here a tile that is not whole is an error.
+libvips decodes the same tiles to the same pixels, but takes 1.5 times as long for a window (it moves them through its
+own caches) and passes damaged JPEG tiles on as gray; here a tile that is not complete is an error.
+
+Codecs are imagecodecs', except two: it also passes damaged JPEG and JPEG 2000 on as pixels, without an error. JPEG is
+decoded by simplejpeg and JPEG 2000 by Pillow, which stop there. The cache of tiles and the joining of tiles to windows
+are ours: tifffile decodes whole images, and keeps no tiles for the next window.
 """
 
 from __future__ import annotations
@@ -11,34 +15,35 @@ from __future__ import annotations
 import io
 import math
 import os
-import struct
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
-import cv2
+import imagecodecs
 import numpy as np
 import PIL.Image
 import PIL.Jpeg2KImagePlugin
-import PIL.TiffImagePlugin
 import simplejpeg
-from isal import isal_zlib
 from numpy.typing import NDArray
 
 from slides.tiff.backends import Backend, VipsTiff
 from slides.tiff.tags import Page, TileLayout, split, tile_layout
 
-JPEG, DEFLATES = 7, (8, 32946)  # Compression; Deflate by the standard's number and by an old one
+JPEG, NONE = 7, 1  # Compression
 # JPEG 2000: Aperio's number for YCbCr, that of Bio-Formats for lossy, Aperio's for RGB, the registered one.
 JPEG_2000, JPEG_2000_UNSURE = (33003, 33004, 33005, 34712), (33003, 33004)
-NONE, LZW, PACKBITS, ZSTDS = 1, 5, 32773, (50000, 34926)
+# Deflate and Zstandard each by the standard's number and by an old one.
+DEFLATES, ZSTDS, LZW, PACKBITS = (8, 32946), (50000, 34926), 5, 32773
+LOSSLESS = dict.fromkeys(DEFLATES, "deflate_decode") | dict.fromkeys(ZSTDS, "zstd_decode")
+LOSSLESS |= {LZW: "lzw_decode", PACKBITS: "packbits_decode"}
 CACHE_BYTES = 128 * 2**20
 # Tiles of so few bytes may show one value only (glass; most of a mask): these are decoded once and kept as a number.
 PLAIN_BYTES, PLAIN_TILES = 2048, 64
 ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that start at a multiple, and copies others
 _GREY, _RGB, _YCBCR = 1, 2, 6  # PhotometricInterpretation
 _NO_PREDICTOR, _HORIZONTAL = 1, 2  # Predictor
-_DECODE_ERRORS = (ValueError, OSError, PIL.Image.DecompressionBombError)
+# imagecodecs raises RuntimeErrors.
+_DECODE_ERRORS = (ValueError, OSError, RuntimeError, PIL.Image.DecompressionBombError)
 _START, _END = b"\xff\xd8", b"\xff\xd9"  # markers of a JPEG stream
 Image = NDArray[np.uint8]
 
@@ -171,7 +176,7 @@ class TiledTiff:
             return plain_HWC
         try:
             tile_HWC = _decoded(stream, shape, page)
-        except (isal_zlib.error, *_DECODE_ERRORS) as error:  # type: ignore[misc]  # its stub calls the class an instance
+        except _DECODE_ERRORS as error:
             raise ValueError(f"{where}: {error}") from error
         if may_be_plain and len(self._plain) < PLAIN_TILES and (tile_HWC == tile_HWC[0, 0]).all():
             self._plain[level, bytes(stream)] = np.broadcast_to(tile_HWC[0, 0].copy(), shape)
@@ -256,27 +261,18 @@ def open_planes(path: Path, key: object, planes: tuple[tuple[Page, ...], ...], u
 def _decoded(stream: bytearray, shape: tuple[int, int, int], page: Page) -> Image:
     if page.compression == JPEG:
         return _jpeg(stream, shape)
-    if page.compression in DEFLATES:
-        return _deflate(stream, shape, page.predictor)
     if page.compression in JPEG_2000:
         return _jpeg_2000(stream, shape, page.compression in JPEG_2000_UNSURE)
-    return _by_libtiff(stream, shape, page)
+    return _lossless(stream, shape, page)
 
 
 def _jpeg(stream: bytearray, shape: tuple[int, int, int]) -> Image:
-    tile_HWC: Image = simplejpeg.decode_jpeg(stream, "GRAY" if shape[2] == 1 else "RGB")
+    # A buffer of our own: memory follows from what the TIFF says, not from the tile.
+    buffer = np.empty(math.prod(shape), np.uint8)
+    tile_HWC: Image = simplejpeg.decode_jpeg(stream, "GRAY" if shape[2] == 1 else "RGB", buffer=buffer)
     if tile_HWC.shape != shape:
         raise ValueError(f"is of shape {tile_HWC.shape}, not {shape}")
     return tile_HWC
-
-
-def _deflate(stream: bytearray, shape: tuple[int, int, int], predictor: int) -> Image:
-    size = math.prod(shape)
-    pixels = isal_zlib.decompressobj().decompress(stream, size)  # no more than that, whatever the stream says
-    if len(pixels) < size:
-        raise ValueError(f"holds {len(pixels)} of {size} bytes")
-    tile_HWC = np.frombuffer(pixels, np.uint8).reshape(shape)
-    return _summed(tile_HWC) if predictor == _HORIZONTAL else tile_HWC
 
 
 def _jpeg_2000(stream: bytearray, shape: tuple[int, int, int], unsure: bool) -> Image:
@@ -299,38 +295,21 @@ def _jpeg_2000(stream: bytearray, shape: tuple[int, int, int], unsure: bool) -> 
         return np.asarray(image).reshape(shape)
 
 
-def _by_libtiff(stream: bytearray, shape: tuple[int, int, int], page: Page) -> Image:
-    """Decode a tile as the only strip of a TIFF in memory, by the libtiff of Pillow."""
-    height, width, samples = shape
+def _lossless(stream: bytearray, shape: tuple[int, int, int], page: Page) -> Image:
+    """Decode a tile to as many bytes as it must have, whatever the stream says, and undo the predictor."""
+    size = math.prod(shape)
     if page.compression == NONE:
-        if len(stream) < math.prod(shape):
-            raise ValueError(f"holds {len(stream)} of {math.prod(shape)} bytes")
-        return np.frombuffer(stream, np.uint8, math.prod(shape)).reshape(shape)
-    tags = {256: width, 257: height, 258: 8, 259: page.compression, 262: page.photometric, 273: 0, 277: samples}
-    tags |= {278: height, 279: len(stream), 317: page.predictor}
-    # Behind the directory stand the bits of each sample, which do not fit into an entry, and then the tile.
-    bits = 8 + 2 + 12 * len(tags) + 4
-    tags[273] = bits + 2 * samples
-    entries = {tag: (4, 1, value) for tag, value in tags.items()}
-    if samples > 2:
-        entries[258] = 3, samples, bits
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
-    head += b"".join(struct.pack("<HHII", tag, *entry) for tag, entry in entries.items())
-    head += bytes(4) + struct.pack(f"<{samples}H", *[8] * samples)
-    with PIL.Image.open(io.BytesIO(head + stream), formats=["TIFF"]) as image:
-        return np.asarray(image).reshape(shape)
-
-
-def _summed(steps_HWC: Image) -> Image:
-    """Undo TIFF's horizontal predictor: sum up every row of differences modulo 256.
-
-    By OpenCV's summed-area table, whose rows differ by the sums of one row: in less than half of the time that
-    `np.add.accumulate` takes.
-    """
-    # Integers wrap, in the table and on their way to bytes: only the lowest byte counts.
-    table = cv2.integral(steps_HWC, sdepth=cv2.CV_32S).astype(np.uint8)
-    pixels_HWC: Image = (table[1:, 1:] - table[:-1, 1:]).reshape(steps_HWC.shape)
-    return pixels_HWC
+        pixels = np.frombuffer(stream, np.uint8)[:size]
+    else:
+        # By name: imagecodecs loads each codec when it is first asked for.
+        decode = getattr(imagecodecs, LOSSLESS[page.compression])
+        pixels = decode(stream, out=np.empty(size, np.uint8))
+    if pixels.size < size:
+        raise ValueError(f"holds {pixels.size} of {size} bytes")
+    tile_HWC: Image = pixels.reshape(shape)
+    if page.predictor == _HORIZONTAL:
+        tile_HWC = imagecodecs.delta_decode(tile_HWC, axis=1, out=tile_HWC)
+    return tile_HWC
 
 
 def _aligned(shape: tuple[int, ...]) -> Image:

@@ -3,15 +3,19 @@
 import numpy as np
 
 from inference.maps import Maps
-from slides.tiff.pyramid import tiles_of_bands, write_mask_pyramid
+from slides.tiff.pyramid import write_mask_pyramid
 
 NAMES = ("normal", "tumor", "benign", "necrosis")
 
 
 def write_map(path, value_HW, um_px_xy=(1.0, 1.0), shrink="mean", tile=16):
     size_xy = value_HW.shape[::-1]
-    bands = [np.ascontiguousarray(value_HW, np.uint8)]
-    write_mask_pyramid(path, size_xy, um_px_xy, tiles_of_bands(bands, size_xy, tile), shrink=shrink, tile=tile)
+    pixels_HW = np.asarray(value_HW, np.uint8)
+
+    def tile_of(row, column):
+        return pixels_HW[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+
+    write_mask_pyramid(path, size_xy, um_px_xy, tile_of, shrink=shrink, tile=tile)
 
 
 def write_maps(

@@ -19,8 +19,9 @@ from preprocessing.overview import write_cells
 from slides.geometry import Trim, l0_from_trimmed, trimmed_from_l0
 from slides.reader import Slide
 from slides.synthetic.demo import decode, position_coded, write_pyramid
-from slides.tiff import jpeg_files
-from slides.tiff.jpeg_files import write_jpeg, write_jpeg_pyramid
+from slides.tiff.jpeg_files import write_jpeg
+from slides.tiff.pyramid import write_jpeg_pyramid
+from slides.tiff.shrink import halved
 from slides.trimming import kept_runs, read_strips, read_trim, trim_text, trimmed, whole_grid
 from tests.support.paths import ROOT
 from tests.support.steps import run_steps
@@ -160,7 +161,7 @@ def test_halves_on_paper():
     image_HWC = np.zeros((3, 5, 3), np.uint8)
     image_HWC[..., 1] = [[0, 1, 10, 10, 9], [0, 1, 10, 11, 7], [4, 5, 6, 7, 8]]
     # (0 + 1 + 0 + 1) / 4 = 0.5, up; 41 / 4; the last column and row count twice.
-    assert jpeg_files._halved(image_HWC)[..., 1].tolist() == [[1, 10, 8], [5, 7, 8]]
+    assert halved(image_HWC)[..., 1].tolist() == [[1, 10, 8], [5, 7, 8]]
 
 
 @pytest.mark.parametrize("size_xy", [(1003, 701), (64, 64), (9, 65), (1, 1), (2000, 513)])

@@ -1,4 +1,4 @@
-"""Slides of slides.context: truth as drawn, and nothing but the lines tells inside from outside."""
+"""Slides of slides.synthetic.context: truth as drawn, and nothing but the lines tells inside from outside."""
 
 from itertools import combinations
 
@@ -20,7 +20,7 @@ WHOLE = Window((0.0, 0.0), (640, 640), (1.0, 1.0))
 def written(out, seed):
     """The only slide of a data set of one small slide."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slides.context.SLIDES", (SMALL,))
+        patch.setattr("slides.synthetic.context.SLIDES", (SMALL,))
         return make_context(out, seed)
 
 
@@ -55,7 +55,7 @@ def test_texture_does_not_know_of_the_lines(monkeypatch):
     rings, decoys = lines(np.random.default_rng(0), SMALL)
     images = []
     for drawn in ((rings, decoys), ([], [])):
-        monkeypatch.setattr("slides.context.lines", lambda *_, drawn=drawn: drawn)
+        monkeypatch.setattr("slides.synthetic.context.lines", lambda *_, drawn=drawn: drawn)
         images.append(context_image(np.random.default_rng(1), SMALL)[0])
     line_HW = np.zeros((640, 640), np.uint8)
     for points, closed in [(ring, True) for ring in rings] + [(line, False) for line in decoys]:

@@ -25,7 +25,7 @@ def demo(tmp_path_factory):
     """The demo's slides at a fifth of their size."""
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slides.synthetic.DEMO", SMALL)
+        patch.setattr("slides.synthetic.demo.DEMO", SMALL)
         make_demo(out, seed=4)
     return out
 
@@ -107,7 +107,7 @@ def test_demo_tumour_is_darker_tissue_than_the_rest(demo):
 
 
 def test_same_seed_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("slides.synthetic.DEMO", SMALL[:1])
+    monkeypatch.setattr("slides.synthetic.demo.DEMO", SMALL[:1])
     files = [make_demo(tmp_path / str(number), seed)[0].read_bytes() for number, seed in enumerate((4, 4, 5))]
     assert files[0] == files[1]
     assert files[0] != files[2]

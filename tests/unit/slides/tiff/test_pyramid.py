@@ -15,7 +15,7 @@ import tifffile
 from slides.reader import Slide
 from slides.synthetic.demo import position_coded
 from slides.tiff import pyramid
-from slides.tiff.pyramid import halved_sizes, tiles_of_bands, write_mask_pyramid
+from slides.tiff.pyramid import halved_sizes, write_mask_pyramid
 from slides.truth.mask_truth import MaskTruth
 from tests.support.paths import ROOT
 
@@ -174,30 +174,6 @@ def test_tiles_come_row_by_row_and_may_reuse_an_array_or_reach_beyond_the_border
     assert rows == [(1, 3), (2, 3), (3, 3)]
     np.testing.assert_array_equal(levels_of(tmp_path / "a.tif")[0], image)
     np.testing.assert_array_equal(levels_of(tmp_path / "a.tif")[2], write(tmp_path / "b.tif", image)[2])
-
-
-@pytest.mark.parametrize("heights", [[70], [1] * 70, [20, 20, 30], [16, 16, 16, 16, 6], [33, 37]])
-def test_bands_of_any_height(tmp_path, heights):
-    image = some((70, 45))
-    bands = iter(np.split(image, np.cumsum(heights)[:-1]))
-    write_mask_pyramid(tmp_path / "a.tif", (45, 70), (0.25, 0.5), tiles_of_bands(bands, (45, 70), 16), tile=16)
-    np.testing.assert_array_equal(levels_of(tmp_path / "a.tif")[0], image)
-
-
-@pytest.mark.parametrize(
-    ("bands", "message"),
-    [
-        ([np.zeros((69, 45), np.uint8)], "nothing at row 69 of 70; wanted uint8 (rows, 45)"),
-        ([np.zeros((71, 45), np.uint8)], "more than the 70 rows"),
-        ([np.zeros((70, 45), np.uint8)] * 2, "more than the 70 rows"),
-        ([np.zeros((70, 44), np.uint8)], "uint8 of shape (70, 44) at row 0 of 70"),
-        ([np.zeros((70, 45), np.int64)], "int64 of shape (70, 45)"),
-    ],
-)
-def test_bands_that_do_not_fit_are_refused(tmp_path, bands, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        write_mask_pyramid(tmp_path / "a.tif", (45, 70), (0.25, 0.5), tiles_of_bands(bands, (45, 70), 16), tile=16)
-    assert list(tmp_path.iterdir()) == []
 
 
 # What readers see
