@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +73,24 @@ def test_run_tests_refuses_what_it_does_not_know(arguments: list[str], slow: str
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"run_tests.sh: {message}; see ./run_tests.sh --help\n"
+
+
+GROUPED = """
+import pytest
+
+@pytest.mark.xdist_group("one process")
+@pytest.mark.parametrize("number", range(4))
+def test_grouped(number):
+    pass
+"""
+
+
+def test_tests_of_a_group_run_in_one_process(tmp_path: Path) -> None:
+    """As run_tests.sh starts them; pytest 9.2 with pytest-xdist 3.8.0 spreads them without a word."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    (tmp_path / "test_grouped.py").write_text(GROUPED, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-v", "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    workers = re.findall(r"^\[(gw\d)\].* PASSED ", done.stdout, re.MULTILINE)
+    assert len(workers) == 4
+    assert len(set(workers)) == 1
