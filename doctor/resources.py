@@ -75,7 +75,7 @@ def memory(ranks: Reports, task: Task) -> Iterator[Finding]:
     need = each * local
     found = (
         f"about {need:.1f} GiB for {local} rank{'s' if local > 1 else ''} on {tightest['host']} ({each:.1f} each); "
-        f"{here['what']} {here['total']:.1f} GiB, {here['free']:.1f} free"
+        f"{here['owner']} {here['total']:.1f} GiB, {here['free']:.1f} free"
     )
     if task.precision != "float32":
         found += f"; the estimate is for float32, {task.precision} needs less"

@@ -79,5 +79,5 @@ class Machine(Group):
     )
     stall_timeout: float = option(
         60.0, parse=not_negative, unit="s", free=True,
-        help="s without a sign of life of a rank until the job is aborted; 5 times that without a patch; 0: never",
+        help="s without a heartbeat of a rank until the job is aborted; 5 times that without a patch; 0: never",
     )  # fmt: skip

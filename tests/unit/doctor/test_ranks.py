@@ -1,6 +1,6 @@
 """The doctor on software, launches, ranks, disk and memory: each check once where all is well and once where not."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from parallel.comm import SoloComm
 from tests.support.healthy import START, TASK, a_rank, levels, only
 
 # -------------------------------------------------------------------------------------------------- software
+from training.planner import Memory
 
 
 def test_python() -> None:
@@ -256,13 +257,13 @@ def test_stage_dir(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("total", "free", "level"), [(64.0, 60.0, PASS), (64.0, 0.5, WARN), (0.5, 0.5, FAIL)])
 def test_memory(total: float, free: float, level: str) -> None:
-    here = {"total": total, "free": free, "what": "machine"}
+    here = asdict(Memory(total, free, "machine"))
     assert levels(resources.memory([a_rank(memory=here)], TASK)) == [level]
 
 
 def test_memory_of_several_ranks_on_a_node() -> None:
     each = resources.costs("effdetd0")["none"].step_gib(128, 2)
-    here = {"total": 64.0, "free": 3 * each, "what": "machine"}
+    here = asdict(Memory(64.0, 3 * each, "machine"))
     assert levels(resources.memory([a_rank(memory=here, local_size=2)], TASK)) == [PASS]
     assert levels(resources.memory([a_rank(memory=here, local_size=4)], TASK)) == [WARN]
 
