@@ -2,54 +2,23 @@
 
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import models
 from artifacts import metadata
-from artifacts.checkpoints import Checkpoints, State, export
+from artifacts.checkpoints import export
 from artifacts.loading import open_model
 from artifacts.metadata import ModelOverrides
 from options.choices import MODELS
-from options.fields import as_json
-from options.train import train_options
+from tests.support.hostile import Evil
+from tests.support.models_on_disk import by_hand, disturb, noise, run_options, save
 from tests.support.network import network
-from tests.unit.test_security import Evil
-from training import optimizer
-from training.step import scaled
-
-DATA = ("--slide_path", "slides", "--label_path", "labels")
-
-
-def run_options(*words: str) -> dict:
-    return as_json(train_options([*DATA, "--img_size", "128", "--resolution", "0.5", *words]))
-
-
-def disturb(model: keras.Model) -> None:
-    """Statistics that a trained network has: at the start of training images hardly change the output."""
-    rng = np.random.default_rng(1)
-    for v in model.weights:
-        if v.path.endswith(("gamma", "moving_variance")):
-            v.assign(rng.uniform(0.5, 1.5, v.shape))
-        elif v.path.endswith(("beta", "moving_mean")):
-            v.assign(rng.normal(0, 0.3, v.shape))
-
-
-def save(folder: Path, model: keras.Model, options: dict, name: str = "best.npz") -> Path:
-    adam = optimizer.build("adam", model.trainable_variables, None, None)
-    return Checkpoints(folder / "checkpoints").save(name, model, adam, State(24, 0.5, options))
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(2).integers(0, 256, shape, np.uint8)
-
-
-def by_hand(model: keras.Model, image_BHWC: np.ndarray) -> np.ndarray:
-    return tf.nn.softmax(model(scaled(tf.constant(image_BHWC)), training=False)).numpy()
+from tests.support.thin import thin_networks
 
 
 @pytest.fixture
@@ -60,6 +29,13 @@ def small_build(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 
+@pytest.fixture
+def thin() -> Iterator[None]:
+    with thin_networks():
+        yield
+
+
+@pytest.mark.usefixtures("thin")
 def test_a_run_is_opened_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     keras.utils.set_random_seed(1)  # how much an image matters depends on it
     model = models.build("effdetd0", 128, 2)
@@ -95,6 +71,7 @@ def test_a_run_is_opened_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     np.testing.assert_allclose(wide.probabilities(image), by_hand(free, image), atol=2e-6)
 
 
+@pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_do_not_depend_on_the_size(name: str) -> None:
     shapes = [[(v.path, v.shape) for v in models.build(name, size, 3).weights] for size in (128, 384)]

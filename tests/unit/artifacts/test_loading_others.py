@@ -12,21 +12,10 @@ import tensorflow as tf
 
 from artifacts.loading import open_model
 from artifacts.metadata import ModelOverrides
-from tests.unit.artifacts.test_loading import noise
-from tests.unit.test_security import Evil
+from tests.support.hostile import Evil
+from tests.support.models_on_disk import Served, noise, red, write_served
 
 STATED = ModelOverrides(um_px=0.5, input_range=(-1.0, 1.0))
-
-
-def red(side: int | None = 4, channels: int = 3, activation: str | None = None, dtype: str = "float32") -> keras.Model:
-    """Logits (red, 0): the answer can be computed on paper."""
-    image = keras.Input((side, side, channels), dtype=dtype)
-    layer = keras.layers.Conv2D(2, 1, activation=activation, name="logits")
-    model = keras.Model(image, layer(image), name="red")
-    kernel_11CK = np.zeros((1, 1, channels, 2))
-    kernel_11CK[0, 0, 0, 0] = 1
-    layer.set_weights([kernel_11CK, np.zeros(2)])
-    return model
 
 
 GOOD = {
@@ -178,22 +167,6 @@ def test_code_in_a_keras_file_is_never_run(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"m\.keras: cannot be opened: "):
             open_model(tmp_path / "m.keras", STATED)
     assert not (tmp_path / "hacked").exists()
-
-
-class Served(tf.Module):
-    """A SavedModel made without Keras; `operation` is what it does besides."""
-
-    def __init__(self, operation=lambda image: image) -> None:
-        self.operation = operation
-        self.weight = tf.Variable([[2.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
-    def serve(self, image):
-        return {"out": tf.linalg.matmul(self.operation(image), self.weight)}
-
-
-def write_served(module: tf.Module, folder: Path) -> None:
-    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
 
 
 def test_a_saved_model_of_others_is_opened(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Public Keras weight files: files of the same structure from independent networks, and the activations they give."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -12,16 +11,10 @@ from models import deeplab, efficientnet
 from models.weights import MISSING_IN_FILE, MISSING_IN_MODEL, load_weights
 from tests.support.deeplab_reference import DeepLab
 from tests.support.naive import difference
-from tests.unit.models.test_weights import keras2_file
+from tests.support.weight_files import keras2_file
 
 MEAN_RGB = (0.485, 0.456, 0.406)
 STD_RGB = (0.229, 0.224, 0.225)
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    yield
-    keras.backend.clear_session()
 
 
 def write(path: Path, layers: dict[str, dict[str, np.ndarray]]) -> None:
@@ -72,6 +65,7 @@ def published(variant: str, top: bool) -> keras.Model:
     """Keras' own EfficientNet for 64x96 px, with weights that show a wrong order, epsilon or missing layer."""
     network = {"b0": keras.applications.EfficientNetB0, "b4": keras.applications.EfficientNetB4}[variant]
     keras.utils.set_random_seed(3)
+    keras.backend.clear_session()  # nameless layers are numbered from here: "normalization"
     rng = np.random.default_rng(7)
     source = network(weights=None, include_top=top, input_shape=(64, 96, 3), classes=1000)
     for layer in source.layers:

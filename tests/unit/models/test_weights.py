@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models.weights import MISSING_IN_FILE, MISSING_IN_MODEL, load_weights
+from tests.support.weight_files import keras2_file
 
 
 def small(classes: int = 2, norm: str = "norm", seed: int = 0) -> keras.Model:
@@ -23,18 +24,6 @@ def small(classes: int = 2, norm: str = "norm", seed: int = 0) -> keras.Model:
     for layer in model.layers:
         layer.set_weights([value + 0.01 * index for index, value in enumerate(layer.get_weights(), start=1)])
     return model
-
-
-def keras2_file(path: Path, layers: dict[str, dict[str, np.ndarray]], whole_model: bool = False) -> None:
-    """Writes the layout of Keras 2: names as bytes, arrays at LAYER/LAYER/NAME:0."""
-    with h5py.File(path, "w") as file:
-        root = file.create_group("model_weights") if whole_model else file
-        root.attrs["layer_names"] = [name.encode() for name in layers]
-        for name, arrays in layers.items():
-            group = root.create_group(name)
-            group.attrs["weight_names"] = [weight.encode() for weight in arrays]
-            for weight, array in arrays.items():
-                group[weight] = array
 
 
 def of_layer(model: keras.Model, name: str) -> list[np.ndarray]:

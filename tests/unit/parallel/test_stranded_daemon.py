@@ -39,6 +39,6 @@ def test_another_launcher_is_left_alone(tmp_path: Path) -> None:
     assert process.stdout
     assert process.stdout.readline().split()[1] == "False"
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(3)
+        process.wait(2)
     process.kill()
     process.wait()

@@ -6,6 +6,7 @@ import pytest
 import models
 from parallel.comm import SoloComm
 from segmentation.losses import Loss
+from tests.support.thin import thin_networks
 from training.optimizer import Adam
 from training.step import TrainStep
 
@@ -16,7 +17,8 @@ def parameters(model, chosen):
 
 @pytest.mark.parametrize(("batch_norm", "backbone"), [(True, False), (False, True)])
 def test_a_step_moves_what_is_not_frozen_and_nothing_else(batch_norm, backbone):
-    model = models.build("effdetd0", 128, 2)
+    with thin_networks():
+        model = models.build("effdetd0", 128, 2)
 
     def frozen(layer):
         is_norm = "BatchNormalization" in type(layer).__name__

@@ -1,6 +1,7 @@
 """Mixed precision: what stays float32, loss scaling, steps that overflow."""
 
 import math
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -10,8 +11,8 @@ import tensorflow as tf
 import models
 from parallel.comm import SoloComm
 from segmentation.losses import Loss
-from tests.support.network import network
-from tests.unit.training.test_step import batch
+from tests.support.network import batch, network
+from tests.support.thin import thin_networks
 from training.optimizer import Adam
 from training.precision import GROW_AFTER, START, LossScale
 from training.step import TrainStep
@@ -98,6 +99,13 @@ def test_moving_statistics_survive_a_step_that_is_not_finite() -> None:
     assert not step(*batch(), 0.01).finite
 
 
+@pytest.fixture
+def thin() -> Iterator[None]:
+    with thin_networks():
+        yield
+
+
+@pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_networks_compute_in_it_and_keep_their_weights_in_float32(precision: str) -> None:
     keras.utils.set_random_seed(1)
@@ -105,7 +113,7 @@ def test_networks_compute_in_it_and_keep_their_weights_in_float32(precision: str
     assert keras.config.dtype_policy().name == "float32"
     assert {w.dtype for w in model.weights} - {"uint32", "int64"} == {"float32"}
     assert model.get_layer("block3a_dwconv").output.dtype == precision
-    assert model.get_layer("fpn_cell1_td4_fuse").output.dtype == precision
+    assert model.get_layer("fpn_cell0_td4_fuse").output.dtype == precision
     image_BHWC = np.random.default_rng(2).uniform(-1, 1, (1, 128, 128, 3)).astype(np.float32)
     logits = model(image_BHWC)
     assert logits.dtype == tf.float32
@@ -115,9 +123,9 @@ def test_networks_compute_in_it_and_keep_their_weights_in_float32(precision: str
     assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
     assert np.abs(logits - expected).max() > 0
     assert models.in_float32(plain) is plain
-    keras.backend.clear_session()
 
 
+@pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize(("name", "recompute"), [("effdetd0", "none"), ("deeplab", "blocks")])
 def test_networks_learn_in_bfloat16(name: str, recompute: str) -> None:
     keras.utils.set_random_seed(1)
@@ -128,9 +136,8 @@ def test_networks_learn_in_bfloat16(name: str, recompute: str) -> None:
     image_BHWC, label_BHW = batch(side=128)
     label_BHW[:, :, :64], label_BHW[:, :, 64:] = 0, 1
     image_BHWC[:, :, :64] //= 2
-    losses = [step(image_BHWC, label_BHW, 1e-3).loss for _ in range(5)]
+    losses = [step(image_BHWC, label_BHW, 1e-2).loss for _ in range(5)]
     assert losses[-1] < 0.8 * losses[0]
-    keras.backend.clear_session()
 
 
 def test_unknown_precision() -> None:
