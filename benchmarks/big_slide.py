@@ -15,7 +15,7 @@ import shapely
 from slides.geometry import Window
 from slides.synthetic.demo import write_asap
 from slides.synthetic.texture import STAINS, blob, stained_tissue
-from slides.truth.raster import edges_of, rasterise
+from slides.truth.raster import edges_of, rasterize
 
 TILE, UM_PX, PATTERN = 512, 0.25, 2048
 BLOBS_A_SIDE, VERTICES = 8, 1800  # 64 outlines, 115,200 vertices: more than tumor_054 of CAMELYON16
@@ -38,7 +38,7 @@ def make(out: Path, side: int = 16384, texture: Path | None = None) -> tuple[Pat
     rings = _rings(np.random.default_rng(1), side)
     write_asap(xml, [("_0", ring) for ring in rings])
     edges = edges_of([shapely.Polygon(np.round(ring, 4)) for ring in rings])
-    inside_HW = rasterise(edges, Window((0.0, 0.0), (side, side), (1.0, 1.0)))
+    inside_HW = rasterize(edges, Window((0.0, 0.0), (side, side), (1.0, 1.0)))
     _save(pyvips.Image.new_from_array(inside_HW.astype(np.uint8)), mask, compression="deflate")
     return slide, xml, mask
 

@@ -61,7 +61,7 @@ def elementwise() -> dict[str, Ways]:
             "TensorFlow": fusion,
             "joined": lambda: fused._weighted_swish(weights, (x, gradient, other)),
         },
-        "batch normalisation": {
+        "batch normalization": {
             "FusedBatchNormV3": lambda: (
                 tf.raw_ops.FusedBatchNormV3(x=x, scale=one, offset=zero, mean=[], variance=[], is_training=True).y
             ),

@@ -21,7 +21,7 @@ from metrics.lesions import MAP_UM_PX, lesion_map, longest_diameters_um
 from metrics.regions import false_regions
 from metrics.summary import FalseRegion, SlideScores
 from samplers.index import find_tissue
-from slides.geometry import Window, lv_from_l0, pixel_centres_l0
+from slides.geometry import Window, lv_from_l0, pixel_centers_l0
 from slides.reader import Slide
 from slides.truth.interface import Truth
 from slides.truth.reading import Reading
@@ -141,7 +141,7 @@ def _cells_under(
     window: Window, step_xy_l0: tuple[float, float], hw: tuple[int, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the cell row at each row's centers, and the cell column at each column's; the last covers a remainder."""
-    x_l0, y_l0 = pixel_centres_l0(window)
+    x_l0, y_l0 = pixel_centers_l0(window)
     rows, columns = (
         np.floor(along / step).astype(np.int64).clip(0, size - 1)
         for along, step, size in zip((y_l0, x_l0), step_xy_l0[::-1], hw, strict=True)
@@ -211,7 +211,7 @@ def _scores(
     window = maps.window
     cell_um_xy = window.step_xy_l0[0] * slide.um_px_xy_l0[0], window.step_xy_l0[1] * slide.um_px_xy_l0[1]
     truth_HW = truth.label(window)
-    x_l0, y_l0 = pixel_centres_l0(window)
+    x_l0, y_l0 = pixel_centers_l0(window)
     on_slide_HW = (y_l0 < slide.size_xy_l0[1])[:, None] & (x_l0 < slide.size_xy_l0[0])[None, :]
     unknown_HW, tumor_HW = (truth_HW == IGNORE) & on_slide_HW, (truth_HW > 0) & (truth_HW != IGNORE)
     lesions = lesion_map(tumor_HW, MAP_UM_PX)
@@ -220,7 +220,7 @@ def _scores(
         hits = slide_hits(lesions, detections[0], places_D2, unknown_HW)
     except ValueError as error:
         raise ValueError(f"{prediction.folder / DETECTIONS}: {error}; predict this slide again") from error
-    at_x_l0, at_y_l0 = pixel_centres_l0(maps.regions)
+    at_x_l0, at_y_l0 = pixel_centers_l0(maps.regions)
     predicted = lesion_map(maps.predicted_HW, MAP_UM_PX)
     truth_um = longest_diameters_um(tumor_HW, lesions.label_HW, cell_um_xy)
     predicted_um = longest_diameters_um(maps.predicted_HW, predicted.label_HW, cell_um_xy)

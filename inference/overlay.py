@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from inference.annotations import color_of, rgb_of
 from inference.maps import Maps
 from inference.polygons import Region
-from slides.geometry import Window, lv_from_l0, pixel_centres_l0
+from slides.geometry import Window, lv_from_l0, pixel_centers_l0
 from slides.reader import Slide, SlideError
 from system.atomic_files import write_bytes
 
@@ -92,7 +92,7 @@ def _sampled(maps: Maps, window: Window) -> NDArray[np.uint8]:
     # A map coarser than the picture, or one without levels: what fits in memory.
     level = max(fine[-1:] or maps.probability.levels[:1], key=lambda level: level.index)
     level = max(level, maps.probability.finest(), key=lambda level: level.index)
-    x_l0, y_l0 = pixel_centres_l0(window)
+    x_l0, y_l0 = pixel_centers_l0(window)
     columns, rows = (
         np.minimum((along / step).astype(np.int64), size - 1)
         for along, step, size in zip((x_l0, y_l0), level.step_xy_l0, level.size_xy, strict=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slides.geometry import Window, window_centred
+from slides.geometry import Window, window_centered
 from slides.reader import Slide, SlideError
 
 FILL_PX = 64  # side of the squares of a damaged window that are tried one by one
@@ -45,7 +45,7 @@ def read_window(slide: Slide, window: Window, context_um_px: float | None) -> tu
         return image_HWC, fault
     # As in `samplers.patch.PatchReader`: not aligned to the px of a level, so that both views have one center.
     step_xy_l0 = (context_um_px / slide.um_px_xy_l0[0], context_um_px / slide.um_px_xy_l0[1])
-    around = window_centred(window.center_xy_l0, window.hw_out, step_xy_l0)
+    around = window_centered(window.center_xy_l0, window.hw_out, step_xy_l0)
     context_HWC, context_fault = _read_or_fill(slide, around)
     return np.concatenate([image_HWC, context_HWC], axis=2), fault or context_fault
 

@@ -2,6 +2,9 @@
 
 Borders are cut into arcs where px of three or more classes meet, and where regions touch at a corner; each arc is
 simplified once for all its regions, so neighbors get neither gaps nor overlaps.
+
+Own code: shapely.coverage_simplify takes half the time, but bounds areas and not distances. At the same number of
+corners it moved an outline by 6 px where this keeps to 2, and it wants regions that do not touch at corners.
 """
 
 from __future__ import annotations

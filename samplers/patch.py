@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers import quality
-from slides.geometry import Window, shifted_inside, window_centred
+from slides.geometry import Window, shifted_inside, window_centered
 from slides.reader import Slide
 from slides.truth.interface import Truth
 
@@ -146,7 +146,7 @@ class PatchReader:
         if self._context_um_px is not None:
             # Not aligned to the px of a level: both views must have the same center.
             step_x, step_y = (self._context_um_px / um for um in slide.um_px_xy_l0)
-            around = window_centred(window.center_xy_l0, window.hw_out, (step_x, step_y))
+            around = window_centered(window.center_xy_l0, window.hw_out, (step_x, step_y))
             image_HWC = np.concatenate([image_HWC, slide.read(around)], axis=2)
         return Patch(request, window, image_HWC, self.truths[request.slide].label(window))
 

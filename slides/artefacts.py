@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Grey levels; below this in every channel a patch shows no tissue (rule of SURF's sampler).
+# Gray levels; below this in every channel a patch shows no tissue (rule of SURF's sampler).
 BLANK_STD = 15.0
-# Share of a patch in the colour of a marker; stained nuclei and blood reach 0.05.
+# Share of a patch in the color of a marker; stained nuclei and blood reach 0.05.
 PEN_SHARE = 0.1
 # Share of a patch that is darker than any stain lets through: a scanner's border, a slide without transmitted light.
 BLACK_SHARE = 0.5
 BLACK_LEVEL = 30
-COLOUR_PX = 128  # colours are judged on so many rows and columns, evenly spaced: 16,384 px tell shares to 0.5 %
+COLOR_PX = 128  # colors are judged on this many rows and columns, evenly spaced: 16,384 px tell shares to 0.5 %
 # Hue (0..179) from and to, least saturation (0..255): green, blue, red (both sides of 0). Haematoxylin's hue is above
 # 121; eosin and blood are less saturated than 140.
 _MARKERS = ((35, 89, 60), (90, 121, 90), (173, 179, 140), (0, 8, 140))
@@ -27,11 +27,11 @@ _BLACK_VALUE, _BLACK_SATURATION = 60, 80
 
 
 def spread(image_HWC: NDArray[np.uint8]) -> NDArray[Any]:
-    """Return the px (H, W, 3) that the tests look at: `COLOUR_PX` or more rows and columns, evenly spaced.
+    """Return the px (H, W, 3) that the tests look at: `COLOR_PX` or more rows and columns, evenly spaced.
 
-    What it returns it leaves as it is: who asks several tests may spread a patch once and give them that.
+    Its result is returned unchanged: to run several tests, spread a patch once and pass them that.
     """
-    height, width = (size // max(1, size // COLOUR_PX) for size in image_HWC.shape[:2])
+    height, width = (size // max(1, size // COLOR_PX) for size in image_HWC.shape[:2])
     # n // (n // 128) is below 256 for every n, so that it is divided by 1 the next time.
     if (height, width) == image_HWC.shape[:2]:
         return image_HWC
@@ -39,7 +39,7 @@ def spread(image_HWC: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def is_blank(image_HWC: NDArray[np.uint8]) -> bool:
-    """True where no colour channel varies by `BLANK_STD` grey levels: glass, not tissue."""
+    """True where no color channel varies by `BLANK_STD` gray levels: glass, not tissue."""
     _, std_C1 = cv2.meanStdDev(spread(image_HWC))
     return bool(std_C1.max() < BLANK_STD)
 
@@ -53,14 +53,14 @@ def is_black(image_HWC: NDArray[np.uint8]) -> bool:
 
 
 def has_pen(image_HWC: NDArray[np.uint8]) -> bool:
-    """True where at least `PEN_SHARE` of the patch has the colour of a marker pen: green, blue, red or black."""
+    """True where at least `PEN_SHARE` of the patch has the color of a marker pen: green, blue, red or black."""
     spread_HWC = spread(image_HWC)
     marked = cv2.countNonZero(pen_px(spread_HWC).view(np.uint8))
     return bool(marked >= PEN_SHARE * spread_HWC.shape[0] * spread_HWC.shape[1])
 
 
 def pen_px(image_HWC: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return pen_HW: the px that have the colour of a marker pen. Single px of nuclei and blood may have it, too."""
+    """Return pen_HW: the px that have the color of a marker pen. Single px of nuclei and blood may have it, too."""
     hsv_HWC = cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2HSV)
     ranges = [((first, saturation, 0), (last, 255, 255)) for first, last, saturation in _MARKERS]
     pen_HW = cv2.inRange(hsv_HWC, (0, 0, 0), (179, _BLACK_SATURATION, _BLACK_VALUE))

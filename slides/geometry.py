@@ -2,13 +2,13 @@
 
 Frames (all are (x, y), x to the right, y down; arrays are (row, column) = (y, x)):
 
-    xy_l0   level-0 pixels, continuous. Pixel (i, j) covers [i, i+1) x [j, j+1); its centre is (i + 0.5, j + 0.5).
+    xy_l0   level-0 pixels, continuous. Pixel (i, j) covers [i, i+1) x [j, j+1); its center is (i + 0.5, j + 0.5).
     xy_lv   the same for the pixels of one pyramid level; xy_l0 = xy_lv * downsample_xy of that level.
     xy_out  the same for the output pixels of one window; array element [r, c] covers [c, c+1) x [r, r+1).
     xy_grid the same for the pixels of the whole slide at one spacing, from its corner on; xy_l0 = xy_grid * step_xy_l0.
     xy_trim the same for the pixels of an image that holds only some rows and columns of that grid (`Trim`).
 
-A point is never "a pixel": converting a pixel means converting its centre or its corners.
+A point is never "a pixel": converting a pixel means converting its center or its corners.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Window:
 
     @property
     def center_xy_l0(self) -> Pair:
-        """Centre in level-0 px."""
+        """Center in level-0 px."""
         width, height = self.size_xy_l0
         return self.corner_xy_l0[0] + width / 2, self.corner_xy_l0[1] + height / 2
 
 
-def window_centred(center_xy_l0: Pair, hw_out: tuple[int, int], step_xy_l0: Pair) -> Window:
-    """Return the window of `hw_out` (rows, columns) at `step_xy_l0` whose centre is `center_xy_l0` (level-0 px)."""
+def window_centered(center_xy_l0: Pair, hw_out: tuple[int, int], step_xy_l0: Pair) -> Window:
+    """Return the window of `hw_out` (rows, columns) at `step_xy_l0` whose center is `center_xy_l0` (level-0 px)."""
     corner_xy_l0 = (
         center_xy_l0[0] - hw_out[1] * step_xy_l0[0] / 2,
         center_xy_l0[1] - hw_out[0] * step_xy_l0[1] / 2,
@@ -76,7 +76,7 @@ def window_centred(center_xy_l0: Pair, hw_out: tuple[int, int], step_xy_l0: Pair
 def shifted_inside(window: Window, size_xy_l0: tuple[int, int]) -> Window:
     """Move a window so that it lies inside the slide; size and step stay.
 
-    Along an axis where it is larger than the slide it is centred on the slide instead, so that the outside is
+    Along an axis where it is larger than the slide it is centered on the slide instead, so that the outside is
     shared evenly by both borders.
 
     Args:
@@ -99,8 +99,8 @@ def l0_from_out(window: Window, xy_out: ArrayLike) -> Points:
     return xy_l0
 
 
-def pixel_centres_l0(window: Window) -> tuple[Points, Points]:
-    """Return level-0 x of the centres of a window's columns, shape (W,), and y of those of its rows, shape (H,)."""
+def pixel_centers_l0(window: Window) -> tuple[Points, Points]:
+    """Return level-0 x of the centers of a window's columns, shape (W,), and y of those of its rows, shape (H,)."""
     height, width = window.hw_out
     (x, y), (step_x, step_y) = window.corner_xy_l0, window.step_xy_l0
     return x + (np.arange(width) + 0.5) * step_x, y + (np.arange(height) + 0.5) * step_y
@@ -187,7 +187,7 @@ class Trim:
 def l0_from_trimmed(trim: Trim, xy_trim: ArrayLike) -> Points:
     """Level-0 px of points given in px of a trimmed image; both have shape (..., 2), last axis (x, y).
 
-    A point on a seam is the first of the run behind it. Points outside the image go on from its first or last run.
+    A point on a seam is the first of the run behind it. Points outside the image continue its first or last run.
     """
     points = np.asarray(xy_trim, np.float64)
     axes = []

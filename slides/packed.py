@@ -58,7 +58,7 @@ class PackedFiles:
 
     Raises:
         PackError: The file is missing, compressed, truncated or damaged, a name leads out of a folder or is there
-            twice, or a member is no plain file.
+            twice, or a member is not a regular file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,7 +68,7 @@ class PackedFiles:
             self._status = _status(self.path)
             found = _indexed(self.path) or _scanned(self.path)
         except (OSError, tarfile.TarError) as error:
-            raise PackError(f"archive {self.path} cannot be read: {error}; wanted is an uncompressed tar") from error
+            raise PackError(f"archive {self.path} cannot be read: {error}; expected an uncompressed tar") from error
         self.members: Mapping[str, Member] = found
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ class PackedFiles:
         """Return all bytes of a file.
 
         Raises:
-            PackError: There is none of this name, or the archive was replaced or cut.
+            PackError: The archive has no file of this name, or the archive was replaced or cut.
         """
         member = self._member(name)
         return self._pread(member.size, member.offset, name)
@@ -96,7 +96,7 @@ class PackedFiles:
         """Open a file for reading; it can be sought in, and used beside others.
 
         Raises:
-            PackError: There is none of this name, or the archive was replaced.
+            PackError: The archive has no file of this name, or the archive was replaced.
         """
         return io.BufferedReader(_MemberFile(self, name, self._member(name)), BUFFER_BYTES)
 
@@ -110,7 +110,7 @@ class PackedFiles:
             options: Of the loader, e.g. `page`, `access`.
 
         Raises:
-            PackError: There is none of this name.
+            PackError: The archive has no file of this name.
             pyvips.Error: It is no image, or damaged.
         """
         file = self.open(name)
@@ -129,7 +129,7 @@ class PackedFiles:
             A path of this process, with the name's suffix; not for other processes.
 
         Raises:
-            PackError: There is none of this name.
+            PackError: The archive has no file of this name.
             OSError: The copy does not fit into memory.
         """
         member = self._member(name)
@@ -157,10 +157,10 @@ class PackedFiles:
                 fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 raise PackError(f"archive {self.path} cannot be read: {error.strerror}") from error
-            # Two threads may both come here: each file is closed with this object, whoever's is kept.
+            # Two threads may both come here: each file is closed with this object, whichever is kept.
             weakref.finalize(self, os.close, fd)
             if _status(fd) != self._status:
-                raise PackError(f"archive {self.path} was replaced since it was opened; open it anew")
+                raise PackError(f"archive {self.path} was replaced since it was opened: open it again")
             self._fd = fd
         return self._fd
 
@@ -171,7 +171,7 @@ class PackedFiles:
             # The kernel gives at most 2 GiB at once.
             part = os.pread(fd, count, offset)
             if not part:
-                raise PackError(f"archive {self.path} ends inside {name!r}: it is not whole; pack it again")
+                raise PackError(f"archive {self.path} ends inside {name!r}: it is incomplete: pack it again")
             parts.append(part)
             count -= len(part)
             offset += len(part)
@@ -273,9 +273,11 @@ def _scanned(path: Path) -> dict[str, Member]:
             if info.isdir():
                 continue
             if not info.isreg() or info.issparse():
-                raise PackError(f"archive {path}: {info.name!r} is no plain file (a link, a device, sparse): pack anew")
+                raise PackError(
+                    f"archive {path}: {info.name!r} is not a regular file (a link, a device, sparse): pack again"
+                )
             if info.offset_data + info.size > size:
-                raise PackError(f"archive {path} ends inside {info.name!r}: it is not whole; pack it again")
+                raise PackError(f"archive {path} ends inside {info.name!r}: it is incomplete: pack it again")
             _add(found, info.name, Member(info.offset_data, info.size), path)
     return found
 

@@ -14,7 +14,7 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centred
+from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centered
 from slides.tiff.backends import (
     READ_ERRORS,
     Backend,
@@ -66,13 +66,13 @@ class Slide:
 
     Args:
         path: TIFF, or anything OpenSlide opens.
-        um_px: Micrometres per level-0 px, one number or (x, y). Replaces what the file says.
+        um_px: Micrometers per level-0 px, one number or (x, y). Replaces what the file says.
 
     Attributes:
         path: The file.
         id: File name without its suffix.
         size_xy_l0: Width and height, level-0 px.
-        um_px_xy_l0: Micrometres per level-0 px along x and y.
+        um_px_xy_l0: Micrometers per level-0 px along x and y.
         levels: Finest first, strictly shrinking.
 
     Raises:
@@ -101,7 +101,7 @@ class Slide:
         )
         self.um_px_xy_l0: Pair = _spacing(self.path, found, um_px)
         try:
-            # Colour model and bit depth show only when the first pixel is decoded.
+            # Color model and bit depth show only when the first pixel is decoded.
             self._fetch(self.levels[-1], (0, 0), (1, 1))
         except READ_ERRORS as error:
             raise SlideError(f"slide {self.path} cannot be read: {_reason(error)}") from error
@@ -111,13 +111,13 @@ class Slide:
         return f"Slide({self.id}, {size} px, {len(self.levels)} levels, {self.um_px_xy_l0[0]:.4g} um/px)"
 
     def window(self, center_xy_l0: Pair, hw_out: tuple[int, int], um_px: float) -> Window:
-        """Return the window of `hw_out` (rows, columns) centred at `center_xy_l0`, `um_px` micrometres per output px.
+        """Return the window of `hw_out` (rows, columns) centered at `center_xy_l0`, `um_px` micrometers per output px.
 
         When the spacing is that of a level to within 1e-4, the window is laid exactly on that level's px, so that
-        reading copies pixels; the centre then moves by at most half a px of that level.
+        reading copies pixels; the center then moves by at most half a px of that level.
         """
         step_xy_l0 = self.step_xy_l0(um_px)
-        window = window_centred(center_xy_l0, hw_out, step_xy_l0)
+        window = window_centered(center_xy_l0, hw_out, step_xy_l0)
         if not any(step_xy_l0 == level.downsample_xy for level in self.levels):
             return window
         # floor(v + 0.5), not round: halves must not alternate with round's "to even".
@@ -230,7 +230,7 @@ class Slide:
             mixed = (pixels[..., :3] * alpha + WHITE * (255 - alpha) + 127) // 255
             return mixed.astype(np.uint8), shift_x, shift_y
         if bands != 3:
-            raise ValueError(f"{bands} channels; slides are RGB, RGBA or grey")
+            raise ValueError(f"{bands} channels; slides are RGB, RGBA or gray")
         return pixels, shift_x, shift_y
 
     def _padded(
@@ -288,7 +288,7 @@ def _reason(error: Exception) -> str:
 
 
 def _tiff_planes(path: Path) -> tuple[tuple[tuple[Page, ...], ...], Pair | None]:
-    """Levels of a TIFF, once for each channel that has pages of its own, and micrometres per level-0 px."""
+    """Levels of a TIFF, once for each channel that has pages of its own, and micrometers per level-0 px."""
     found = ome_slide(path)
     if found is not None:
         return found.planes, found.um_px_xy
@@ -297,7 +297,7 @@ def _tiff_planes(path: Path) -> tuple[tuple[tuple[Page, ...], ...], Pair | None]
 
 
 def _openslide_levels(path: Path, vendor: str | None) -> tuple[list[tuple[int, int]], Pair | None]:
-    """Sizes of the levels and micrometres per level-0 px as OpenSlide has them."""
+    """Sizes of the levels and micrometers per level-0 px as OpenSlide has them."""
     if vendor is None:
         raise ValueError("neither a TIFF nor a format of OpenSlide (SVS, NDPI, MRXS, SCN, BIF, ...)")
     if vendor == "aperio":
@@ -309,7 +309,7 @@ def _openslide_levels(path: Path, vendor: str | None) -> tuple[list[tuple[int, i
 
 
 def _spacing(path: Path, found: Pair | None, given: float | Pair | None) -> Pair:
-    """Choose and check the spacing, micrometres per level-0 px."""
+    """Choose and check the spacing, micrometers per level-0 px."""
     low, high = UM_PX_RANGE
     if given is not None:
         pair = (given, given) if isinstance(given, (int, float)) else (given[0], given[1])
@@ -319,11 +319,11 @@ def _spacing(path: Path, found: Pair | None, given: float | Pair | None) -> Pair
     else:
         raise SlideError(
             f"slide {path}: its spacing is unknown (no um/px in the file, or only a print resolution such as 72 dpi); "
-            "give micrometres per level-0 pixel with --mpp, e.g. --mpp 0.25"
+            "give micrometers per level-0 pixel with --mpp, e.g. --mpp 0.25"
         )
     if not all(math.isfinite(value) and low <= value <= high for value in pair):
         raise SlideError(
             f"slide {path}: the spacing {source}, {pair[0]:g} x {pair[1]:g} um/px, is impossible; allowed are {low:g} "
-            f"to {high:g}. Give micrometres per level-0 pixel with --mpp"
+            f"to {high:g}. Give micrometers per level-0 pixel with --mpp"
         )
     return float(pair[0]), float(pair[1])

@@ -25,7 +25,7 @@ OPEN_UM = 30.0
 MIN_AREA_UM2 = 10_000.0
 # Otsu's threshold goes no lower: on a slide without tissue it would part the noise of the glass in two.
 LEAST_OTSU = 8
-# A pen mark is at least so large; a line of nuclei or a fold of that colour is smaller. Its pale rim goes with it.
+# A pen mark is at least so large; a line of nuclei or a fold of that color is smaller. Its pale rim goes with it.
 PEN_AREA_UM2 = 40_000.0
 PEN_OPEN_UM = 20.0
 PEN_RIM_UM = 60.0
@@ -60,12 +60,12 @@ def tissue_mask(rgb_HWC: NDArray[np.uint8], um_px: float, method: str = "hsv") -
     """Return tissue_HW: where stained tissue is.
 
     Threshold on saturation, median against noise, closing over fat and lumina, opening against dust; sizes are in
-    micrometres, so the answer hardly depends on the level the thumbnail came from. Meant for 2 to 32 um/px. Holes of
+    micrometers, so the answer hardly depends on the level the thumbnail came from. Meant for 2 to 32 um/px. Holes of
     glass wider than `CLOSE_UM` stay holes. Pen marks are not told from tissue: see `pen_marks`.
 
     Args:
         rgb_HWC: Thumbnail.
-        um_px: Micrometres per px of the thumbnail.
+        um_px: Micrometers per px of the thumbnail.
         method: `hsv`, the same threshold for all slides; or `otsu`, the threshold that parts this thumbnail's
             saturations best, for stains that the fixed one does not fit.
 
@@ -102,7 +102,7 @@ def pen_marks(rgb_HWC: NDArray[np.uint8], um_px: float) -> NDArray[np.bool_]:
 
     Args:
         rgb_HWC: Thumbnail.
-        um_px: Micrometres per px of the thumbnail.
+        um_px: Micrometers per px of the thumbnail.
     """
     marked = pen_px(rgb_HWC).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_odd(PEN_OPEN_UM / um_px),) * 2)

@@ -192,7 +192,7 @@ def read_trim(path: Path) -> Trim:
     """Read what `trim_text` gave, for `geometry.l0_from_trimmed` and `geometry.trimmed_from_l0`.
 
     Raises:
-        ValueError: The file cannot be read, or is none of these.
+        ValueError: The file cannot be read, or is not such a map.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""Slides whose truth needs context: the same texture is tumour only inside a far boundary.
+"""Slides whose truth needs context: the same texture is tumor only inside a far boundary.
 
 python -m slides.context --out DIR [--seed S]
 
 Tissue with nests of large nuclei covers the whole slide, alike everywhere. Thin brown capsules close around large wavy
-areas: inside is tumour. Decoys are pieces of such capsules that close around nothing, inside and outside. A capsule
+areas: inside is tumor. Decoys are pieces of such capsules that close around nothing, inside and outside. A capsule
 waves with more curvature than its radius has, so a short piece does not tell its inner side; from far inside
 no capsule is in sight at all. What decides is whether the line closes, which takes a view of its size.
 """
@@ -168,7 +168,7 @@ def outline(rng: np.random.Generator, radius: float) -> Ring:
 
 
 def _nests(rng: np.random.Generator, hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return nests_HW: round groups of tumour-like cells, 36 to 92 px across, on a jittered grid."""
+    """Return nests_HW: round groups of tumor-like cells, 36 to 92 px across, on a jittered grid."""
     nests_HW = np.zeros(hw, np.uint8)
     for y in range(0, hw[0], NEST_SPACING):
         for x in range(0, hw[1], NEST_SPACING):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from slides.geometry import Window
 from slides.synthetic.texture import STAINS, blob, stained_tissue
 from slides.truth.asap import Outline, write_outlines
-from slides.truth.raster import edges_of, rasterise
+from slides.truth.raster import edges_of, rasterize
 
 Ring = NDArray[np.float64]
 
@@ -58,14 +58,14 @@ def position_coded(
 ) -> None:
     """Write a lossless pyramid whose pixels tell where they came from.
 
-    Each level is the code sampled at the centres of its pixels, so it is true to its place at any downsample.
+    Each level is the code sampled at the centers of its pixels, so it is true to its place at any downsample.
 
     Args:
         path: TIFF to write.
         size_xy: Width and height, level-0 px, at most 4096.
         downsamples: Level-0 px per px, starting with 1; sizes are rounded down.
         tile: Side of the tiles, a multiple of 16.
-        um_px: Micrometres per level-0 px for the resolution tags; None writes no spacing.
+        um_px: Micrometers per level-0 px for the resolution tags; None writes no spacing.
         smooth: `ramp_code` instead of `exact_code`.
     """
     if max(size_xy) > 4096 or downsamples[0] != 1:
@@ -87,7 +87,7 @@ def write_levels(
         path: TIFF to write.
         levels: (H, W, 3) RGB or (H, W) one-channel each.
         tile: Side of the tiles, a multiple of 16.
-        um_px: Micrometres per px of the first level; None writes no spacing.
+        um_px: Micrometers per px of the first level; None writes no spacing.
         unit: "cm" or "inch".
     """
     um_per_unit = {"cm": 10000.0, "inch": 25400.0}[unit]
@@ -107,12 +107,12 @@ def write_levels(
 
 
 def write_pyramid(path: Path, image: NDArray[np.uint8], um_px: float, lossless: bool = False) -> None:
-    """Write a pyramid as scanners' exporters do: JPEG 256 px tiles, halved levels, spacing in centimetre tags.
+    """Write a pyramid as scanners' exporters do: JPEG 256 px tiles, halved levels, spacing in centimeter tags.
 
     Args:
         path: TIFF to write.
         image: (H, W, 3) RGB, or (H, W) for a mask.
-        um_px: Micrometres per px.
+        um_px: Micrometers per px.
         lossless: Deflate, and levels by maximum instead of mean: for masks.
     """
     bands = image.shape[2] if image.ndim == 3 else 1
@@ -138,17 +138,17 @@ def write_asap(path: Path, areas: Iterable[tuple[str, Ring]]) -> None:
 
 @dataclass(frozen=True)
 class DemoSlide:
-    """Plan of one demo slide: where it goes, size (level-0 px), spacing (um/px), stain, tumours (with hole or not)."""
+    """Plan of one demo slide: where it goes, size (level-0 px), spacing (um/px), stain, tumors (with hole or not)."""
 
     name: str
     split: str
     size_xy: tuple[int, int]
     um_px: float
     stain: str
-    tumours: tuple[tuple[float, float, float, bool], ...] = ()
+    tumors: tuple[tuple[float, float, float, bool], ...] = ()
 
 
-# Tumours: centre as a share of width and height, radius as a share of the shorter side, whether a hole is cut.
+# Tumors: center as a share of width and height, radius as a share of the shorter side, whether a hole is cut.
 DEMO = (
     DemoSlide(
         "tumor_001", "train", (3517, 2893), 0.25, "standard", ((0.36, 0.42, 0.24, True), (0.72, 0.62, 0.11, False))
@@ -162,9 +162,9 @@ DEMO = (
 
 
 def make_demo(out: Path, seed: int = 0) -> list[Path]:
-    """Write the demo data set: H&E-like slides, ASAP XML and masks of those with tumour.
+    """Write the demo data set: H&E-like slides, ASAP XML and masks of those with tumor.
 
-    Folders `train` and `val`, each with `images`, `annotations` and `masks`, as in CAMELYON16: 3 + 2 slides with tumour
+    Folders `train` and `val`, each with `images`, `annotations` and `masks`, as in CAMELYON16: 3 + 2 slides with tumor
     (an exclusion cut from the largest), one without; four stains. Takes about 20 s on one core.
 
     Args:
@@ -184,14 +184,14 @@ def _write_demo_slide(out: Path, plan: DemoSlide, rng: np.random.Generator) -> P
     half = np.array([width, height]) / 2
     tissue = blob(rng, half, half * rng.uniform(0.86, 0.9, 2), roughness=0.05)
     areas: list[tuple[str, Ring]] = []
-    for share_x, share_y, share_r, has_hole in plan.tumours:
-        centre_xy, radius = np.array([share_x * width, share_y * height]), share_r * min(width, height)
-        areas.append(("_0", blob(rng, centre_xy, np.full(2, radius), roughness=0.16)))
+    for share_x, share_y, share_r, has_hole in plan.tumors:
+        center_xy, radius = np.array([share_x * width, share_y * height]), share_r * min(width, height)
+        areas.append(("_0", blob(rng, center_xy, np.full(2, radius), roughness=0.16)))
         if has_hole:
-            where = centre_xy + rng.uniform(-0.2, 0.2, 2) * radius
+            where = center_xy + rng.uniform(-0.2, 0.2, 2) * radius
             areas.append(("_2", blob(rng, where, np.full(2, 0.33 * radius), roughness=0.12)))
-    tissue_HW = rasterise(edges_of([shapely.Polygon(tissue)]), _whole(plan.size_xy))
-    image_HWC = stained_tissue(rng, tissue_HW, rasterised(areas, plan.size_xy), STAINS[plan.stain])
+    tissue_HW = rasterize(edges_of([shapely.Polygon(tissue)]), _whole(plan.size_xy))
+    image_HWC = stained_tissue(rng, tissue_HW, rasterized(areas, plan.size_xy), STAINS[plan.stain])
     return write_case(out / plan.split, plan.name, image_HWC, areas, plan.um_px)
 
 
@@ -199,18 +199,18 @@ def _whole(size_xy: tuple[int, int]) -> Window:
     return Window((0.0, 0.0), (size_xy[1], size_xy[0]), (1.0, 1.0))
 
 
-def rasterised(areas: Iterable[tuple[str, Ring]], size_xy: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return tumour_HW of a slide as its label map paints it: `_0`, then exclusions over it.
+def rasterized(areas: Iterable[tuple[str, Ring]], size_xy: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return tumor_HW of a slide as its label map paints it: `_0`, then exclusions over it.
 
     Args:
         areas: Group and outline (N, 2), level-0 px (x, y), not closed; as for `write_asap`.
         size_xy: Width and height, level-0 px.
     """
-    tumour_HW = np.zeros(size_xy[::-1], np.bool_)
+    tumor_HW = np.zeros(size_xy[::-1], np.bool_)
     for group, ring in sorted(areas, key=lambda area: area[0]):
         # Four digits, as the XML has.
-        tumour_HW[rasterise(edges_of([shapely.Polygon(np.round(ring, 4))]), _whole(size_xy))] = group == "_0"
-    return tumour_HW
+        tumor_HW[rasterize(edges_of([shapely.Polygon(np.round(ring, 4))]), _whole(size_xy))] = group == "_0"
+    return tumor_HW
 
 
 def write_case(
@@ -223,7 +223,7 @@ def write_case(
         name: File name without suffix.
         image_HWC: RGB of level 0.
         areas: Group and outline (N, 2), level-0 px (x, y), not closed.
-        um_px: Micrometres per px.
+        um_px: Micrometers per px.
 
     Returns:
         Path of the slide.
@@ -234,9 +234,9 @@ def write_case(
     slide_path = folders["images"] / f"{name}.tif"
     write_pyramid(slide_path, image_HWC, um_px)
     if areas:
-        tumour_HW = rasterised(areas, (image_HWC.shape[1], image_HWC.shape[0]))
+        tumor_HW = rasterized(areas, (image_HWC.shape[1], image_HWC.shape[0]))
         write_asap(folders["annotations"] / f"{name}.xml", areas)
-        write_pyramid(folders["masks"] / f"{name}_Mask.tif", tumour_HW.astype(np.uint8), um_px, lossless=True)
+        write_pyramid(folders["masks"] / f"{name}_Mask.tif", tumor_HW.astype(np.uint8), um_px, lossless=True)
     return slide_path
 
 

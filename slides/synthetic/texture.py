@@ -1,7 +1,7 @@
-"""H&E-like texture at about 0.25 um/px: stroma with fibres, lymphocyte-like nuclei, crowded large tumour nuclei.
+"""H&E-like texture at about 0.25 um/px: stroma with fibres, lymphocyte-like nuclei, crowded large tumor nuclei.
 
-Not a model of tissue: just enough that normal and tumour differ by what a pathologist looks at (size, crowding,
-darkness of nuclei) and not by overall colour, and that stains vary as between laboratories.
+Not a model of tissue: just enough that normal and tumor differ by what a pathologist looks at (size, crowding,
+darkness of nuclei) and not by overall color, and that stains vary as between laboratories.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ STAINS = {
 
 
 def blob(
-    rng: np.random.Generator, centre_xy: NDArray[np.float64], radius_xy: NDArray[np.float64], roughness: float
+    rng: np.random.Generator, center_xy: NDArray[np.float64], radius_xy: NDArray[np.float64], roughness: float
 ) -> NDArray[np.float64]:
-    """Return an irregular closed outline (N, 2) around a centre, px (x, y); star-shaped, so it never crosses itself.
+    """Return an irregular closed outline (N, 2) around a center, px (x, y); star-shaped, so it never crosses itself.
 
     Args:
         rng: Random source.
-        centre_xy: Centre.
+        center_xy: Center.
         radius_xy: Mean radius along x and y.
         roughness: Strength of the waves on the outline, as a share of the radius.
     """
@@ -50,30 +50,30 @@ def blob(
     # The outline must stay within its mean radius plus roughness: a tissue blob must not leave the slide.
     radius = np.minimum(radius, 1 + roughness)
     outline: NDArray[np.float64] = radius[:, None] * radius_xy * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return centre_xy + outline
+    return center_xy + outline
 
 
 def stained_tissue(
-    rng: np.random.Generator, tissue_HW: NDArray[np.bool_], tumour_HW: NDArray[np.bool_], stain: Stain
+    rng: np.random.Generator, tissue_HW: NDArray[np.bool_], tumor_HW: NDArray[np.bool_], stain: Stain
 ) -> NDArray[np.uint8]:
     """Paint tissue and return image_HWC; white glass outside the tissue.
 
     Args:
         rng: Random source.
         tissue_HW: Where tissue is.
-        tumour_HW: Where it is tumour.
-        stain: Colours.
+        tumor_HW: Where it is tumor.
+        stain: Colors.
     """
     hw = tissue_HW.shape[0], tissue_HW.shape[1]
     coarse, fine = _noise(rng, hw, 160), _noise(rng, hw, 9)
     follicles = _noise(rng, hw, 420)
     eosin = 0.42 + 0.13 * coarse + 0.10 * fine + 0.16 * _fibres(rng, hw)
-    eosin[tumour_HW] = 0.36 + 0.09 * fine[tumour_HW] + 0.06 * coarse[tumour_HW]
+    eosin[tumor_HW] = 0.36 + 0.09 * fine[tumor_HW] + 0.06 * coarse[tumor_HW]
     nuclei = np.zeros(hw, np.uint8)
-    lymphoid = tissue_HW & ~tumour_HW
-    # Density of small nuclei follows the follicles; tumour is crowded everywhere.
+    lymphoid = tissue_HW & ~tumor_HW
+    # Density of small nuclei follows the follicles; tumor is crowded everywhere.
     _nuclei(rng, nuclei, lymphoid, spacing=34, radius=(8, 11), darkness=(105, 165), keep=0.35 + 0.3 * follicles)
-    _nuclei(rng, nuclei, tissue_HW & tumour_HW, spacing=37, radius=(14, 22), darkness=(135, 230), keep=None)
+    _nuclei(rng, nuclei, tissue_HW & tumor_HW, spacing=37, radius=(14, 22), darkness=(135, 230), keep=None)
     chromatin = 0.86 + 0.22 * _noise(rng, hw, 5)
     haematoxylin = cv2.GaussianBlur(nuclei, (0, 0), 1.1).astype(np.float32) / 255 * chromatin + 0.04
     holes = (_noise(rng, hw, 70) > 1.75) & lymphoid

@@ -156,7 +156,7 @@ def tiff_levels(path: Path) -> tuple[Page, ...]:
         )
     if first.photometric not in PHOTOMETRICS:
         raise ValueError(
-            f"PhotometricInterpretation {first.photometric} (CMYK, Lab, ...); read are grey, RGB, YCbCr and palette"
+            f"PhotometricInterpretation {first.photometric} (CMYK, Lab, ...); read are gray, RGB, YCbCr and palette"
         )
     if first.samples == 1 and any(page.size_xy == first.size_xy for page in pages[1:]):
         raise ValueError("the TIFF holds several one-channel images of one size (channels or focal planes), not RGB")

@@ -38,7 +38,7 @@ def write_jpeg(path: Path, size_xy: tuple[int, int], um_px_xy: Pair, strips: Ite
     Args:
         path: File to write; its folder must exist. Held in memory: one strip.
         size_xy: Width and height, px, at most `JPEG_MAX_PX` each.
-        um_px_xy: Micrometres per px; the file holds them as whole px per cm.
+        um_px_xy: Micrometers per px; the file holds them as whole px per cm.
         strips: image_HWC of `STRIP_ROWS` rows each, the last of what is left.
         quality: 1 to 100.
 

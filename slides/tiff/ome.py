@@ -1,4 +1,4 @@
-"""OME-TIFF: which pages are the slide, its levels and its colours, and how large a px is, by the OME-XML in page 0.
+"""OME-TIFF: which pages are the slide, its levels and its colors, and how large a px is, by the OME-XML in page 0.
 
 Brightfield slides only: 8-bit RGB, whose samples lie together, in planes of one page, or in three pages. Fluorescence,
 focal planes, time and files of several scans are refused by name, never guessed at.
@@ -20,7 +20,7 @@ from slides.tiff.tags import MAX_PAGES, Page, TagError, description, read_pages
 from slides.tiff.tiled_tiff import JPEG, JPEG_2000, ZSTDS, open_planes, readable
 
 MAX_XML_BYTES = 64 * 2**20
-# Micrometres per unit of PhysicalSizeX; both signs for micro are in use. "pixel" and "reference frame" say nothing.
+# Micrometers per unit of PhysicalSizeX; both signs for micro are in use. "pixel" and "reference frame" say nothing.
 UM_PER_UNIT = {
     "": 1.0,
     "\u00b5m": 1.0,
@@ -42,7 +42,7 @@ _OME = re.compile(rb"<(\w+:)?OME[\s>]")
 _ASSOCIATED = re.compile(r"\b(label|macro|overview|thumbnail|preview|barcode)\b", re.IGNORECASE)
 _UNNAMED = re.compile(r"((channel|chan|ch|c)?[\s_:#.-]*\d*)(:\d+)*", re.IGNORECASE)
 _NAMES = (("r", "red"), ("g", "green"), ("b", "blue"))
-_COLOURS = (0xFF0000, 0x00FF00, 0x0000FF)
+_COLORS = (0xFF0000, 0x00FF00, 0x0000FF)
 _FLUORESCENT = {"ContrastMethod": "fluorescence", "IlluminationType": "epifluorescence"}
 _EXPORT = "bfconvert -noflat -series {} -compression LZW -tilex 512 -tiley 512 IN OUT.ome.tif"
 
@@ -53,7 +53,7 @@ class OmeSlide:
 
     Attributes:
         planes: Levels, finest first, of each channel that has pages of its own; one tuple where all lie in one page.
-        um_px_xy: Micrometres per level-0 px along x and y; None where neither OME-XML nor resolution tags say.
+        um_px_xy: Micrometers per level-0 px along x and y; None where neither OME-XML nor resolution tags say.
     """
 
     planes: tuple[tuple[Page, ...], ...]
@@ -84,7 +84,7 @@ def ome_slide(path: Path) -> OmeSlide | None:
 
     Raises:
         ValueError: The OME-XML is broken, at odds with the pages or in another file, or the image is not 8-bit RGB or
-            grey in one plane; the message says which and what to do.
+            gray in one plane; the message says which and what to do.
         OSError: The file cannot be read.
     """
     text = description(path)
@@ -112,7 +112,7 @@ def ome_slide(path: Path) -> OmeSlide | None:
         for page in levels:
             _refuse_encoding(page, all(map(readable, levels)))
     if firsts[0].samples == 3 and firsts[0].photometric == 1:
-        # Tags that call the channels grey are the writer's want of knowledge: names or pixels say RGB.
+        # Tags that call the channels gray are the writer's want of knowledge: names or pixels say RGB.
         planes = (tuple(replace(page, photometric=2) for page in planes[0]),)
     if not _are_rgb(slide, firsts):
         _refuse_dark(path, planes)
@@ -166,7 +166,7 @@ def _image(number: int, element: etree._Element, chain: dict[int, Page]) -> _Ima
 
 
 def _planes(page: int, chain: dict[int, Page], channels: int) -> int:
-    """Number of pages that hold so many channels, from `page` on; bounded, as the XML may say any number."""
+    """Number of pages that hold this many channels, from `page` on; bounded, as the XML may state any number."""
     samples = chain[page].samples if page in chain else 1
     return max(1, min(channels, MAX_PAGES) // samples)
 
@@ -181,7 +181,7 @@ def _number(element: etree._Element, name: str, default: int = -1) -> int:
 
 
 def _spacing(pixels: etree._Element) -> tuple[float, float] | None:
-    """Micrometres per px along x and y; None where they are absent, no lengths or not positive."""
+    """Micrometers per px along x and y; None where they are absent, no lengths or not positive."""
     found = []
     for axis in "XY":
         unit = (pixels.get(f"PhysicalSize{axis}Unit") or "").strip()
@@ -257,7 +257,7 @@ def _refuse_stacks(slide: _Image) -> None:
 
 
 def _refuse_channels(slide: _Image, firsts: tuple[Page, ...]) -> None:
-    """Anything but 8-bit grey, RGB or RGBA; three channels that are said to be others than red, green and blue."""
+    """Anything but 8-bit gray, RGB or RGBA; three channels that are said to be others than red, green and blue."""
     if slide.kind != "uint8" or any(page.bits != 8 for page in firsts):
         raise ValueError(
             f"samples are {slide.kind or 'of an unknown type'} ({firsts[0].bits} bits), only 8-bit images are read; "
@@ -265,15 +265,15 @@ def _refuse_channels(slide: _Image, firsts: tuple[Page, ...]) -> None:
         )
     names = ", ".join(repr(channel.get("Name") or "") for channel in slide.channels[:8])
     samples = {page.samples for page in firsts}
-    grey = all(page.photometric == 1 for page in firsts)
+    gray = all(page.photometric == 1 for page in firsts)
     said = slide.size_zct[1] in (1, sum(page.samples for page in firsts))
-    known = (len(firsts), *samples) in ((1, 1), (1, 3), (1, 4), (3, 1)) and not (samples == {4} and grey)
+    known = (len(firsts), *samples) in ((1, 1), (1, 3), (1, 4), (3, 1)) and not (samples == {4} and gray)
     if not (said and known):
         raise ValueError(
             f"it has {slide.size_zct[1]} channels ({names}) in {len(firsts)} pages, not red, green and blue: "
             "fluorescence is not read"
         )
-    if samples in ({3}, {4}) and not grey:
+    if samples in ({3}, {4}) and not gray:
         return
     if (samples == {3} or len(firsts) == 3) and any(map(_says_other, slide.channels, range(len(slide.channels)))):
         raise ValueError(
@@ -283,7 +283,7 @@ def _refuse_channels(slide: _Image, firsts: tuple[Page, ...]) -> None:
 
 
 def _says_other(channel: etree._Element, number: int) -> bool:
-    """Whether the OME-XML gives a channel a name, colour or light that the `number`-th of RGB does not have."""
+    """Whether the OME-XML gives a channel a name, color or light that the `number`-th of RGB does not have."""
     name = (channel.get("Name") or "").strip().lower()
     wavelengths = ("EmissionWavelength", "ExcitationWavelength", "Fluor")
     if any(channel.get(key) for key in wavelengths):
@@ -292,17 +292,17 @@ def _says_other(channel: etree._Element, number: int) -> bool:
         return True
     if not _UNNAMED.fullmatch(name):
         return number > 2 or name not in _NAMES[number]
-    # RGBA, signed. White, grey and nothing say nothing; nor do red, green, blue in this order, which programs give to
+    # RGBA, signed. White, gray and nothing say nothing; nor do red, green, blue in this order, which programs give to
     # any three channels.
     try:
-        colour = (int(channel.get("Color") or "-1") & 0xFFFFFFFF) >> 8
+        color = (int(channel.get("Color") or "-1") & 0xFFFFFFFF) >> 8
     except ValueError:
         return True
-    return colour not in (0xFFFFFF, 0x808080, 0, _COLOURS[min(number, 2)])
+    return color not in (0xFFFFFF, 0x808080, 0, _COLORS[min(number, 2)])
 
 
 def _are_rgb(slide: _Image, firsts: tuple[Page, ...]) -> bool:
-    """Whether tags or names say RGB (or grey): three channels without names may also be fluorescence."""
+    """Whether tags or names say RGB (or gray): three channels without names may also be fluorescence."""
     if len(firsts) == 1 and (firsts[0].samples != 3 or firsts[0].photometric != 1):
         return True
     names = [(channel.get("Name") or "").strip().lower() for channel in slide.channels]
@@ -348,10 +348,10 @@ def _refuse_scans(slide: _Image, images: list[_Image], levels: set[tuple[int, in
 
 
 def _refuse_encoding(page: Page, own: bool) -> None:
-    """What neither libvips nor the own decoder reads, or reads in wrong colours."""
-    again = "write the file anew: " + _EXPORT.format(0)
+    """What neither libvips nor our decoder reads, or reads in wrong colors."""
+    again = "write the file again: " + _EXPORT.format(0)
     if page.photometric not in PHOTOMETRICS:
-        raise ValueError(f"PhotometricInterpretation {page.photometric}; read are grey, RGB and YCbCr: {again}")
+        raise ValueError(f"PhotometricInterpretation {page.photometric}; read are gray, RGB and YCbCr: {again}")
     if not page.tiled and page.size_xy[0] * page.size_xy[1] > MAX_STRIP_PX:
         raise ValueError(f"it has no tiles and {page.size_xy[0]} x {page.size_xy[1]} px, more than 64 Mpx: {again}")
     if page.tiled and page.planar == 2 and page.photometric == 6:

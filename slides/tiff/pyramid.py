@@ -72,9 +72,9 @@ def write_mask_pyramid(
     tile: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a tiled Deflate pyramid of one 8-bit channel, as a whole or not at all.
+    """Write a tiled Deflate pyramid of one 8-bit channel, completely or not at all.
 
-    Lower levels come from the level above. A px of a lower level stands for the px whose centres lie in it; where a
+    Lower levels come from the level above. A px of a lower level stands for the px whose centers lie in it; where a
     size was rounded down, the last px also stands for the rest. With `shrink="max"` it is the largest value below 255,
     and 255 ("ignore", outside the slide) only where all of them are 255: "ignore" never hides a class, and of two
     classes the larger number stays, however small the spot. With "mean" it is their mean, halves rounded up; 255 is
@@ -83,10 +83,10 @@ def write_mask_pyramid(
     Args:
         path: TIFF to write; BigTIFF where the px could fill 4 GB.
         size_xy: Width and height of level 0, px.
-        um_px_xy: Micrometres per px of level 0 along x and y, for the resolution tags.
+        um_px_xy: Micrometers per px of level 0 along x and y, for the resolution tags.
         tile_of: Called with row and column of each tile of level 0, row by row, in the calling thread. Returns uint8
             px of shape (tile, tile), of which those beyond the border are dropped, or (h, w); or one int where the
-            whole tile has that value, which costs next to nothing. The array may be filled anew in the next call.
+            whole tile has that value, which costs next to nothing. The array may be filled again in the next call.
         sizes_lv: Sizes of all levels, `size_xy` first, e.g. those of a slide; default `halved_sizes`.
         shrink: How lower levels are made.
         tile: Side of the tiles, px, a multiple of 16.
@@ -178,7 +178,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Tags:
-    """What tifffile is told of every level."""
+    """Arguments of tifffile that all levels share."""
 
     compression: str
     photometric: str

@@ -232,13 +232,13 @@ def halved(image_hwC: Pixels) -> Pixels:
 
 
 def _coarser_px(finer: int, coarser: int, ratio: float) -> Counts:
-    """Px of the coarser level in which the centre of each px of the finer one lies, along one axis."""
-    centres = np.arange(finer) + 0.5
-    index = np.minimum((centres * ratio).astype(np.int64), coarser - 1)
+    """Px of the coarser level in which the center of each px of the finer one lies, along one axis."""
+    centers = np.arange(finer) + 0.5
+    index = np.minimum((centers * ratio).astype(np.int64), coarser - 1)
     if np.bincount(index, minlength=coarser).all():
         return index
     # Sizes that were rounded in different directions: the last px would stand for none. Spread evenly instead.
-    return np.minimum((centres * (coarser / finer)).astype(np.int64), coarser - 1)
+    return np.minimum((centers * (coarser / finer)).astype(np.int64), coarser - 1)
 
 
 def _spans(index: Counts, tile: int) -> list[_Span]:

@@ -40,7 +40,7 @@ CACHE_BYTES = 128 * 2**20
 # Tiles of so few bytes may show one value only (glass; most of a mask): these are decoded once and kept as a number.
 PLAIN_BYTES, PLAIN_TILES = 2048, 64
 ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that start at a multiple, and copies others
-_GREY, _RGB, _YCBCR = 1, 2, 6  # PhotometricInterpretation
+_GRAY, _RGB, _YCBCR = 1, 2, 6  # PhotometricInterpretation
 _NO_PREDICTOR, _HORIZONTAL = 1, 2  # Predictor
 # imagecodecs raises RuntimeErrors.
 _DECODE_ERRORS = (ValueError, OSError, RuntimeError, PIL.Image.DecompressionBombError)
@@ -49,13 +49,13 @@ Image = NDArray[np.uint8]
 
 
 def readable(page: Page) -> bool:
-    """Whether `TiledTiff` reads this page: 8 bits, in tiles, grey or RGB (JPEG: also YCbCr), compressed as above."""
+    """Whether `TiledTiff` reads this page: 8 bits, in tiles, gray or RGB (JPEG: also YCbCr), compressed as above."""
     if not page.tiled or (page.planar, page.bits) != (1, 8):
         return False
-    colours = page.samples, page.photometric
+    colors = page.samples, page.photometric
     if page.compression == JPEG:
-        return colours in ((1, _GREY), (3, _RGB), (3, _YCBCR))
-    if colours not in ((1, _GREY), (3, _RGB)) or page.predictor not in (_NO_PREDICTOR, _HORIZONTAL):
+        return colors in ((1, _GRAY), (3, _RGB), (3, _YCBCR))
+    if colors not in ((1, _GRAY), (3, _RGB)) or page.predictor not in (_NO_PREDICTOR, _HORIZONTAL):
         return False
     if page.compression in (NONE, LZW, PACKBITS):
         return page.plane != (0, 1)  # libvips reads all others of these, and faster
@@ -196,7 +196,7 @@ class TiledTiff:
         return stream
 
     def _layout(self, level: int) -> tuple[TileLayout, bytes]:
-        """Where tiles are, and what stands before the bytes of each: nothing, or tables and colours of JPEG streams."""
+        """Where tiles are, and what stands before the bytes of each: nothing, or tables and colors of JPEG streams."""
         if level not in self._layouts:
             page = self._pages[level]
             layout = tile_layout(self._path, page)
@@ -287,7 +287,7 @@ def _jpeg_2000(stream: bytearray, shape: tuple[int, int, int], unsure: bool) -> 
     """
     coding = stream.find(b"\xff\x52")
     if unsure and shape[2] == 3 and (coding < 0 or stream[coding + 8 : coding + 9] != b"\1"):
-        raise ValueError("JPEG 2000 that may be YCbCr or RGB; write the file anew: bfconvert -compression LZW IN OUT")
+        raise ValueError("JPEG 2000 that may be YCbCr or RGB; write the file again: bfconvert -compression LZW IN OUT")
     with PIL.Image.open(io.BytesIO(stream), formats=["JPEG2000"]) as image:
         # Before decoding: memory follows from what the TIFF says, not from the tile.
         if (image.height, image.width, len(image.getbands())) != shape or image.mode not in ("L", "RGB"):

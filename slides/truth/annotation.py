@@ -71,7 +71,7 @@ def read_annotations(
         Annotations in the order of the file, and notes on what was skipped or repaired.
 
     Raises:
-        AnnotationError: Unreadable, malformed or hostile XML, a coordinate that is no number, an unknown group.
+        AnnotationError: Unreadable, malformed or hostile XML, a coordinate that is not a number, an unknown group.
     """
     known = {group.lower() for group in label_map}
     ignored = {group.lower() for group in ignore_groups} - known
@@ -127,13 +127,13 @@ def paint(annotations: Collection[Annotation], label_map: Mapping[str, int]) -> 
 
 
 def describe(label_map: Mapping[str, int], names: Mapping[int, str] | None = None) -> str:
-    """Say in words which group becomes which class, in the order they are painted.
+    """Describe which group becomes which class, in the order they are painted.
 
     Args:
         label_map: Group to class.
-        names: Class to name; default 0 normal, 1 tumour.
+        names: Class to name; default 0 normal, 1 tumor.
     """
-    names = {0: "normal", 1: "tumour"} if names is None else names
+    names = {0: "normal", 1: "tumor"} if names is None else names
     runs: list[tuple[int, list[str]]] = []
     for group, cls in label_map.items():
         if runs and runs[-1][0] == cls:
@@ -194,8 +194,8 @@ def _ring(element: etree._Element, where: str) -> NDArray[np.float64]:
 
 def _not_numbers(where: str, number: int, coordinate: etree._Element) -> AnnotationError:
     return AnnotationError(
-        f"{where}: coordinate {number} {dict(coordinate.attrib)} is no number; expected Order, X, Y in level-0 pixels "
-        "with a decimal point"
+        f"{where}: coordinate {number} {dict(coordinate.attrib)} is not a number; expected Order, X, Y in level-0 "
+        "pixels with a decimal point"
     )
 
 

@@ -18,24 +18,24 @@ class Outline:
         name: shown by ASAP.
         group: group it belongs to.
         ring_xy_l0: its points, level-0 px, not closed.
-        colour: #RRGGBB.
+        color: #RRGGBB.
     """
 
     name: str
     group: str
     ring_xy_l0: Sequence[Sequence[float]]
-    colour: str = YELLOW
+    color: str = YELLOW
 
 
 def write_outlines(path: Path, outlines: Iterable[Outline]) -> None:
-    """Write ASAP XML: polygons, and their groups in the colour of the first of each."""
+    """Write ASAP XML: polygons, and their groups in the color of the first of each."""
     groups: dict[str, str] = {}
     lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "\t<Annotations>"]
     for outline in outlines:
-        groups.setdefault(outline.group, outline.colour)
+        groups.setdefault(outline.group, outline.color)
         lines.append(
             f'\t\t<Annotation Name={quoteattr(outline.name)} Type="Polygon" PartOfGroup={quoteattr(outline.group)} '
-            f'Color="{outline.colour}">'
+            f'Color="{outline.color}">'
         )
         lines.append("\t\t\t<Coordinates>")
         lines += [
@@ -44,8 +44,8 @@ def write_outlines(path: Path, outlines: Iterable[Outline]) -> None:
         lines += ["\t\t\t</Coordinates>", "\t\t</Annotation>"]
     lines += ["\t</Annotations>", "\t<AnnotationGroups>"]
     lines += [
-        f'\t\t<Group Name={quoteattr(group)} PartOfGroup="None" Color="{colour}"><Attributes /></Group>'
-        for group, colour in groups.items()
+        f'\t\t<Group Name={quoteattr(group)} PartOfGroup="None" Color="{color}"><Attributes /></Group>'
+        for group, color in groups.items()
     ]
     lines += ["\t</AnnotationGroups>", "</ASAP_Annotations>", ""]
     path.write_text("\n".join(lines), encoding="utf-8")

@@ -18,8 +18,8 @@ from slides.geometry import Points
 from slides.truth.asap import Outline
 
 # CAMELYON's names; our default label map reads them.
-TUMOUR_GROUP, EXCLUSION_GROUP = "_0", "_2"
-EXCLUSION_COLOUR = "#000000"
+TUMOR_GROUP, EXCLUSION_GROUP = "_0", "_2"
+EXCLUSION_COLOR = "#000000"
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class Area:
         polygon: Valid polygon with holes, level-0 px, disjoint from all others.
         name: Shown by ASAP.
         group: See `asap_group`.
-        colour: #RRGGBB.
+        color: #RRGGBB.
     """
 
     polygon: shapely.Polygon
     name: str
     group: str
-    colour: str
+    color: str
 
 
 def asap_group(cls: int) -> str:
     """Return the group of a class >= 1."""
-    return TUMOUR_GROUP if cls == 1 else f"class_{cls}"
+    return TUMOR_GROUP if cls == 1 else f"class_{cls}"
 
 
 def asap_label_map(classes: int) -> dict[str, int]:
@@ -61,9 +61,9 @@ def outlines_of(areas: Sequence[Area]) -> Iterator[Outline]:
         holes += [ring for ring, is_filled in zip(rings, filled, strict=True) if not is_filled]
         entered = [ring for ring, is_filled in zip(rings, filled, strict=True) if is_filled]
         ring = _around(shapely.get_coordinates(area.polygon.exterior)[:-1], entered)
-        yield Outline(area.name, area.group, ring.tolist(), area.colour)
+        yield Outline(area.name, area.group, ring.tolist(), area.color)
     for number, ring in enumerate(holes):
-        yield Outline(f"hole {number}", EXCLUSION_GROUP, ring.tolist(), EXCLUSION_COLOUR)
+        yield Outline(f"hole {number}", EXCLUSION_GROUP, ring.tolist(), EXCLUSION_COLOR)
 
 
 def filled_holes(disjoint: Sequence[shapely.Polygon]) -> list[list[bool]]:

@@ -1,4 +1,4 @@
-"""Truth of a slide, one interface over ASAP XML, mask pyramids, and slides without any tumour.
+"""Truth of a slide, one interface over ASAP XML, mask pyramids, and slides without any tumor.
 
 Tensor legend: H rows, W columns. Labels are uint8: classes 0-254, and IGNORE (255), which no loss or metric counts.
 """
@@ -18,7 +18,7 @@ from slides.reader import Slide
 from slides.truth.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, AnnotationError, paint, read_annotations
 from slides.truth.label import IGNORE, check_classes, ignore_outside
 from slides.truth.mask_truth import MaskTruth
-from slides.truth.raster import edges_of, polygons_of, rasterise, touched_cells
+from slides.truth.raster import edges_of, polygons_of, rasterize, touched_cells
 
 __all__ = ["IGNORE", "EmptyTruth", "MaskTruth", "Truth", "XmlTruth", "open_truth"]
 
@@ -40,7 +40,7 @@ class Truth(Protocol):
         """See the class."""
 
     def label(self, window: Window) -> NDArray[np.uint8]:
-        """Return label_HW of shape `window.hw_out`: the class under each pixel's centre, IGNORE outside the slide."""
+        """Return label_HW of shape `window.hw_out`: the class under each pixel's center, IGNORE outside the slide."""
 
     def label_max(self, cell_l0: int, cls: int) -> NDArray[np.bool_]:
         """Return occurs_HW: whether class `cls` occurs anywhere in each cell, however small the spot.
@@ -123,12 +123,12 @@ class XmlTruth:
         return ignore_outside(self._classes_at(window), window, self._size_xy_l0)
 
     def _classes_at(self, window: Window) -> NDArray[np.uint8]:
-        """Class under the centre of each px, class 0 outside the slide."""
+        """Class under the center of each px, class 0 outside the slide."""
         label_HW: NDArray[np.uint8] | None = None
         for cls, edges in self._edges.items():
             if cls == 0:
                 continue
-            inside_HW = rasterise(edges, window)
+            inside_HW = rasterize(edges, window)
             if label_HW is None:
                 # Ten times faster than writing through a mask; False and True are the bytes 0 and 1.
                 label_HW = np.multiply(inside_HW.view(np.uint8), np.uint8(cls))
@@ -140,7 +140,7 @@ class XmlTruth:
         """See `Truth.label_max`.
 
         A cell is True exactly when class `cls` covers a positive area of it: an edge passes through it, or none does
-        and its centre is inside.
+        and its center is inside.
         """
         width, height = self._size_xy_l0
         hw = -(-height // cell_l0), -(-width // cell_l0)
@@ -148,7 +148,7 @@ class XmlTruth:
         if edges is None:
             return np.zeros(hw, np.bool_)
         cells = Window((0.0, 0.0), hw, (cell_l0, cell_l0))
-        occurs_HW: NDArray[np.bool_] = touched_cells(edges, cell_l0, hw) | rasterise(edges, cells)
+        occurs_HW: NDArray[np.bool_] = touched_cells(edges, cell_l0, hw) | rasterize(edges, cells)
         return occurs_HW
 
     def one_class(self, cell_l0: int) -> NDArray[np.int64]:
@@ -190,7 +190,7 @@ class XmlTruth:
 
 
 class EmptyTruth:
-    """Truth of a slide without tumour: class 0 everywhere.
+    """Truth of a slide without tumor: class 0 everywhere.
 
     Args:
         slide: The slide.
@@ -231,7 +231,7 @@ def open_truth(
     """Open the truth of a slide by the suffix of its file.
 
     Args:
-        path: ASAP XML, a TIFF mask, or None for a slide without tumour.
+        path: ASAP XML, a TIFF mask, or None for a slide without tumor.
         slide: The slide.
         label_map: Group to class, for XML.
         ignore_groups: Groups to skip, for XML.

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from slides.geometry import Window, pixel_centres_l0
+from slides.geometry import Window, pixel_centers_l0
 
 # Counted by no loss and no metric.
 IGNORE = 255
@@ -25,8 +25,8 @@ def check_classes(classes: Collection[int], option: str) -> None:
 
 
 def ignore_outside(label_HW: NDArray[np.uint8], window: Window, size_xy_l0: tuple[int, int]) -> NDArray[np.uint8]:
-    """Set IGNORE where a pixel's centre lies outside the slide; changes and returns `label_HW`."""
-    x, y = pixel_centres_l0(window)
+    """Set IGNORE where a pixel's center lies outside the slide; changes and returns `label_HW`."""
+    x, y = pixel_centers_l0(window)
     label_HW[(y < 0) | (y >= size_xy_l0[1]), :] = IGNORE
     label_HW[:, (x < 0) | (x >= size_xy_l0[0])] = IGNORE
     return label_HW

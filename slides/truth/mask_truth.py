@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from slides.geometry import Window, level_downsample_xy, pixel_centres_l0
+from slides.geometry import Window, level_downsample_xy, pixel_centers_l0
 from slides.reader import Level, Slide
 from slides.tiff.backends import READ_ERRORS, drop_handle, file_key, handle, tiff_levels
 from slides.tiff.tags import Page, is_tiff
@@ -31,7 +31,7 @@ FINE_STEP = 4.0
 class MaskTruth:
     """Truth from a TIFF mask, with or without coarser levels.
 
-    `label` takes the stored pixel under each centre: from level 0 up to a step of 4 level-0 px, beyond that from the
+    `label` takes the stored pixel under each center: from level 0 up to a step of 4 level-0 px, beyond that from the
     coarsest level with at least two px per step (its px are the mask writer's choice). `label_max` and `regions` scan
     level 0 of masks under 1 Gpx; larger ones at their coarsest level of at most 2 um/px, where a spot that the writer
     of the mask dropped from that level is not found.
@@ -40,7 +40,7 @@ class MaskTruth:
         path: The mask.
         slide: Its slide, of the same size at level 0.
         value_map: Stored value to class, 255 for areas to ignore; a value not listed is an error when it is met.
-            Default: 0 is class 0, any other value class 1. Palette masks: the stored index, not the colour.
+            Default: 0 is class 0, any other value class 1. Palette masks: the stored index, not the color.
 
     Raises:
         ValueError: Unreadable, truncated, not one-channel 8-bit, or of another size than the slide.
@@ -85,7 +85,7 @@ class MaskTruth:
     def label(self, window: Window) -> NDArray[np.uint8]:
         """See `Truth.label`."""
         level = self._label_level(window)
-        x_l0, y_l0 = pixel_centres_l0(window)
+        x_l0, y_l0 = pixel_centers_l0(window)
         inside_x = (x_l0 >= 0) & (x_l0 < self._size_xy_l0[0])
         inside_y = (y_l0 >= 0) & (y_l0 < self._size_xy_l0[1])
         label_HW = np.full(window.hw_out, IGNORE, np.uint8)
@@ -100,19 +100,19 @@ class MaskTruth:
                 continue
             top, height = int(rows[band[0]]), int(rows[band[-1]] - rows[band[0]]) + 1
             block = self._read(level, (left, top), (height, width))
-            # Slices of neighbouring px would be copied one by one.
-            picked = block if _neighbours(rows[band]) else block[rows[band] - top]
-            picked = picked if _neighbours(columns) else picked[:, columns - left]
+            # Slices of neighboring px would be copied one by one.
+            picked = block if _neighbors(rows[band]) else block[rows[band] - top]
+            picked = picked if _neighbors(columns) else picked[:, columns - left]
             row = top_row + int(band[0])
             label_HW[row : row + band.size, left_column : left_column + columns.size] = picked
         return label_HW
 
     def label_max(self, cell_l0: int, cls: int) -> NDArray[np.bool_]:
-        """See `Truth.label_max`; on a coarser level than 0 a px counts for the cell its centre lies in."""
+        """See `Truth.label_max`; on a coarser level than 0 a px counts for the cell its center lies in."""
         level = self._scan_level(cell_l0)
         width, height = self._size_xy_l0
         occurs_HW = np.zeros((-(-height // cell_l0), -(-width // cell_l0)), np.bool_)
-        # First px whose centre lies in each cell; every cell has one since no px is wider than a cell.
+        # First px whose center lies in each cell; every cell has one since no px is wider than a cell.
         firsts = [
             np.minimum(np.ceil(np.arange(count) * cell_l0 / down - 0.5).astype(np.int64), size - 1)
             for count, down, size in zip(occurs_HW.shape[::-1], level.downsample_xy, level.size_xy, strict=True)
@@ -208,10 +208,10 @@ class MaskTruth:
         """Undo what libvips does to samples on loading; (H, W, bands) to (H, W)."""
         if pixels.shape[2] == 1 and np.array_equal(self._loaded, self._stored):
             return pixels[..., 0]
-        keys = _colour_key(pixels)
+        keys = _color_key(pixels)
         at = np.minimum(np.searchsorted(self._loaded, keys), self._loaded.size - 1)
         if (self._loaded[at] != keys).any():
-            raise ValueError("colours that its palette does not have")
+            raise ValueError("colors that its palette does not have")
         stored: NDArray[np.uint8] = self._stored[at]
         return stored
 
@@ -222,7 +222,7 @@ def _px_under(along_l0: NDArray[np.float64], level: Level, axis: int) -> NDArray
     return px.clip(max=level.size_xy[axis] - 1)
 
 
-def _neighbours(px: NDArray[np.int64]) -> bool:
+def _neighbors(px: NDArray[np.int64]) -> bool:
     """Whether every px is the one after its predecessor."""
     return bool((np.diff(px) == 1).all())
 
@@ -231,12 +231,12 @@ def _stored_values(page: Page) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Sorted sample (or 0xRRGGBB) as libvips loads it, and the value stored in the file, of a mask.
 
     libvips stretches samples of 1, 2 and 4 bits to 0..255, turns "white is zero" round and replaces a palette's
-    indices by its colours; a mask's values are the stored numbers. Of two indices of one colour the smaller is taken.
+    indices by its colors; a mask's values are the stored numbers. Of two indices of one color the smaller is taken.
     """
     top = 2**page.bits - 1
     stored = np.arange(top + 1)
     if page.colormap is not None:
-        loaded = _colour_key(page.colormap[None, : top + 1])[0]
+        loaded = _color_key(page.colormap[None, : top + 1])[0]
         if (page.colormap == page.colormap[:, :1]).all():
             loaded = page.colormap[: top + 1, 0].astype(np.int64)
     else:
@@ -247,7 +247,7 @@ def _stored_values(page: Page) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     return keys, stored[first].astype(np.uint8)
 
 
-def _colour_key(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _color_key(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     if pixels.shape[2] == 1:
         return pixels[..., 0].astype(np.int64)
     rgb = pixels.astype(np.int64)

@@ -14,7 +14,7 @@ def outlines(grid_HW: NDArray[np.bool_], cell_l0: float) -> list[shapely.Polygon
     """Return the outer edges of True cells as disjoint valid polygons with holes, level-0 px.
 
     One polygon per 4-connected group of cells; its area is exactly that of the cells. (Contour functions that run
-    through the centres of pixels lose half a pixel all round.)
+    through the centers of pixels lose half a pixel all round.)
 
     Args:
         grid_HW: Cells; [r, c] covers [c, c + 1) x [r, r + 1) cells.

@@ -1,7 +1,7 @@
 """Polygons to pixels, by one rule, in NumPy.
 
-A pixel belongs to a polygon when its centre does; ties on an edge are half-open (the left and upper edge are inside).
-So windows put together equal the whole, and neighbours with a common edge neither share nor lose a pixel.
+A pixel belongs to a polygon when its center does; ties on an edge are half-open (the left and upper edge are inside).
+So windows put together equal the whole, and neighbors with a common edge neither share nor lose a pixel.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def edges_of(polygons: Sequence[shapely.Polygon]) -> Edges:
     return Edges(x0, y0, x1, y1, np.maximum.accumulate(y1))
 
 
-def rasterise(edges: Edges, window: Window) -> NDArray[np.bool_]:
-    """Return inside_HW of shape `window.hw_out`: whether each pixel centre lies inside the polygons (even-odd).
+def rasterize(edges: Edges, window: Window) -> NDArray[np.bool_]:
+    """Return inside_HW of shape `window.hw_out`: whether each pixel center lies inside the polygons (even-odd).
 
-    Every edge crosses the row of centres y at most once, when y0 <= y < y1, and toggles all pixels whose centre is at
+    Every edge crosses the row of centers y at most once, when y0 <= y < y1, and toggles all pixels whose center is at
     or right of the crossing. Cost, inside the window's rows: a few comparisons per edge, and one step per crossing of
     the edges that are not wholly left or right of it.
     """

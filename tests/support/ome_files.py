@@ -17,7 +17,7 @@ LAYOUTS = ["together", "planes", "pages"]
 
 
 def picture(width=201, height=150, channels=3):
-    """Every px and channel differs from its neighbours; bright as a slide is."""
+    """Every px and channel differs from its neighbors; bright as a slide is."""
     y, x = np.mgrid[:height, :width]
     return np.stack([128 + (x * (c + 1) + 3 * y + 40 * c) % 128 for c in range(channels)], -1).astype(np.uint8)
 

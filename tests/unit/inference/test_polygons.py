@@ -18,7 +18,7 @@ from slides.truth.annotation import DEFAULT_LABEL_MAP
 from slides.truth.asap_areas import asap_label_map
 from slides.truth.asap_areas import filled_holes as holes_of
 from slides.truth.interface import XmlTruth
-from slides.truth.raster import edges_of, rasterise
+from slides.truth.raster import edges_of, rasterize
 from tests.support.maps_on_disk import write_maps
 
 NAMES = {0: "normal", 1: "tumor", 2: "benign", 3: "necrosis"}
@@ -41,7 +41,7 @@ def label_of(found, size_xy, step=1.0):
     """Class of each px of a grid by the centers that the polygons hold."""
     label = np.zeros((round(size_xy[1] / step), round(size_xy[0] / step)), np.uint8)
     for region in found:
-        label[rasterise(edges_of([region.polygon]), Window((0.0, 0.0), label.shape, (step, step)))] = region.cls
+        label[rasterize(edges_of([region.polygon]), Window((0.0, 0.0), label.shape, (step, step)))] = region.cls
     return label
 
 

@@ -1,4 +1,4 @@
-"""Frames: corners against centres, snapping, and the true factor of a level."""
+"""Frames: corners against centers, snapping, and the true factor of a level."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from slides.geometry import (
     l0_from_out,
     level_downsample_xy,
     lv_from_l0,
-    pixel_centres_l0,
+    pixel_centers_l0,
     shifted_inside,
-    window_centred,
+    window_centered,
 )
 
 
-def test_window_is_centred_and_x_goes_with_columns():
-    window = window_centred((100.0, 50.0), (4, 6), (2.0, 3.0))
+def test_window_is_centered_and_x_goes_with_columns():
+    window = window_centered((100.0, 50.0), (4, 6), (2.0, 3.0))
     assert window.corner_xy_l0 == (94.0, 44.0)
     assert window.size_xy_l0 == (12.0, 12.0)
     assert window.center_xy_l0 == (100.0, 50.0)
@@ -27,7 +27,7 @@ def test_conversions_are_inverse_and_keep_axes():
     assert l0_from_out(window, [[0.5, 0.5], [5, 3]]).tolist() == [[11.0, 22.0], [20.0, 32.0]]
     assert l0_from_lv([3, 5], (2.5, 4.0)).tolist() == [7.5, 20.0]
     assert lv_from_l0([7.5, 20.0], (2.5, 4.0)).tolist() == [3.0, 5.0]
-    x, y = pixel_centres_l0(window)
+    x, y = pixel_centers_l0(window)
     assert x.tolist() == [11.0, 13.0, 15.0, 17.0, 19.0]
     assert y.tolist() == [22.0, 26.0, 30.0]
 
@@ -40,7 +40,7 @@ def test_shifted_inside_moves_only_what_sticks_out(corner, expected):
     assert shifted_inside(Window(corner, (4, 10), (2.0, 3.0)), (100, 50)).corner_xy_l0 == expected
 
 
-def test_larger_than_the_slide_is_centred_on_it_along_that_axis_only():
+def test_larger_than_the_slide_is_centered_on_it_along_that_axis_only():
     moved = shifted_inside(Window((70.0, 3.0), (4, 60), (2.0, 2.0)), (100, 50))
     assert moved.corner_xy_l0 == (-10.0, 3.0)
     assert (moved.hw_out, moved.step_xy_l0) == ((4, 60), (2.0, 2.0))

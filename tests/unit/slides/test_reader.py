@@ -83,7 +83,7 @@ def test_window_beyond_the_slide_is_white(exact):
 
 
 @pytest.mark.parametrize("step", [0.6, 1.0288, 1.9, 2.7, 5.0, 9.5])
-def test_resampled_pixels_show_the_code_of_their_own_centre(smooth, step):
+def test_resampled_pixels_show_the_code_of_their_own_center(smooth, step):
     window = Window((333.37, 211.83), (60, 90), (step, step))
     image = smooth.read(window).astype(float)
     x = 333.37 + (np.arange(90) + 0.5) * step
@@ -224,7 +224,7 @@ def _held(slide):
     return backends.handle(slide._key, slide._open).held_bytes
 
 
-def test_a_replaced_file_is_read_anew(tmp_path):
+def test_a_replaced_file_is_read_again(tmp_path):
     path = tmp_path / "a.tif"
     values = []
     for value in (11, 22):

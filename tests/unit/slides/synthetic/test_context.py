@@ -10,7 +10,7 @@ import shapely
 from slides.geometry import Window
 from slides.reader import Slide
 from slides.synthetic.context import GAP, LINE_PX, SLIDES, ContextSlide, context_image, lines, make_context, outline
-from slides.synthetic.demo import rasterised
+from slides.synthetic.demo import rasterized
 from slides.truth.interface import open_truth
 
 SMALL = ContextSlide("tumor_007", "val", "violet", side=640, rings=2, decoys=3, radius=(90.0, 150.0))
@@ -40,7 +40,7 @@ def test_annotation_and_mask_are_the_capsules_and_not_the_decoys(small):
     label_HW = drawn.label(WHOLE)
     assert (len(rings), len(decoys), len(drawn.regions(1))) == (2, 3, 2)
     assert np.array_equal(label_HW, mask.label(WHOLE))
-    assert np.array_equal(label_HW == 1, rasterised([("_0", ring) for ring in rings], (640, 640)))
+    assert np.array_equal(label_HW == 1, rasterized([("_0", ring) for ring in rings], (640, 640)))
     assert 0.15 < (label_HW == 1).mean() < 0.5
 
 
@@ -70,7 +70,7 @@ def test_inside_looks_like_outside():
     means, deviations = [], []
     for seed in range(3):
         image_HWC, rings, _ = context_image(np.random.default_rng(seed), plan)
-        inside_HW = rasterised([("_0", ring) for ring in rings], (1024, 1024))
+        inside_HW = rasterized([("_0", ring) for ring in rings], (1024, 1024))
         for where_HW in (inside_HW, ~inside_HW):
             # Shrunk, so that the capsule itself counts for neither side.
             core_HW = cv2.erode(where_HW.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0

@@ -15,7 +15,7 @@ from tests.support.paths import SHARED
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real slides are not at {SHARED}")
 
 SMALL = tuple(
-    type(plan)(plan.name, plan.split, (701 + 30 * number, 633 + 17 * number), plan.um_px, plan.stain, plan.tumours)
+    type(plan)(plan.name, plan.split, (701 + 30 * number, 633 + 17 * number), plan.um_px, plan.stain, plan.tumors)
     for number, plan in enumerate(DEMO)
 )
 
@@ -37,7 +37,7 @@ def test_codes_can_be_decoded():
     assert ramp_code(np.array([160.0]), np.array([32.0])).tolist() == [[[10, 2, 6]]]
 
 
-def test_position_coded_levels_are_sampled_at_their_centres(tmp_path):
+def test_position_coded_levels_are_sampled_at_their_centers(tmp_path):
     position_coded(tmp_path / "a.tif", (101, 57), (1.0, 2.5), tile=16)
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
         fine, coarse = (page.asarray() for page in tiff.pages)
@@ -94,7 +94,7 @@ def test_demo_annotation_and_mask_are_equal_and_have_a_hole(demo, name):
     assert sum(len(part.interiors) for part in drawn.regions(1)) == 1
 
 
-def test_demo_tumour_is_darker_tissue_than_the_rest(demo):
+def test_demo_tumor_is_darker_tissue_than_the_rest(demo):
     slide = Slide(demo / "train/images/tumor_001.tif")
     width, height = slide.size_xy_l0
     window = Window((0.0, 0.0), (height, width), (1.0, 1.0))
@@ -133,7 +133,7 @@ def test_tissue_has_its_size_at_any_spacing(um_px):
 
 
 @pytest.mark.parametrize("um_px", [4.0, 8.0, 16.0])
-def test_gaps_are_closed_by_their_width_in_micrometres(um_px):
+def test_gaps_are_closed_by_their_width_in_micrometers(um_px):
     image = painted(um_px, (0, 0, 3000, 2000))
     for left, width in ((500, 32), (1500, 128)):
         image[:, round(left / um_px) : round((left + width) / um_px)] = 243

@@ -39,7 +39,7 @@ def test_jpeg_2000_that_may_be_ycbcr_is_refused(tmp_path):
         options = {"shape": (150, 201, 3), "dtype": np.uint8, "tile": (TILE, TILE), "compression": 8}
         tiff.write(iter(data), photometric="rgb", metadata={"axes": "YXS"} | UM, **options)
     renumbered(path, APERIO_YCBCR)
-    with pytest.raises(SlideError, match="JPEG 2000 that may be YCbCr or RGB; write the file anew: bfconvert"):
+    with pytest.raises(SlideError, match="JPEG 2000 that may be YCbCr or RGB; write the file again: bfconvert"):
         Slide(path)
 
 
@@ -128,11 +128,11 @@ def test_channels_on_one_page_are_damage(tmp_path):
         Slide(path)
 
 
-def test_jpeg_beside_another_compression_is_refused_where_colours_are_unsure(tmp_path):
+def test_jpeg_beside_another_compression_is_refused_where_colors_are_unsure(tmp_path):
     path = write(tmp_path / "a.ome.tif", smooth(), compression=JPEG, subifds=True)
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         tiff.pages[0].pages[1].tags[259].overwrite(LZW)
-    with pytest.raises(SlideError, match="may be RGB or YCbCr: write the file anew"):
+    with pytest.raises(SlideError, match="may be RGB or YCbCr: write the file again"):
         Slide(path)
 
 
@@ -242,5 +242,5 @@ def test_strips_that_cannot_be_read_say_what_to_do(tmp_path, compression):
     with tifffile.TiffWriter(path, ome=True) as tiff:
         tiff.write(iter([stream(image, compression)]), photometric="rgb", metadata={"axes": "YXS"} | UM, **options)
     renumbered(path, compression)
-    with pytest.raises(SlideError, match=r"in strips.*: write the file anew: bfconvert"):
+    with pytest.raises(SlideError, match=r"in strips.*: write the file again: bfconvert"):
         Slide(path)

@@ -93,7 +93,7 @@ def test_levels_of_a_slide_whose_factor_is_2_001(tmp_path, shrink, rule):
     """4443 x 3567 px with a level of 2220 x 1782 px: no whole factor gives that."""
     image = some((131, 1003))
     levels = write(tmp_path / "a.tif", image, sizes_lv=[(1003, 131), (499, 65)], shrink=shrink)
-    # Px of level 1 are 1003 / 499 px wide, and each px goes where its centre is; 65 rows are 131 / 2, rounded down.
+    # Px of level 1 are 1003 / 499 px wide, and each px goes where its center is; 65 rows are 131 / 2, rounded down.
     columns = [int((c + 0.5) * 499 / 1003) for c in range(1003)]
     rows = [min(r // 2, 64) for r in range(131)]
     assert max(np.bincount(columns)) == 3

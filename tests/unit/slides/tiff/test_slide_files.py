@@ -82,8 +82,8 @@ def test_levels_in_sub_images_are_found(tmp_path):
 
 
 def test_grey_is_read_as_rgb_and_alpha_on_white(tmp_path):
-    write_levels(tmp_path / "grey.tif", [np.full((40, 50), 77, np.uint8)], tile=16)
-    assert Slide(tmp_path / "grey.tif").read_level(0, (1, 2), (1, 2)).tolist() == [[[77, 77, 77], [77, 77, 77]]]
+    write_levels(tmp_path / "gray.tif", [np.full((40, 50), 77, np.uint8)], tile=16)
+    assert Slide(tmp_path / "gray.tif").read_level(0, (1, 2), (1, 2)).tolist() == [[[77, 77, 77], [77, 77, 77]]]
     rgba = np.zeros((40, 50, 4), np.uint8)
     rgba[:, 25:, 3] = 255
     options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "tile": (16, 16), "metadata": None}
@@ -207,7 +207,7 @@ def test_names_with_brackets_blanks_and_other_letters(tmp_path):
     assert decode(slide.read_level(0, (5, 6), (1, 2)))[0].tolist() == [[5, 6]]
 
 
-def test_printers_colours_are_refused(tmp_path):
+def test_printers_colors_are_refused(tmp_path):
     path = tmp_path / "cmyk.tif"
     tifffile.imwrite(path, np.zeros((40, 50, 4), np.uint8), tile=(16, 16), photometric="separated", metadata=None)
     with pytest.raises(SlideError, match="CMYK"):

@@ -60,12 +60,12 @@ def test_pixels_are_those_of_libvips(tmp_path, options):
 
 
 def test_grey_slides_are_read(tmp_path):
-    grey = tissue()[..., 1]
-    slide = Slide(write(tmp_path / "a.tif", grey, Q=90), um_px=0.25)
+    gray = tissue()[..., 1]
+    slide = Slide(write(tmp_path / "a.tif", gray, Q=90), um_px=0.25)
     assert isinstance(slide._open(), TiledTiff)
-    read = slide.read_level(0, (0, 0), grey.shape)
+    read = slide.read_level(0, (0, 0), gray.shape)
     assert (read == read[..., :1]).all()
-    assert abs(read[..., 0].astype(int) - grey).mean() < 4
+    assert abs(read[..., 0].astype(int) - gray).mean() < 4
 
 
 def test_other_compressions_stay_with_libvips(tmp_path):

@@ -9,7 +9,7 @@ import shapely
 from slides.geometry import Window
 from slides.synthetic.demo import write_asap
 from slides.truth.annotation import DEFAULT_LABEL_MAP, AnnotationError, describe, paint, read_annotations
-from slides.truth.raster import edges_of, rasterise
+from slides.truth.raster import edges_of, rasterize
 from tests.support.paths import SHARED
 
 DATA = SHARED / "annotations"
@@ -157,7 +157,9 @@ def test_coordinates_that_are_no_places_are_refused(tmp_path, x, y):
 def test_the_first_wrong_coordinate_is_named_with_what_stands_there(tmp_path, order, x):
     # Numbered as they stand in the file, whatever their order says.
     points = [SQUARE[3], SQUARE[1], (order, x, 30), (2, "nan", 0), SQUARE[0]]
-    wrong = r"\{'Order': '.*', 'X': '1', 'Y': '30'\} is no number" if x == 1 else r"\(-?(inf|2147483649.0), 30.0\) is"
+    wrong = (
+        r"\{'Order': '.*', 'X': '1', 'Y': '30'\} is not a number" if x == 1 else r"\(-?(inf|2147483649.0), 30.0\) is"
+    )
     if order == "first":
         points.pop(3)
     with pytest.raises(AnnotationError, match=rf"'spot': coordinate 2 {wrong}"):
@@ -209,7 +211,7 @@ def test_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
 
 def test_map_in_words():
     assert describe({"_0": 1, "_1": 1, "_2": 0}) == (
-        "_0, _1 -> tumour (class 1); _2 -> normal (class 0), painted over the former: cuts holes into other classes"
+        "_0, _1 -> tumor (class 1); _2 -> normal (class 0), painted over the former: cuts holes into other classes"
     )
     assert describe({"a": 4}) == "a -> class 4"
 
@@ -250,7 +252,7 @@ def test_areas_of_real_annotations_in_geometry_and_in_pixels(name, area):
     rows = range(int((bottom - top) / step) // 64 + 1)
     assert len(rows) >= 1
     counts = [
-        int(rasterise(edges, Window((left - 1, top - 1 + 64 * band * step), (64, width), (step, step))).sum())
+        int(rasterize(edges, Window((left - 1, top - 1 + 64 * band * step), (64, width), (step, step))).sum())
         for band in rows
     ]
     assert sum(counts) * step**2 == pytest.approx(area, rel=0.005)

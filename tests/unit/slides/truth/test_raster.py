@@ -1,4 +1,4 @@
-"""Polygons to pixels and back: centres, common edges, cut windows, exact outlines."""
+"""Polygons to pixels and back: centers, common edges, cut windows, exact outlines."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import shapely
 
 from slides.geometry import Window
 from slides.truth.outline import outlines
-from slides.truth.raster import edges_of, rasterise, touched_cells
+from slides.truth.raster import edges_of, rasterize, touched_cells
 from tests.support.paths import SHARED
 
 DATA = SHARED / "c16mosaic" / "train"
@@ -17,19 +17,19 @@ def square(x, y, width, height):
     return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]], float)
 
 
-def test_a_pixel_belongs_where_its_centre_lies():
+def test_a_pixel_belongs_where_its_center_lies():
     edges = edges_of([shapely.Polygon([(1.5, 1.4), (4.5, 1.4), (4.5, 3.6), (1.5, 3.6)])])
-    # Centres on the left edge are inside, on the right edge outside.
+    # Centers on the left edge are inside, on the right edge outside.
     expected = [[0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]]
-    assert rasterise(edges, Window((0.0, 0.0), (5, 6), (1.0, 1.0))).astype(int).tolist() == expected
+    assert rasterize(edges, Window((0.0, 0.0), (5, 6), (1.0, 1.0))).astype(int).tolist() == expected
 
 
 def test_rectangles_with_a_common_edge_neither_share_nor_lose_pixels():
     a = shapely.Polygon([(0, 0), (7, 0), (3, 9), (0, 9)])
     b = shapely.Polygon([(7, 0), (11, 0), (11, 9), (3, 9)])
     window = Window((-1.0, -1.0), (22, 26), (0.5, 0.5))
-    masks = [rasterise(edges_of([polygon]), window).astype(int) for polygon in (a, b)]
-    assert (sum(masks) == rasterise(edges_of([shapely.box(0, 0, 11, 9)]), window)).all()
+    masks = [rasterize(edges_of([polygon]), window).astype(int) for polygon in (a, b)]
+    assert (sum(masks) == rasterize(edges_of([shapely.box(0, 0, 11, 9)]), window)).all()
     # Areas 45 and 54 in pixels of 0.25.
     assert [int(mask.sum()) for mask in masks] == [180, 216]
 
@@ -37,7 +37,7 @@ def test_rectangles_with_a_common_edge_neither_share_nor_lose_pixels():
 def test_holes_and_islands_in_them():
     ring = shapely.Polygon(square(1, 1, 8, 6), [square(2, 2, 6, 4)])
     island = shapely.box(4, 3, 5, 4)
-    inside = rasterise(edges_of([ring, island]), Window((0.0, 0.0), (8, 10), (1.0, 1.0)))
+    inside = rasterize(edges_of([ring, island]), Window((0.0, 0.0), (8, 10), (1.0, 1.0)))
     assert inside.sum() == 48 - 24 + 1
     assert inside[3, 4]
     assert not inside[3, 3]
@@ -50,9 +50,9 @@ def test_windows_put_together_equal_the_whole(step):
     radius = rng.uniform(15, 45, 200)
     star = shapely.Polygon(np.stack([50 + radius * np.cos(angle), 48 + radius * np.sin(angle)], axis=1))
     edges = edges_of([star])
-    full = rasterise(edges, Window((-4.0, -2.0), (84, 90), (step, step)))
+    full = rasterize(edges, Window((-4.0, -2.0), (84, 90), (step, step)))
     parts = [
-        [rasterise(edges, Window((-4 + 30 * c * step, -2 + 21 * r * step), (21, 30), (step, step))) for c in range(3)]
+        [rasterize(edges, Window((-4 + 30 * c * step, -2 + 21 * r * step), (21, 30), (step, step))) for c in range(3)]
         for r in range(4)
     ]
     assert np.array_equal(np.block(parts), full)
@@ -64,8 +64,8 @@ def test_windows_put_together_equal_the_whole(step):
 def test_nothing_in_sight_is_empty():
     edges = edges_of([shapely.box(100, 100, 120, 130)])
     for corner in ((0.0, 0.0), (0.0, 100.0), (130.0, 100.0), (100.0, 140.0)):
-        assert rasterise(edges, Window(corner, (20, 30), (1.0, 1.0))).sum() == 0
-    assert rasterise(edges_of([]), Window((0.0, 0.0), (2, 3), (1.0, 1.0))).tolist() == [[False] * 3] * 2
+        assert rasterize(edges, Window(corner, (20, 30), (1.0, 1.0))).sum() == 0
+    assert rasterize(edges_of([]), Window((0.0, 0.0), (2, 3), (1.0, 1.0))).tolist() == [[False] * 3] * 2
 
 
 def test_touched_cells_are_those_an_edge_passes_through():
@@ -95,7 +95,7 @@ def test_outlines_of_any_grid_are_valid_disjoint_and_give_it_back():
         height, width = rng.integers(1, 9, 2)
         grid = rng.random((height, width)) < rng.choice([0.3, 0.5, 0.8])
         found = outlines(grid, 2)
-        back = rasterise(edges_of(found), Window((0.0, 0.0), (height, width), (2.0, 2.0)))
+        back = rasterize(edges_of(found), Window((0.0, 0.0), (height, width), (2.0, 2.0)))
         valid = all(part.is_valid for part in found) and sum(part.area for part in found) == 4 * grid.sum()
         wrong += not (valid and np.array_equal(back, grid))
     assert wrong == 0

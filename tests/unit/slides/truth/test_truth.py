@@ -1,4 +1,4 @@
-"""Truth: pixel centres, whole and cut windows, tiny lesions, masks of every kind."""
+"""Truth: pixel centers, whole and cut windows, tiny lesions, masks of every kind."""
 
 import pickle
 
@@ -126,7 +126,7 @@ def spots(shape=(70, 90)):
 
 
 @pytest.mark.parametrize("value", [1, 255, 7])
-def test_any_value_but_0_is_tumour_by_default(tmp_path, slide, value):
+def test_any_value_but_0_is_tumor_by_default(tmp_path, slide, value):
     truth = mask_truth(tmp_path, slide, [spots() * value])
     assert np.array_equal(truth.label(whole(slide)), spots())
     assert truth.classes == frozenset({1})
@@ -143,7 +143,7 @@ def test_label_of_a_cut_window_and_outside(tmp_path, slide):
 
 
 @pytest.mark.parametrize("step", [0.5, 1.3, 2.0, 3.7])
-def test_label_is_the_pixel_under_the_centre(tmp_path, slide, step):
+def test_label_is_the_pixel_under_the_center(tmp_path, slide, step):
     codes = np.random.default_rng(2).integers(0, 5, (70, 90), dtype=np.uint8)
     truth = mask_truth(tmp_path, slide, [codes], {0: 0, 1: 1, 2: 2, 3: 3, 4: 255})
     label = truth.label(Window((3.2, 4.7), (15, 20), (step, step)))
@@ -188,7 +188,7 @@ def test_large_masks_are_scanned_at_a_coarser_level(tmp_path, slide, monkeypatch
     coarse[:] = 0
     coarse[4, 5] = 1
     odd = mask_truth(tmp_path, slide, [spots(), np.zeros((35, 45), np.uint8), coarse])
-    # The centre of that px is (22, 18); cells of 6 do not fit px of 4.
+    # The center of that px is (22, 18); cells of 6 do not fit px of 4.
     assert np.argwhere(odd.label_max(6, 1)).tolist() == [[3, 3]]
 
 
@@ -266,14 +266,14 @@ def test_masks_that_call_white_zero_keep_their_stored_values(tmp_path, slide):
     assert np.array_equal(MaskTruth(path, slide, {0: 0, 2: 1}).label(whole(slide)), spots())
 
 
-@pytest.mark.parametrize("grey", [False, True])
-def test_palette_masks_give_their_index(tmp_path, slide, grey):
-    colours = np.zeros((3, 256), np.uint16)
-    colours[:, 1], colours[:, 2] = ((200, 200, 200), (9, 9, 9)) if grey else ((255, 0, 0), (0, 255, 0))
+@pytest.mark.parametrize("gray", [False, True])
+def test_palette_masks_give_their_index(tmp_path, slide, gray):
+    colors = np.zeros((3, 256), np.uint16)
+    colors[:, 1], colors[:, 2] = ((200, 200, 200), (9, 9, 9)) if gray else ((255, 0, 0), (0, 255, 0))
     path = tmp_path / "a.tif"
     indices = spots() * 2
     indices[0, 0] = 1
-    tifffile.imwrite(path, indices, tile=(16, 16), photometric="palette", colormap=colours * 257, metadata=None)
+    tifffile.imwrite(path, indices, tile=(16, 16), photometric="palette", colormap=colors * 257, metadata=None)
     label = MaskTruth(path, slide, {0: 0, 1: 4, 2: 1}).label(whole(slide))
     assert label[0, 0] == 4
     assert np.array_equal(label[1:], spots()[1:])
@@ -291,7 +291,7 @@ def test_suffix_chooses_the_kind(tmp_path, slide):
         open_truth(tmp_path / "a.json", slide)
 
 
-def test_a_slide_without_tumour(slide):
+def test_a_slide_without_tumor(slide):
     truth = open_truth(None, slide)
     label = truth.label(Window((-2.0, -1.0), (6, 9), (1.0, 1.0)))
     assert (label == 0).sum() == 5 * 7
