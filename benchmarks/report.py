@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "simplejpeg", "isal", "pyvips")
+PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "simplejpeg", "imagecodecs", "isal", "pyvips")
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
