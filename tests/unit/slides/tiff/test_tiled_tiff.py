@@ -1,6 +1,7 @@
 """Tiles decoded one by one: the same pixels as libvips, damage, the cache."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -124,6 +125,32 @@ def test_a_damaged_tile_is_an_error_there_and_only_there(tmp_path, no_cache, cha
     with pytest.raises(SlideError, match=r"a\.tif cannot be read.*tile in row 1, column 1"):
         slide.read_level(0, (100, 100), (8, 8))
     np.testing.assert_array_equal(slide.read_level(0, (128, 0), (301, 64)), whole[:, 128:192])
+
+
+def huge(data):
+    at = data.index(b"\xff\xc0\x00\x11\x08")
+    data[at + 5 : at + 9] = b"\xff\xdc\xff\xdc"
+
+
+def checksum_lost(data):
+    data[-4:] = b"\1\2\3\4"
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [(huge, {"Q": 80}, "cannot reshape"), (checksum_lost, {"compression": "deflate"}, "BAD_DATA")],
+)
+def test_tiles_that_lie_about_their_size_or_content_are_errors(tmp_path, no_cache, change, options, message):
+    path = write(tmp_path / "a.tif", tissue(), pyramid=False, **options)
+    damaged(path, 8, change)
+    tracemalloc.start()
+    try:
+        with pytest.raises(SlideError, match=rf"tile in row 1, column 1: .*{message}"):
+            Slide(path, um_px=0.25).read_level(0, (100, 100), (8, 8))
+        # 65,500 px a side would be 13 GB.
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_tiles_that_were_never_written_are_white(tmp_path, no_cache):
