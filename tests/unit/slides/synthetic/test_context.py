@@ -1,4 +1,4 @@
-"""Slides of slides.synthetic.context: truth as drawn, and nothing but the lines tells inside from outside."""
+"""Slides of slides.synthetic.context: truth as drawn, and only the lines distinguish inside from outside."""
 
 from itertools import combinations
 
