@@ -1,6 +1,7 @@
 """Files in an uncompressed tar, read in place: one large file for the file system, any file of it at once for us.
 
-`preprocessing.pack` writes such archives with an index beside them, but any plain tar will do.
+`preprocessing.pack` writes such archives with an index beside them, but any plain tar will do. Own code: tarfile
+has one position for all readers, which neither threads nor forked processes can share.
 """
 
 from __future__ import annotations

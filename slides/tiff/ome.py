@@ -1,7 +1,7 @@
 """OME-TIFF: which pages are the slide, its levels and its colors, and how large a px is, by the OME-XML in page 0.
 
 Brightfield slides only: 8-bit RGB, whose samples lie together, in planes of one page, or in three pages. Fluorescence,
-focal planes, time and files of several scans are refused by name, never guessed at.
+focal planes, time and files of several scans are refused by name, never guessed at; that is why ome-types is not used.
 
 Source: the OME-TIFF specification, https://docs.openmicroscopy.org/ome-model (6.x: levels as SubIFDs).
 """

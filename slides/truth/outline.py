@@ -1,4 +1,7 @@
-"""Pixels to polygons: the exact outer edges of a boolean grid."""
+"""Pixels to polygons: the exact outer edges of a boolean grid.
+
+Own code: OpenCV's contours run through the centers of pixels, not along their edges.
+"""
 
 from __future__ import annotations
 

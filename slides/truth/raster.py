@@ -1,7 +1,8 @@
 """Polygons to pixels, by one rule, in NumPy.
 
 A pixel belongs to a polygon when its center does; ties on an edge are half-open (the left and upper edge are inside).
-So windows put together equal the whole, and neighbors with a common edge neither share nor lose a pixel.
+So windows put together equal the whole, and neighbors with a common edge neither share nor lose a pixel. Own code:
+OpenCV and rasterio round corners, or paint every pixel that an edge touches.
 """
 
 from __future__ import annotations
