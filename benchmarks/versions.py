@@ -53,14 +53,12 @@ def stages_of(checkout: Path, data: tuple[Path, Path, Path]) -> Stages:
     return stages
 
 
-def _module(*names: str) -> Any:
-    """The first of these modules that exists: they were called otherwise before."""
-    for name in names[:-1]:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-    return importlib.import_module(names[-1])
+def _module(name: str, former: str) -> Any:
+    """A module, in older versions by its former name."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return importlib.import_module(former)
 
 
 def _stages(
