@@ -17,6 +17,7 @@ from slides.synthetic.demo import write_levels, write_pyramid
 from slides.truth.reading import Reading
 from tests.support.tiny import (
     SMALL,
+    THIN,
     TUMOR_XY,
     UM_PX,
     TinySet,
@@ -37,7 +38,7 @@ def tiny(tmp_path: Path) -> TinySet:
 
 def message(done: subprocess.CompletedProcess[str], log_dir: Path | None) -> str:
     """The one error message, after all that holds for every bad input."""
-    errors = re.findall(r"^(?:small_)?train\.py: error: (.*)$", done.stderr, re.MULTILINE)
+    errors = re.findall(r"^(?:small_|thin_)?train\.py: error: (.*)$", done.stderr, re.MULTILINE)
     assert len(errors) == 1, done.stdout[-1000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == 2, done.returncode
@@ -229,7 +230,7 @@ def test_weights_that_do_not_fit(tiny: TinySet) -> None:
         group.attrs["weight_names"] = [b"dense_77/kernel:0"]
         group.create_dataset("dense_77/kernel:0", data=np.ones((3, 5), np.float32))
     words = tiny.arguments("--model", "effdetd0", weights_path=weights)
-    said = message(train(words, timeout=240), tiny.log_dir)
+    said = message(warm.run(THIN, words, environment()), tiny.log_dir)
     assert str(weights) in said
     assert "dense_77" in said
     assert "--model" in said
@@ -238,7 +239,8 @@ def test_weights_that_do_not_fit(tiny: TinySet) -> None:
 def test_weights_that_are_damaged(tiny: TinySet) -> None:
     weights = tiny.folder / "cut short.h5"
     weights.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(500))
-    said = message(train(tiny.arguments("--model", "effdetd0", weights_path=weights), timeout=240), tiny.log_dir)
+    words = tiny.arguments("--model", "effdetd0", weights_path=weights)
+    said = message(warm.run(THIN, words, environment()), tiny.log_dir)
     assert f"weights {weights} cannot be read" in said
 
 
@@ -258,7 +260,7 @@ def test_resume_where_every_checkpoint_is_damaged(tiny: TinySet) -> None:
 
 def ranks_message(done: subprocess.CompletedProcess[str], log_dir: Path | None) -> str:
     """As `message`; the launcher chooses the code and says that ranks ended, but only train.py names the cause."""
-    errors = re.findall(r"^(?:small_)?train\.py: ((?:rank \d of 2: )?error: .*)$", done.stderr, re.MULTILINE)
+    errors = re.findall(r"^(?:small_|thin_)?train\.py: ((?:rank \d of 2: )?error: .*)$", done.stderr, re.MULTILINE)
     assert len(errors) == 1, done.stdout[-1000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode != 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from slides.synthetic.demo import write_asap
 from tests.support.small_runs import rows_of, small
-from tests.support.tiny import SMALL, TRAIN, TUMOR_XY, TinySet, environment, train
+from tests.support.tiny import SMALL, THIN, TRAIN, TUMOR_XY, TinySet, environment
 from tests.support.warm import warm
 
 
@@ -51,7 +51,7 @@ def test_recomputed_bfloat16_run_leaves_a_float32_model(tmp_path: Path) -> None:
 
     tiny = TinySet(tmp_path)
     words = ["--recompute", "fine", "--mixed_precision", "bfloat16", "--model", "effdetd0", "--base_lr", "1e-5"]
-    done = train(tiny.arguments(*words, batch_size="2"), timeout=600)
+    done = warm.run(THIN, tiny.arguments(*words, batch_size="2"), environment())
     assert done.returncode == 0, done.stderr[-3000:]
     assert all(np.isfinite(row["loss"]) for row in rows_of(tiny.log_dir) if row["kind"] == "train")
     loaded = keras.models.load_model(tiny.log_dir / "final.keras")

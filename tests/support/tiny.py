@@ -22,6 +22,7 @@ TUMOR_XY = np.array([(60, 70), (180, 70), (180, 200), (60, 200)], float)
 
 # What a launcher, or pytest under one, left in the environment must not decide.
 TRAIN = str(ROOT / "train.py")
+THIN = str(ROOT / "tests" / "integration" / "thin_train.py")
 SMALL = str(ROOT / "tests" / "integration" / "small_train.py")
 CHOSEN = ("NP", "HOSTS", "HOSTFILE", "LAUNCHER", "LAUNCHER_ARGS", "DRY_RUN", "OMP_NUM_THREADS", "OPAL_PREFIX")
 
