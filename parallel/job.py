@@ -2,7 +2,7 @@
 
     def main(argv=None):
         opts = train_options(argv)
-        return job.run(lambda ranks: Run(opts, ranks).go(), job.Settings(opts.horovod, ...))
+        return job.run(lambda ranks: Run(opts, ranks).go(), job.Settings(opts.machine.horovod, ...))
 
 `run` sets the environment before TensorFlow is imported, connects the ranks, prepares heartbeat and preemption, turns
 errors into one message and an exit code that all ranks agree on, and reconnects the ranks of an elastic job. It can be
@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from parallel.comm import AgreedError, Comm, abort, broke, connect
+from parallel.comm import AgreedError, Comm, SoloComm, abort, broke, connect
 from parallel.heartbeat import GRACE_S, Heartbeat
 from parallel.launchers import ends_with_first_failure, is_first_rank, launched_rank, launched_size, program
 from parallel.preemption import Preemption
-from system.allocator import give_back_memory
+from system.allocator import SYSTEM_ALLOCATOR, give_back_memory
 from system.placement import describe, faults, placement
 
 RECONNECT = -1  # in place of an exit code: ranks of an elastic job have come or gone
@@ -76,12 +76,19 @@ class Ranks:
         self.heartbeat = heartbeat
         self.preemption = preemption
         self.log = logger(comm)
+        # Ranks: Horovod has loaded TensorFlow, and the first message between ranks fixes its devices and threads. A
+        # single rank sends no message, and its errors need not wait seconds for TensorFlow.
+        self._devices = "" if isinstance(comm, SoloComm) else self._choose()
 
     def use_devices(self) -> str:
         """Import TensorFlow and give this rank its GPU or its share of the cores; returns a description.
 
-        After everything that can fail without TensorFlow, whose import takes seconds.
+        After everything that can fail without TensorFlow.
         """
+        self._devices = self._devices or self._choose()
+        return self._devices
+
+    def _choose(self) -> str:
         from parallel.devices import use_devices
 
         return use_devices(self.comm)
@@ -127,17 +134,17 @@ def run(
 @contextmanager
 def environment(settings: Settings) -> Iterator[None]:
     """Variables that libraries read when they are imported; those that were not set are removed again at the end."""
+    before = dict(os.environ)
     if settings.give_back_memory:
         give_back_memory()
     added = {name: value for name, value in {**ENVIRONMENT, **settings.environment}.items() if name not in os.environ}
-    before = dict(os.environ)
     os.environ.update(added)
     if settings.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
         yield
     finally:
-        for name in [*added, "CUDA_VISIBLE_DEVICES"]:
+        for name in [*added, "CUDA_VISIBLE_DEVICES", SYSTEM_ALLOCATOR]:
             if name in before:
                 os.environ[name] = before[name]
             else:

@@ -41,7 +41,8 @@ def launched_by_mpi() -> bool:
 
 def is_first_rank() -> bool:
     """Whether this process may write to the terminal: one of a job does."""
-    return launched_rank() == 0
+    # A PMIx launcher may tell the rank, but no size that we know of.
+    return launched_rank() == 0 and all(os.environ.get(name, "0") == "0" for name in MPI_RANK_VARIABLES)
 
 
 def is_elastic() -> bool:
@@ -58,5 +59,6 @@ def ends_with_first_failure() -> bool:
 
 
 def program() -> str:
-    """Name of the script that runs, for messages."""
-    return os.path.basename(sys.argv[0]) or "train.py"
+    """Name of the script that runs, for messages; of `python -m PACKAGE` that of the package."""
+    folder, name = os.path.split(sys.argv[0])
+    return (os.path.basename(folder) if name == "__main__.py" else name) or "train.py"

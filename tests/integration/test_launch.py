@@ -57,6 +57,38 @@ def test_mpirun(slides: Path, tmp_path: Path, open_mpi: dict[str, str]) -> None:
     check_trained(*train(slides, tmp_path / "log", 1, NP="2", SCRIPT=SMALL, **open_mpi), 2, 1)
 
 
+DEVICES = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from parallel import job
+from system.placement import threads_per_rank
+
+def story(ranks):
+    sizes = ranks.comm.gather(1)  # the first message between ranks starts TensorFlow
+    said = ranks.use_devices()
+    import tensorflow as tf
+    threading = tf.config.threading
+    expected = threads_per_rank(len(sizes))
+    assert threading.get_intra_op_parallelism_threads() == expected, threading.get_intra_op_parallelism_threads()
+    assert threading.get_inter_op_parallelism_threads() == 2
+    assert said.startswith(f"{{expected}} CPU thread")
+    return 7
+
+sys.exit(job.run(story, job.Settings(no_cuda=True)))
+"""
+
+
+def test_threads_are_set_before_the_first_message_between_ranks(open_mpi: dict[str, str]) -> None:
+    """As mpirun starts train.py by hand: the program alone says how many threads there are."""
+    unset = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+    env = {name: value for name, value in environment().items() if name not in unset}
+    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "2"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", DEVICES], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 7, done.stdout[-2000:] + done.stderr[-2000:]
+
+
 def test_horovodrun(slides: Path, tmp_path: Path) -> None:
     check_trained(*train(slides, tmp_path / "log", 1, NP="2", LAUNCHER="horovodrun", SCRIPT=SMALL), 2, 1)
 

@@ -8,12 +8,15 @@ from parallel.devices import use_devices
 
 
 @pytest.mark.parametrize(
-    ("started_with", "expected"), [(1, "1 CPU thread"), (2, "2 CPU threads"), (0, "500 CPU threads")]
+    ("started_with", "variable", "expected"),
+    [(1, "3", "1 CPU thread"), (2, "3", "2 CPU threads"), (0, "3", "3 CPU threads"), (0, "", "7 CPU threads")],
 )
 def test_threads_stay_as_they_are_once_tensorflow_has_started(
-    started_with: int, expected: str, monkeypatch: pytest.MonkeyPatch
+    started_with: int, variable: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0 is TensorFlow's own choice: all cores that this process may use."""
+    """0 is TensorFlow's own choice: its variable, or all cores that this process may use."""
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", variable or "0")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(7))
     tf.constant(1.0)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
     monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: started_with)
