@@ -66,31 +66,31 @@ demo() {
         fi
         demo_slides "$data"
     fi
-    run -m preprocessing --slide_path "$data/train/images" --label_path "$data/train/annotations" --label_format xml \
+    run preprocessing --slide_path "$data/train/images" --label_path "$data/train/annotations" --label_format xml \
         --valid_slide_path "$data/val/images" --valid_label_path "$data/val/annotations" --out runs/demo/prepro \
         --patch_size 256 --resolution 0.5 --save_neg
 }
 
-# run ARGUMENT...: replaces this process by python with these arguments.
+# run MODULE ARGUMENT...: replaces this process by python with this module of ours. The working directory stays that of
+# the caller: paths may be relative to it.
 run() {
     local command
+    set -- -u "$root/launch/run_module.py" "$@"
     if [[ ${DRY_RUN:-} == 1 ]]; then
-        command=$(printf '%q ' "$wf_python" -u "$@")
+        command=$(printf '%q ' "$wf_python" "$@")
         printf '%s\n' "${command% }"
         exit 0
     fi
-    exec "$wf_python" -u "$@"
+    exec "$wf_python" "$@"
 }
 
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate
-# The working directory stays that of the caller: paths may be relative to it.
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if [[ -n ${STEP:-} ]]; then
     if ! [[ $STEP =~ ^[a-z_]+$ ]] || ! grep -qs __main__ -- "$root/preprocessing/$STEP.py"; then
         fail "STEP=$STEP is not a step; choose one of: $steps and pack"
     fi
-    run -m "preprocessing.$STEP" "$@"
+    run "preprocessing.$STEP" "$@"
 fi
 if (($# == 0)); then demo; fi
-run -m preprocessing "$@"
+run preprocessing "$@"

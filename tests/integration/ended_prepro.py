@@ -1,6 +1,8 @@
-"""run_prepro.sh that sends itself a signal as soon as a step has finished its first slide.
+"""run_prepro.sh that sends itself a signal while a step works on its second slide, whose file is not in place yet.
 
 python tests/integration/ended_prepro.py STEP SIGNAL ARGUMENT...
+
+With several processes, and in steps that write only the mark of a slide, the signal comes with a result instead.
 """
 
 import os
@@ -16,19 +18,29 @@ from preprocessing.__main__ import main
 Run = Callable[..., Generator[executors.TaskResult, None, None]]
 
 
-def ended_in(step: str, number: int, run: Run) -> Run:
-    """The method `run` of an executor, with the signal before the first result of this step."""
+def ended_in(step: str, number: int, run: Run, inside: bool) -> Run:
+    """The method `run` of an executor, with the signal in this step."""
+    move = os.replace
 
-    def until_first(self, function, tasks: Sequence[executors.Task]) -> Generator[executors.TaskResult, None, None]:
-        for result in run(self, function, tasks):
-            if tasks[0][0].name == step:
+    def signaled(part, path) -> None:
+        if ".done" not in Path(path).parts:
+            os.kill(os.getpid(), number)
+        move(part, path)
+
+    def until_second(self, function, tasks: Sequence[executors.Task]) -> Generator[executors.TaskResult, None, None]:
+        ours = tasks[0][0].name == step
+        for done, result in enumerate(run(self, function, tasks)):
+            if ours and (done == 1 or not inside):
                 os.kill(os.getpid(), number)
             yield result
+            if ours:
+                os.replace = signaled
+        os.replace = move
 
-    return until_first
+    return until_second
 
 
 if __name__ == "__main__":
-    for kind in (executors.Serial, executors.Processes):
-        kind.run = ended_in(sys.argv[1], int(sys.argv[2]), kind.run)
+    executors.Serial.run = ended_in(sys.argv[1], int(sys.argv[2]), executors.Serial.run, inside=True)
+    executors.Processes.run = ended_in(sys.argv[1], int(sys.argv[2]), executors.Processes.run, inside=False)
     sys.exit(main(sys.argv[3:]))

@@ -13,6 +13,7 @@ import tifffile
 
 from preprocessing.steps import FULL_RUN, NAMES
 from system.folder_lock import FolderLock
+from system.version import __version__
 from tests.integration.small_prepro import PATCHES, make_set, prepare, table, words_of, written
 from tests.support.bench import Bench
 from tests.support.paths import ROOT
@@ -23,18 +24,27 @@ from tests.support.tiny import environment, tissue, write_label
 
 
 def test_the_script_passes_words_on_as_they_are(bench: Bench):
-    python = str(bench.bin / "python")
+    python = [str(bench.bin / "python"), "-u", str(ROOT / "launch" / "run_module.py")]
     given = {"WIDEFOV_ENV": "active", "DRY_RUN": "1"}
     done = bench.run(ROOT / "run_prepro.sh", "--out", "a 'b' $(touch x)", **given)
-    assert shell_words(done.stdout) == [python, "-u", "-m", "preprocessing", "--out", "a 'b' $(touch x)"]
+    assert shell_words(done.stdout) == [*python, "preprocessing", "--out", "a 'b' $(touch x)"]
     done = bench.run(ROOT / "run_prepro.sh", **given)
     assert "--slide_path runs/demo/slides/train/images" in done.stdout
     done = bench.run(ROOT / "run_prepro.sh", "--help", STEP="check", **given)
-    assert shell_words(done.stdout) == [python, "-u", "-m", "preprocessing.check", "--help"]
+    assert shell_words(done.stdout) == [*python, "preprocessing.check", "--help"]
     for wrong in ("runner", "no_such", "../train"):
         done = bench.run(ROOT / "run_prepro.sh", STEP=wrong, **given)
         assert (done.returncode, done.stderr.startswith(f"run_prepro.sh: STEP={wrong} is not a step")) == (2, True)
         assert done.stderr.endswith(f": {', '.join(NAMES)} and pack\n")
+
+
+@pytest.mark.parametrize("module", ["preprocessing", "preprocessing.check"])
+def test_modules_of_the_user_are_not_taken_for_ours(module: str, tmp_path: Path):
+    for name in ("options.py", "cohorts.py", "check.py", "numpy.py"):
+        (tmp_path / name).write_text("raise SystemExit(9)\n", encoding="utf-8")
+    command = [sys.executable, "-u", str(ROOT / "launch" / "run_module.py"), module, "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, f"widefov {__version__}\n")
 
 
 @pytest.mark.parametrize("step", NAMES)
@@ -150,7 +160,7 @@ def test_every_step_has_left_something(eight: Eight):
 
 
 def ended_in(step: str, eight: Eight, out: Path, by: signal.Signals, processes: int) -> int:
-    """A run that ends when `step` has finished its first slide; returns its exit code."""
+    """A run that ends in `step` when its first slide is finished; returns its exit code."""
     script = str(ROOT / "tests" / "integration" / "ended_prepro.py")
     command = [sys.executable, script, step, str(int(by)), *eight.words(step, out, processes)]
     return subprocess.run(
