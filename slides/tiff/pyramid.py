@@ -143,7 +143,8 @@ def _tiles_of_strips(strips: Iterator[Pixels], size_xy: tuple[int, int]) -> Tile
         if column == 0:
             strip = next(strips)
             if row + 1 == rows:
-                assert next(strips, None) is None, "checked_strips raises where there are more"
+                extra = next(strips, None)
+                assert extra is None, "checked_strips raises where there are more"
         return strip[:, column * STRIP_ROWS : (column + 1) * STRIP_ROWS]
 
     return tile_of

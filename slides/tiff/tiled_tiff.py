@@ -16,6 +16,7 @@ import io
 import math
 import os
 import threading
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -303,13 +304,35 @@ def _lossless(stream: bytearray, shape: tuple[int, int, int], page: Page) -> Ima
     else:
         # By name: imagecodecs loads each codec when it is first asked for.
         decode = getattr(imagecodecs, LOSSLESS[page.compression])
-        pixels = decode(stream, out=np.empty(size, np.uint8))
+        try:
+            pixels = decode(stream, out=np.empty(size, np.uint8))
+        except RuntimeError as error:
+            if page.compression not in DEFLATES:
+                raise
+            pixels = _unusual_deflate(stream, size, error)
     if pixels.size < size:
         raise ValueError(f"holds {pixels.size} of {size} bytes")
     tile_HWC: Image = pixels.reshape(shape)
     if page.predictor == _HORIZONTAL:
         tile_HWC = imagecodecs.delta_decode(tile_HWC, axis=1, out=tile_HWC)
     return tile_HWC
+
+
+def _unusual_deflate(stream: bytearray, size: int, error: RuntimeError) -> Image:
+    """The bytes of a Deflate tile that holds more than it must, or has no end mark, as some writers leave it.
+
+    Raises:
+        RuntimeError: `error`, of the usual decoder: too few bytes, damaged, or a wrong checksum.
+    """
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(stream, size)
+        more = inflate.decompress(inflate.unconsumed_tail, 1)  # reads the checksum where the data ends here
+    except zlib.error:
+        raise error from None
+    if len(data) < size or (inflate.eof and not more):
+        raise error
+    return np.frombuffer(data, np.uint8)
 
 
 def _aligned(shape: tuple[int, ...]) -> Image:

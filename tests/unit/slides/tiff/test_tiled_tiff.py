@@ -2,6 +2,8 @@
 
 import threading
 import tracemalloc
+import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,7 +62,7 @@ def test_pixels_are_those_of_libvips(tmp_path, options):
             np.testing.assert_array_equal(slide.read_level(level.index, corner, (h, w)), expected)
 
 
-def test_grey_slides_are_read(tmp_path):
+def test_gray_slides_are_read(tmp_path):
     gray = tissue()[..., 1]
     slide = Slide(write(tmp_path / "a.tif", gray, Q=90), um_px=0.25)
     assert isinstance(slide._open(), TiledTiff)
@@ -196,3 +198,33 @@ def test_threads_share_tiles(tmp_path):
     assert all((image == first).all() for image in found)
     found[0][:] = 0  # what was handed out is a copy
     np.testing.assert_array_equal(slide.read_level(0, (0, 0), (301, 433)), first)
+
+
+def deflated(data: bytes, kind: str) -> bytearray:
+    compressor = zlib.compressobj()
+    if kind == "longer":
+        data += b"more"
+    stream = compressor.compress(data)
+    stream += compressor.flush(zlib.Z_SYNC_FLUSH if kind == "without an end" else zlib.Z_FINISH)
+    if kind == "checksum":
+        stream = stream[:-1] + bytes([stream[-1] ^ 1])
+    return bytearray(stream[:40] if kind == "cut" else stream)
+
+
+def a_page() -> SimpleNamespace:
+    """A page of tiles in Deflate; what else it says does not matter here."""
+    return SimpleNamespace(compression=8, predictor=1)
+
+
+@pytest.mark.parametrize("kind", ["", "longer", "without an end"])
+def test_deflate_tiles_that_end_otherwise_are_read(kind):
+    tile = np.random.default_rng(0).integers(0, 99, (16, 16, 3), np.uint8)
+    read = tiled_tiff._lossless(deflated(tile.tobytes(), kind), tile.shape, a_page())
+    np.testing.assert_array_equal(read, tile)
+
+
+@pytest.mark.parametrize("kind", ["cut", "checksum"])
+def test_damaged_deflate_tiles_are_refused(kind):
+    tile = np.random.default_rng(0).integers(0, 99, (16, 16, 3), np.uint8)
+    with pytest.raises(RuntimeError):
+        tiled_tiff._lossless(deflated(tile.tobytes(), kind), tile.shape, a_page())
