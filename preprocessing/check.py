@@ -34,8 +34,9 @@ from preprocessing.store import StepResult
 from preprocessing.tissue import LEAST_SHARE, advice, find_tissue
 from slides.reader import Slide
 from slides.truth.annotation import read_annotations
-from slides.truth.interface import EmptyTruth, Truth, XmlTruth
+from slides.truth.interface import EmptyTruth, Truth
 from slides.truth.reading import Reading
+from slides.truth.xml_truth import XmlTruth
 from system.csv_tables import counted
 from system.findings import FAIL, WARN, Finding, failed, passed, warned
 
@@ -216,10 +217,15 @@ def _tumor(case: Case, tumor_HW: NDArray[np.bool_], tissue_HW: NDArray[np.bool_]
             yield passed("tumor", f"{share:.0%} of it lies on tissue")
 
 
+def _one_spelling(text: str) -> str:
+    """A text of a finding, which may have been kept since before 0.1.0."""
+    return text.replace("tumour", "tumor")  # old spelling
+
+
 def finish(faults: Sequence[Finding], out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
     """Find duplicates and write the report."""
     findings = {
-        case.slide_id: [Finding(*row) for row in outcome.result.values["findings"]]
+        case.slide_id: [Finding(*map(_one_spelling, row)) for row in outcome.result.values["findings"]]
         if "findings" in outcome.result.values
         else [failed("slide", outcome.error, FIX_FILE)]
         for case, outcome in zip(cases, outcomes, strict=True)

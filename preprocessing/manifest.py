@@ -38,9 +38,10 @@ from preprocessing.tissue import mask_path, reads_mask
 from slides.geometry import Window
 from slides.reader import Slide
 from slides.truth.annotation import read_annotations
-from slides.truth.interface import EmptyTruth, Truth, XmlTruth
+from slides.truth.interface import EmptyTruth, Truth
 from slides.truth.label import IGNORE
 from slides.truth.reading import Reading
+from slides.truth.xml_truth import XmlTruth
 from system.csv_tables import csv_text
 
 NAME = "manifest"

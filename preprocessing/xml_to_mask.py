@@ -2,7 +2,7 @@
 
     OUT/masks/SLIDE_Mask.tif    classes, for slides with an XML label
 
-Every px has the class under its center, as in training from XML (`slides.truth.interface.XmlTruth`). Tiles without an
+Every px has the class under its center, as in training from XML (`slides.truth.xml_truth.XmlTruth`). Tiles without an
 edge are filled without visiting their px, so the time depends on the length of the outlines, not on the area.
 
 python -m preprocessing.xml_to_mask --slide_path DIR --label_path DIR --label_format xml --out OUT
@@ -38,8 +38,8 @@ from slides.geometry import Pair, Window
 from slides.reader import Slide
 from slides.tiff.pyramid import write_mask_pyramid
 from slides.truth.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, describe
-from slides.truth.interface import XmlTruth
 from slides.truth.reading import Reading
+from slides.truth.xml_truth import XmlTruth
 from system.csv_tables import counted
 
 NAME = "xml_to_mask"

@@ -17,8 +17,8 @@ from slides.synthetic.demo import position_coded
 from slides.truth.annotation import DEFAULT_LABEL_MAP
 from slides.truth.asap_areas import asap_label_map
 from slides.truth.asap_areas import filled_holes as holes_of
-from slides.truth.interface import XmlTruth
 from slides.truth.raster import edges_of, rasterize
+from slides.truth.xml_truth import XmlTruth
 from tests.support.maps_on_disk import write_maps
 
 NAMES = {0: "normal", 1: "tumor", 2: "benign", 3: "necrosis"}

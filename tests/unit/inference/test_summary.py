@@ -16,7 +16,7 @@ from inference.outputs import OutputOptions, write_outputs
 from inference.summary import Predicted, summary, write_summary
 from slides.reader import Slide
 from slides.synthetic.demo import position_coded
-from slides.truth.interface import MaskTruth
+from slides.truth.mask_truth import MaskTruth
 from system.version import __version__
 from tests.support.maps_on_disk import write_maps
 

@@ -13,7 +13,7 @@ from preprocessing.mask_to_xml import mask_to_xml
 from preprocessing.xml_to_mask import Field, xml_to_mask
 from slides.synthetic.demo import write_levels
 from slides.truth.asap_areas import asap_label_map
-from slides.truth.interface import XmlTruth
+from slides.truth.xml_truth import XmlTruth
 from tests.support.paths import ROOT
 
 

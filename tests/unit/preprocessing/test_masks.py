@@ -10,7 +10,8 @@ import tifffile
 from preprocessing.__main__ import main
 from slides.reader import Slide
 from slides.synthetic.demo import write_levels
-from slides.truth.interface import MaskTruth, XmlTruth
+from slides.truth.mask_truth import MaskTruth
+from slides.truth.xml_truth import XmlTruth
 from tests.support.steps import run_steps
 from tests.support.tiny import write_label, write_slide
 

@@ -14,8 +14,8 @@ from slides.geometry import Window
 from slides.reader import Slide
 from slides.synthetic.demo import position_coded, write_asap
 from slides.truth.annotation import DEFAULT_LABEL_MAP
-from slides.truth.interface import XmlTruth
 from slides.truth.mask_truth import MaskTruth
+from slides.truth.xml_truth import XmlTruth
 from tests.support.paths import ROOT, SHARED
 
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real data are not at {SHARED}")

@@ -14,7 +14,8 @@ from samplers.patch import PatchReader, PatchRequest
 from slides.reader import Slide
 from slides.synthetic.demo import write_asap, write_levels
 from slides.synthetic.texture import STAINS, blob, stained_tissue
-from slides.truth.interface import EmptyTruth, XmlTruth
+from slides.truth.interface import EmptyTruth
+from slides.truth.xml_truth import XmlTruth
 from tests.support.search_index import cells, index_of
 
 SIGNIFICANCE = 0.001

@@ -16,7 +16,8 @@ from samplers.index import Places, cell_side_l0, index_slide, own_regions
 from samplers.patch import GRID, Patch, PatchReader, PatchRequest, draw
 from slides.reader import Slide
 from slides.synthetic.demo import decode, position_coded, write_asap
-from slides.truth.interface import EmptyTruth, XmlTruth
+from slides.truth.interface import EmptyTruth
+from slides.truth.xml_truth import XmlTruth
 from tests.support.search_index import CELL, cells, index_of
 
 # ----------------------------------------------------------------------------------------------------------- the table

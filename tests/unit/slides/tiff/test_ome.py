@@ -153,7 +153,7 @@ def test_alpha_is_laid_on_white(tmp_path, planar):
     check(tmp_path / "a.ome.tif", np.where(image[..., 3:] > 0, image[..., :3], np.uint8(255)))
 
 
-def test_one_channel_is_grey(tmp_path):
+def test_one_channel_is_gray(tmp_path):
     options = {"ome": True, "photometric": "minisblack", "tile": (TILE, TILE), "metadata": {"axes": "YX"} | UM}
     tifffile.imwrite(tmp_path / "a.ome.tif", picture()[..., 1], **options)
     check(tmp_path / "a.ome.tif", np.repeat(picture()[..., 1:2], 3, axis=2))

@@ -80,7 +80,7 @@ def test_three_channels_that_are_not_rgb_are_refused(tmp_path, options, dark, me
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_rgb_that_the_tags_call_grey(tmp_path, planar, dark):
+def test_rgb_that_the_tags_call_gray(tmp_path, planar, dark):
     image = picture() - (128 if dark else 0)
     data, axes = (image, "YXS") if planar == "contig" else (np.ascontiguousarray(image.transpose(2, 0, 1)), "SYX")
     options = {"photometric": "minisblack", "planarconfig": planar, "tile": (TILE, TILE)}

@@ -81,7 +81,7 @@ def test_levels_in_sub_images_are_found(tmp_path):
     assert slide.read_level(1, (3, 4), (2, 2)).ravel().tolist() == [20] * 12
 
 
-def test_grey_is_read_as_rgb_and_alpha_on_white(tmp_path):
+def test_gray_is_read_as_rgb_and_alpha_on_white(tmp_path):
     write_levels(tmp_path / "gray.tif", [np.full((40, 50), 77, np.uint8)], tile=16)
     assert Slide(tmp_path / "gray.tif").read_level(0, (1, 2), (1, 2)).tolist() == [[[77, 77, 77], [77, 77, 77]]]
     rgba = np.zeros((40, 50, 4), np.uint8)

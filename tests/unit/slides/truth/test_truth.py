@@ -11,7 +11,10 @@ from slides.geometry import Window
 from slides.reader import Slide
 from slides.synthetic.demo import position_coded, write_asap, write_levels
 from slides.truth.annotation import DEFAULT_LABEL_MAP, AnnotationError
-from slides.truth.interface import IGNORE, EmptyTruth, MaskTruth, XmlTruth, open_truth
+from slides.truth.interface import EmptyTruth, open_truth
+from slides.truth.label import IGNORE
+from slides.truth.mask_truth import MaskTruth
+from slides.truth.xml_truth import XmlTruth
 from tests.support.paths import SHARED
 
 DATA = SHARED / "c16mosaic" / "train"
