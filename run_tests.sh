@@ -37,8 +37,14 @@ while (($#)); do
         *) refuse "unknown part or option $1" ;;
     esac
 done
-# Quarters take turns by commit, so that four commits run everything; an archive without git has no history.
-[[ -n $slow ]] || slow=$(($(git rev-list --count HEAD 2>/dev/null || echo 0) % 4))
+# Quarters take turns by commit; by day where git has no history (an archive) or only its end (a shallow clone).
+if [[ -z $slow ]]; then
+    if [[ $(git rev-parse --is-shallow-repository 2>/dev/null) == false ]]; then
+        slow=$(($(git rev-list --count HEAD) % 4))
+    else
+        slow=$(($(date +%s) / 86400 % 4))
+    fi
+fi
 [[ $slow =~ ^([0-3]|none|all)$ ]] || refuse "WIDEFOV_SLOW=$slow is not 0, 1, 2, 3, none or all"
 export WIDEFOV_SLOW=$slow
 ranks_of_parallel=${NP:-2}

@@ -28,6 +28,7 @@ fi
 wf_log=$wf_venv.log
 wf_wheels=${WIDEFOV_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/widefov/wheels}
 [[ $wf_wheels == /* ]] || wf_wheels=$PWD/$wf_wheels
+[[ -z ${WIDEFOV_COPY:-} || $WIDEFOV_COPY == /* ]] || WIDEFOV_COPY=$PWD/$WIDEFOV_COPY
 # Changing this number makes existing environments be set up again.
 wf_version=1
 wf_horovod=0.28.1
@@ -171,7 +172,8 @@ module_of_package = {
     "tensorflow": "tensorflow", "keras": "keras", "horovod": "horovod", "numpy": "numpy", "scipy": "scipy",
     "tensorboard": "tensorboard", "h5py": "h5py", "mpi4py": "mpi4py", "psutil": "psutil", "tqdm": "tqdm",
     "openslide-python": "openslide", "pyvips": "pyvips", "opencv-python-headless": "cv2", "pillow": "PIL",
-    "tifffile": "tifffile", "lxml": "lxml", "shapely": "shapely", "scikit-learn": "sklearn", "matplotlib": "matplotlib",
+    "tifffile": "tifffile", "imagecodecs": "imagecodecs", "simplejpeg": "simplejpeg", "isal": "isal",
+    "google-crc32c": "google_crc32c", "lxml": "lxml", "shapely": "shapely", "scikit-learn": "sklearn", "matplotlib": "matplotlib",
 }
 if sys.argv[1] == "1":
     module_of_package.update(pytest="pytest", hypothesis="hypothesis", ruff="ruff", mypy="mypy")

@@ -164,7 +164,7 @@ class Run:
             frozen = models.freeze(self.model, network.freeze_bn, network.freeze_backbone)
             self.log(f"frozen      {frozen:,} parameters")
         if network.sync_bn and self.comm.size > 1:
-            self.log(f"batch norm  {models.synchronise(self.model, self.comm.sum)} layers over all ranks")
+            self.log(f"batch norm  {models.synchronize(self.model, self.comm.sum)} layers over all ranks")
         variables = self.model.trainable_variables
         self.optimizer = optimizer.build(rates.optimizer, variables, rates.momentum, rates.weight_decay)
         loss = Loss(training.loss, training.weights_of(classes), training.label_smoothing, training.focal_gamma)
@@ -246,8 +246,8 @@ class Run:
         if not stop or (self.images >= training.num_steps and not self.validation_due):
             return set()
         requests = set(comm.gather(self.preemption.requested)) - {""}
-        at = f"at image {self.images} of {training.num_steps}"
-        self.log(f"preempted   {', '.join(sorted(requests))} {at}; --resume auto continues")
+        names, length = ", ".join(sorted(requests)), training.num_steps
+        self.log(f"preempted   {names} at image {self.images} of {length}; --resume auto continues")
         return requests
 
     def log_training(self, rate: float) -> None:

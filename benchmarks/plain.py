@@ -18,7 +18,7 @@ def plain_layers() -> None:
 
 
 def batch_normalization(activation: str | None = None, **options: Any) -> Callable[[Any], Any]:
-    """Keras' batch normalisation, and Keras' activation behind it."""
+    """Keras' batch normalization, and Keras' activation behind it."""
     norm = keras.layers.BatchNormalization(**options)
     return norm if activation is None else lambda x: keras.layers.Activation(activation)(norm(x))
 

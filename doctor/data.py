@@ -13,7 +13,7 @@ from cohorts.pairing import Case, named
 from cohorts.sets import Chosen
 from doctor.job import Task
 from doctor.report import Finding, failed, passed, warned
-from slides.truth.interface import MaskTruth
+from slides.truth.mask_truth import MaskTruth
 from slides.truth.reading import Reading
 
 MOST_SLIDES = 200

@@ -84,7 +84,7 @@ def versions(root: Path) -> dict[str, str]:
     installed = {name: list(metadata.distributions(name=name)) for name in PACKAGES}
     found |= {name: copies[0].version if copies else "absent" for name, copies in installed.items()}
     code = hashlib.sha256()
-    for path in sorted([*root.glob("*.py"), *root.glob("[a-z]*/*.py")]):
+    for path in sorted(path for depth in ("", "[a-z]*/", "[a-z]*/[a-z]*/") for path in root.glob(f"{depth}*.py")):
         if path.relative_to(root).parts[0] not in ("tests", "runs"):
             code.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return found | {"code": code.hexdigest()[:12]}

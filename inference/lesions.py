@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inference.maps import GRID_PX, MapLevel, Maps
 from slides.geometry import Pair
 
-# LesionSizes are separated on a level of about this spacing.
+# Lesions are separated on a level of about this spacing.
 UM_PX = 8.0
 UM_PER_MM = 1000.0
 

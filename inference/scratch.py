@@ -7,6 +7,7 @@ weighted sums. Zip keeps a CRC per member and its directory at the end, so a tru
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.blending import Floats, Sums, Weights
-from system.atomic_files import move_into_place, part_of
+from system.atomic_files import part_of
 
 Bytes = NDArray[np.uint8]
 SUMS, INFO = "sums", "info.json"
@@ -85,7 +86,8 @@ class RunWriter:
         """Write information about the run, and give the file its name."""
         self._zip.writestr(INFO, json.dumps(dict(info)))
         self._zip.close()
-        move_into_place(self._partial, self._path)
+        # Not flushed: after a power cut, the whole folder is made again.
+        os.replace(self._partial, self._path)
 
     def discard(self) -> None:
         """Remove the unfinished file."""

@@ -60,4 +60,4 @@ def copy_file(source: Path, target: Path, path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{copy(Path(sys.argv[1]), Path(sys.argv[2]))} files\n")
+    sys.stdout.write(f"{copy(Path(sys.argv[1]).absolute(), Path(sys.argv[2]).absolute())} files\n")

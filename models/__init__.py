@@ -101,11 +101,11 @@ def policy(precision: str) -> Iterator[None]:
 
 
 def freeze(model: keras.Model, batch_norm: bool, backbone: bool) -> int:
-    """Takes layers out of training: their weights stay, and batch normalisation uses its moving statistics.
+    """Takes layers out of training: their weights stay, and batch normalization uses its moving statistics.
 
     Args:
         model: A network of `build`.
-        batch_norm: Every batch normalisation.
+        batch_norm: Every batch normalization.
         backbone: Every layer of the pre-trained backbone.
 
     Returns:
@@ -140,8 +140,8 @@ def training_pass(model: keras.Model, recompute: str) -> Callable[..., Any]:
     return Recomputed(model, segments if recompute == "fine" else segments[:1])
 
 
-def synchronise(model: keras.Model, total: Total) -> int:
-    """Lets every batch normalisation of a network take the statistics of all ranks' batches together.
+def synchronize(model: keras.Model, total: Total) -> int:
+    """Lets every batch normalization of a network take the statistics of all ranks' batches together.
 
     `RunningBatchNormalization` needs none of it: it normalises with moving statistics, which are equal on all ranks.
 

@@ -7,11 +7,11 @@ The public Keras file holds the model zoo's arrays. Its own graph pads the first
 even sizes; padding here is fixed everywhere, as in the zoo's graph, where the weights were trained.
 
 Output stride 16. Differences from the public weights' training set-up, none of which changes inference: batch
-normalisation has momentum 0.99 instead of 0.9997, which would still remember its start after ten thousand steps, and
+normalization has momentum 0.99 instead of 0.9997, which would still remember its start after ten thousand steps, and
 `image_pooling_BN` normalises with its moving statistics in training too (see `RunningBatchNormalization`), because a
 pooled map of one image has no variance.
 
-With one image per normalisation group, `concat_projection_BN` still removes what is constant over that image, the
+With one image per normalization group, `concat_projection_BN` still removes what is constant over that image, the
 pooled branch
 included: the branch learns from two images on (batch size 2, or batch statistics joined over ranks).
 
@@ -132,7 +132,7 @@ def _separable(
     activate_inside: bool = True,
     epsilon: float = DECODER_EPSILON,
 ) -> keras.KerasTensor:
-    """Depthwise 3x3 (atrous) and pointwise 1x1 convolution, each with batch normalisation; arguments as in `_block`."""
+    """Depthwise 3x3 (atrous) and pointwise 1x1 convolution, each with batch normalization; arguments as in `_block`."""
     x = x_BHWC
     if not activate_inside:
         x = layers.ReLU(name=f"{prefix}_relu")(x)

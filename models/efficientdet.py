@@ -104,7 +104,7 @@ def _bifpn_cell(levels: Levels, filters: int, prefix: str) -> Levels:
 
 
 def _fused(inputs: list[keras.KerasTensor], filters: int, prefix: str) -> keras.KerasTensor:
-    """One node: weighted sum and swish, separable 3x3 convolution, batch normalisation."""
+    """One node: weighted sum and swish, separable 3x3 convolution, batch normalization."""
     x = FastFusion(name=f"{prefix}_fuse")(inputs)
     x = layers.SeparableConv2D(filters, 3, padding="same", name=f"{prefix}_conv")(x)
     return BatchNormalization(name=f"{prefix}_bn")(x)

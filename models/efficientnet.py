@@ -15,7 +15,7 @@ from keras import layers
 
 from models.layers import BatchNormalization
 
-# Published weights expect RGB standardised with these ImageNet statistics of values in [0, 1].
+# Published weights expect RGB standardized with these ImageNet statistics of values in [0, 1].
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
 
@@ -70,7 +70,7 @@ def features(variant: str, image_BHWC: keras.KerasTensor) -> list[keras.KerasTen
         The last features with stride 2, 4, 8, 16 and 32, finest first: what EfficientDet calls levels 1 to 5.
     """
     width, _ = SCALING[variant]
-    x = imagenet_standardised(image_BHWC)
+    x = imagenet_standardized(image_BHWC)
     x = _conv(x, _scaled_filters(STEM_FILTERS, width), 3, "stem_conv", strides=2)
     x = BatchNormalization("swish", name="stem_bn")(x)
     by_stride: dict[int, keras.KerasTensor] = {}
@@ -94,7 +94,7 @@ def blocks(variant: str) -> list[Block]:
     ]
 
 
-def imagenet_standardised(image_BHWC: keras.KerasTensor) -> keras.KerasTensor:
+def imagenet_standardized(image_BHWC: keras.KerasTensor) -> keras.KerasTensor:
     """Turns RGB in [-1, 1] into ((x + 1) / 2 - mean) / std, the input of the published weights.
 
     `keras.applications` reaches the same in three steps: its files store the standard deviation as the variance of a

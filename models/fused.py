@@ -22,7 +22,7 @@ Total = Callable[[Sequence[Any]], Sequence[Any]]  # tensors to their sums over r
 
 
 class Statistics(NamedTuple):
-    """What a batch normalisation takes from its batch.
+    """What a batch normalization takes from its batch.
 
     Attributes:
         mean_C: mean of every channel, float32.

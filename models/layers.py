@@ -182,9 +182,9 @@ class PointwiseConv2D(keras.layers.Conv2D):
 
 @_register
 class RunningBatchNormalization(keras.layers.Layer):
-    """Batch normalisation for maps too small for statistics of their own, such as pooled 1x1 maps with batch 1.
+    """Batch normalization for maps too small for statistics of their own, such as pooled 1x1 maps with batch 1.
 
-    Ordinary batch normalisation of a 1x1 map with one image returns beta, whatever the image: the only value is its own
+    Ordinary batch normalization of a 1x1 map with one image returns beta, whatever the image: the only value is its own
     mean. This layer normalises with its moving statistics in training as at inference, and updates them afterwards:
 
         mean     <- a mean     + (1 - a) batch mean of x

@@ -40,7 +40,7 @@ def naming(patterns: Mapping[str, str]) -> Naming:
 
 
 class _Statistics:
-    """What the batch normalisations found, by layer, in the forward pass that is being traced.
+    """What the batch normalizations found, by layer, in the forward pass that is being traced.
 
     Attributes:
         found: The statistics.
@@ -56,12 +56,12 @@ _current: list[_Statistics] = []  # at most one: a stack, so that one network ma
 
 
 def statistics_of(layer: str) -> Any:
-    """What a batch normalisation found in the forward pass; None in that pass itself."""
+    """What a batch normalization found in the forward pass; None in that pass itself."""
     return _current[-1].found[layer] if _current and _current[-1].again else None
 
 
 def keep_statistics(layer: str, statistics: Any) -> None:
-    """Keep what a batch normalisation found, for the recomputed pass."""
+    """Keep what a batch normalization found, for the recomputed pass."""
     if _current:
         _current[-1].found[layer] = statistics
 

@@ -47,7 +47,14 @@ class Cohort(LabeledSlides):
     valid_slide_path: Path | None = option(help="slides for validation")
     valid_label_path: Path | None = option(help="their labels")
     dataset: DatasetName | None = option(help="standard CAMELYON layout under --data_root")
-    data_root: Path | None = option(os.environ.get("CAMELYON_ROOT"), help="root of --dataset; $CAMELYON_ROOT")
+    data_root: Path | None = option(help="root of --dataset; default: $CAMELYON_ROOT")
+
+    @classmethod
+    def settle(cls, given: argparse.Namespace) -> None:
+        """See `LabeledSlides.settle`; and the root of CAMELYON where its variable names it."""
+        super().settle(given)
+        root = os.environ.get("CAMELYON_ROOT")
+        given.data_root = given.data_root or (Path(root) if root else None)
 
     @property
     def folders(self) -> tuple[Path | None, ...]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from samplers.patch import ORIGINS, NotYetError, Patch, PatchReader, PatchRequest
 from samplers.records import META
-from slides.truth.interface import IGNORE
+from slides.truth.label import IGNORE
 
 PREFETCH = 2  # batches; more only cost memory once reading is faster than training
 RETRY_S = 0.01  # between two attempts of a request that waits for training

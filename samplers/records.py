@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from samplers.hard_pool import Entry, HardPool
 from samplers.patch import ORIGINS, UNREADABLE, Patch, Rejected
+from system.atomic_files import write_bytes
 
 # What the input pipeline reports about a patch (see `Feed`); x and y are the window's center, level-0 px.
 META = ("index", "attempt", "slide", "cls", "x_l0", "y_l0", "origin")
@@ -76,13 +77,13 @@ class Records:
                 self._noticed[patch.request.index] = patch.rejected
         return patch
 
-    def add(self, meta_BM: NDArray[np.float64], patch_loss_B: NDArray[np.floating[Any]]) -> None:
+    def add(self, meta_BM: NDArray[np.float64], sample_loss_B: NDArray[np.floating[Any]]) -> None:
         """Add a trained batch: M numbers per patch in the order of `META`, and the loss of each patch.
 
         Raises:
             ValueError: more draws than `max_unreadable` could not be read; the message lists them.
         """
-        for meta_M, loss in zip(meta_BM, patch_loss_B, strict=True):
+        for meta_M, loss in zip(meta_BM, sample_loss_B, strict=True):
             index, attempt, slide, cls, origin = (int(meta_M[META.index(n)]) for n in _WHOLE)
             x_l0, y_l0 = (float(meta_M[META.index(n)]) for n in ("x_l0", "y_l0"))
             self._waiting.append(Entry(index, slide, cls, x_l0, y_l0, float(loss)))
@@ -105,7 +106,7 @@ class Records:
                     "loss": f"{float(loss):.6g}",
                 }
             )
-        self._trained += len(patch_loss_B)
+        self._trained += len(sample_loss_B)
         self._judge_unreadable()
 
     def _unreadable_row(self, draw: Rejected) -> Row:
@@ -165,7 +166,7 @@ def write_described(folder: Path, described: Mapping[str, Any]) -> None:
     """Record which files a run reads and how, as `samples/slides.json` in its `--log_dir`."""
     path = folder / "samples" / "slides.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    write_bytes(path, (json.dumps(described, indent=1) + "\n").encode())
 
 
 def read_described(folder: Path) -> dict[str, Any]:

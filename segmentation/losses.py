@@ -20,7 +20,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss to minimise: a pixel loss, a region loss, or both added up.
+    """The loss to minimize: a pixel loss, a region loss, or both added up.
 
     ce: softmax cross-entropy, mean over pixels. focal: the same times (1 - p)^gamma, p the probability of the true
     class (Lin et al. 2017, https://arxiv.org/abs/1708.02002). dice: 1 - soft Dice, mean over the classes that occur in

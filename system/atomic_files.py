@@ -73,12 +73,13 @@ def written_folder(path: Path, overwrite: bool = True) -> Iterator[Path]:
         overwrite: Replace `path` with all it holds; else it may only be missing or empty at the end.
 
     Yields:
-        `.NAME.part` beside it; what a killed process left there is gone.
+        `.NAME.part` beside it, without what a killed process left there; `.NAME.PID.part` where `path` is not to be
+        replaced: another process may be writing it, too.
 
     Raises:
         OSError: Writing, or the move at the end, failed.
     """
-    part = part_of(path)
+    part = part_of(path) if overwrite else path.with_name(f".{path.name}.{os.getpid()}.part")
     remove(part)
     part.mkdir(parents=True)
     try:

@@ -62,7 +62,9 @@ class FolderLock:
                 f"the file system of {self._root} has no locks: do not start a second run with this {self._option}"
             )
         file.truncate(0)
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        script = Path(sys.argv[0])
+        name_of = script.parent.name if script.name == "__main__.py" else script.name
+        command = shlex.join([name_of, *sys.argv[1:]])
         since = time.strftime("%F %T")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})\n")
         file.flush()

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import tensorflow as tf
 from tqdm import tqdm
 
+from system.atomic_files import write_bytes
 from system.version import __version__
 
-# BGR for OpenCV: class 0 green (normal), 1 red (tumor), further classes in turn; ignored pixels grey
+# BGR for OpenCV: class 0 green (normal), 1 red (tumor), further classes in turn; ignored pixels gray
 COLORS_BGR = np.array([(80, 170, 60), (60, 60, 220), (220, 120, 40), (40, 200, 230), (190, 60, 170)], np.uint8)
 GREY_BGR = np.array((128, 128, 128), np.uint8)
 
@@ -142,7 +143,7 @@ class Progress:
 
 
 def colored(label_HW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Classes as BGR colors, ignored pixels grey; (H, W, 3)."""
+    """Classes as BGR colors, ignored pixels gray; (H, W, 3)."""
     colors: npt.NDArray[np.uint8] = np.concatenate([np.resize(COLORS_BGR, (255, 3)), GREY_BGR[None]])
     return colors[label_HW]
 
@@ -182,7 +183,7 @@ def prepare_folder(folder: Path, resumed: bool, options: Mapping[str, Any]) -> l
     folder.mkdir(parents=True, exist_ok=True)
     notes = [] if resumed else _set_aside(folder)
     stored = {"widefov_version": __version__} | dict(options)
-    (folder / "options.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    write_bytes(folder / "options.json", (json.dumps(stored, indent=1) + "\n").encode())
     return notes
 
 
@@ -196,7 +197,7 @@ def trim_metrics(folder: Path, images: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A last line cut short by a full disk has no end.
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= images]
-        path.write_text("".join(kept), encoding="utf-8")
+        write_bytes(path, "".join(kept).encode())
 
 
 def _set_aside(folder: Path) -> list[str]:

@@ -127,7 +127,7 @@ class TrainStep:
         model: (B, H, W, C) in [-1, 1] -> output.
         optimizer: of the model's trainable variables (`training.optimizer`).
         comm: the ranks.
-        loss: to minimise.
+        loss: to minimize.
         fp16_allreduce: compress gradients for the allreduce.
         counter: where training metrics are counted, or None.
         warm_up: let BatchNorm's statistics leave their start values quickly; not for pre-trained ones.

@@ -70,10 +70,10 @@ def test_loss_and_gradients_equal_the_joint_batch(comm, name):
     image_BHWC, label_BHW = joint_batch(comm.size)
     model = network()
     many, one = steps(model, comm, loss=name), steps(model, SoloComm(), loss=name)
-    loss, patch_loss_B, grads = many.gradients(mine(image_BHWC, comm), mine(label_BHW, comm))
+    loss, sample_loss_B, grads = many.gradients(mine(image_BHWC, comm), mine(label_BHW, comm))
     joint_loss, joint_patch_B, joint_grads = one.gradients(image_BHWC, label_BHW)
     assert float(loss) == pytest.approx(float(joint_loss), rel=RTOL)
-    assert patch_loss_B.numpy() == pytest.approx(mine(joint_patch_B.numpy(), comm), rel=RTOL)
+    assert sample_loss_B.numpy() == pytest.approx(mine(joint_patch_B.numpy(), comm), rel=RTOL)
     assert len(grads) == 4
     for grad, joint in zip(grads, joint_grads, strict=True):
         np.testing.assert_allclose(grad, joint, rtol=RTOL, atol=RTOL * np.abs(joint).max())
@@ -195,7 +195,7 @@ def test_passes_of_all_ranks_equal_the_joint_batch(comm):
 
 
 def normed_network():
-    """Convolutions with each kind of batch normalisation behind them."""
+    """Convolutions with each kind of batch normalization behind them."""
     keras.utils.set_random_seed(1)
     x = image = keras.Input((8, 8, 3))
     for activation in (None, "relu", "swish"):
@@ -211,7 +211,7 @@ def test_synced_norm_equals_the_joint_batch(comm):
     for kind in ("synced", "recomputed", "joint", "alone"):
         model = normed_network()
         if kind in ("synced", "recomputed"):
-            assert models.synchronise(model, comm.sum) == 3
+            assert models.synchronize(model, comm.sum) == 3
         training_pass = Recomputed(model, [naming({"": "all"})]) if kind == "recomputed" else model
         ranks = SoloComm() if kind == "joint" else comm
         batch = [x if kind == "joint" else mine(x, comm) for x in (image_BHWC, label_BHW)]

@@ -90,16 +90,3 @@ def test_every_program_is_in_the_list() -> None:
         elif re.search(r"^if __name__ == ", text, re.MULTILINE):
             found.add(name if "/" not in name else ".".join(path.with_suffix("").parts))
     assert found == set(COMMANDS)
-
-
-def test_documented_modules_exist() -> None:
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    named = {name for page in pages for name in re.findall(r"python -m ([a-z_]+(?:\.[a-z_]+)*)", page.read_text())}
-    ours = {name for name in named if (ROOT / name.split(".")[0]).is_dir()}
-    assert len(ours) > 20
-    missing = {
-        name
-        for name in ours
-        if not ((ROOT / f"{name.replace('.', '/')}.py").is_file() or (ROOT / name.replace(".", "/")).is_dir())
-    }
-    assert missing == set()

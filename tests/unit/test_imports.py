@@ -17,7 +17,7 @@ PARTS = {
     "slides": {"system"},
     "parallel": {"system"},
     "cohorts": {"system", "slides"},
-    "samplers": {"slides"},
+    "samplers": {"system", "slides"},
     "inference": {"system", "slides", "samplers"},
     "options": {"system", "parallel", "slides"},
     "training": {"system", "parallel"},

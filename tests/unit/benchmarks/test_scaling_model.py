@@ -182,7 +182,7 @@ def test_workloads_are_those_of_the_networks(workload: Workload) -> None:
     def numbers(variables: list) -> int:
         return sum(v.value.shape.num_elements() for v in variables)
 
-    synced = models.synchronise(model, lambda tensors: tensors)
+    synced = models.synchronize(model, lambda tensors: tensors)
     norms = [int(layer.moving_mean.shape[0]) for layer in model.layers if getattr(layer, "total", None) is not None]
     assert numbers(model.trainable_variables) == workload.gradients
     assert numbers([v for v in model.non_trainable_variables if v.dtype == "float32"]) == workload.moving

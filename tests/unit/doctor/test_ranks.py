@@ -217,9 +217,10 @@ def test_what_one_rank_reports(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["code.py", "slides"]  # nothing is left behind
 
 
-def test_code_that_differs_has_another_version(tmp_path: Path) -> None:
-    (tmp_path / "slides").mkdir()
-    code = tmp_path / "slides" / "reader.py"
+@pytest.mark.parametrize("name", ["train.py", "slides/reader.py", "slides/tiff/tags.py"])
+def test_code_that_differs_has_another_version(name: str, tmp_path: Path) -> None:
+    code = tmp_path / name
+    code.parent.mkdir(parents=True, exist_ok=True)
     code.write_text("a = 1\n", encoding="utf-8")
     before = rank.versions(tmp_path)
     code.write_text("a = 2\n", encoding="utf-8")

@@ -115,7 +115,7 @@ print("MiB", (peak_resident_bytes() - before) // 2**20)
 
 
 def test_memory_is_saved(pytestconfig: pytest.Config) -> None:
-    """24 maps of 16 MiB and their normalisations; graph optimisation must neither merge nor move the second pass."""
+    """24 maps of 16 MiB and their normalizations; graph optimization must neither merge nor move the second pass."""
     mib = {}
     for mode in ("none", "blocks"):
         words = [sys.executable, "-c", STEP, mode]

@@ -16,7 +16,7 @@ from tests.support.thin import thin_networks
 
 SIDE, CLASSES = 128, 3
 
-# Of DeepLab's 262,144 ReLUs behind the backbone's last normalisation, one that rounding puts on the other side of 0 is
+# Of DeepLab's 262,144 ReLUs behind the backbone's last normalization, one that rounding puts on the other side of 0 is
 # 0.2 to 0.3 % of the gradient; what rounds otherwise, such as another kernel of a convolution, changes it by 1 %.
 TOLERANCE = {"effdetd0": 1e-4, "deeplab": 2e-2}
 
