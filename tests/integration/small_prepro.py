@@ -27,7 +27,7 @@ def words_of(data: Path, out: Path, *more: str, processes: int = 1) -> list[str]
 
 def prepare(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "preprocessing", *words],
+        [sys.executable, str(ROOT / "launch" / "run_module.py"), "preprocessing", *words],
         cwd=cwd, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
