@@ -21,7 +21,7 @@ import openslide
 import pyvips
 from numpy.typing import NDArray
 
-from slides.tiff.tags import Page, is_tiff, read_pages
+from slides.tiff.tags import Page, is_tiff, read_pages, tile_layout
 
 # libvips would keep the last 100 operations, slides included, alive and open; ours are bounded by the handle cache.
 pyvips.cache_set_max(0)
@@ -35,6 +35,8 @@ MAX_STRIP_PX = 64 * 2**20
 PHOTOMETRICS = (0, 1, 2, 3, 6)
 OPENSLIDE_CACHE_BYTES = 8 * 2**20
 Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Value = int | tuple[int, ...]  # of a px: of all its samples, or of each
 READ_ERRORS = (OSError, ValueError, openslide.OpenSlideError, pyvips.Error)
 
 
@@ -58,12 +60,21 @@ class Backend(Protocol):
 
 
 class VipsTiff:
-    """Levels of a TIFF, one page or sub-image each, decoded by libvips."""
+    """Levels of a TIFF, one page or sub-image each, decoded by libvips.
 
-    def __init__(self, path: Path, pages: tuple[Page, ...]) -> None:
+    Args:
+        path: The file.
+        pages: Its levels.
+        unwritten: Value of px in tiles that were never written, as libvips would load them: one, or one per band.
+            libvips itself refuses such tiles.
+    """
+
+    def __init__(self, path: Path, pages: tuple[Page, ...], unwritten: Value = 255) -> None:
         self._path = path
         self._pages = pages
+        self._unwritten = unwritten
         self._images: dict[int, pyvips.Image] = {}
+        self._written: dict[int, Mask | None] = {}
         self.held_bytes = 0
 
     def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
@@ -71,15 +82,43 @@ class VipsTiff:
         if self.held_bytes > MAX_HELD_BYTES_PER_HANDLE:
             self.close()
         image = self._image(level)
-        height, width = hw
         self.held_bytes += self._touched_bytes(level, corner_xy_lv, hw)
-        buffer = pyvips.Region.new(image).fetch(*corner_xy_lv, width, height)
-        return np.frombuffer(buffer, np.uint8).reshape(height, width, image.bands), 0.0, 0.0
+        written_HW = self._written_tiles(level)
+        if written_HW is None:
+            return _region(image, *corner_xy_lv, *hw), 0.0, 0.0
+        return self._pieces(image, level, written_HW, corner_xy_lv, hw), 0.0, 0.0
 
     def close(self) -> None:
         """See `Backend.close`; libvips closes, and forgets tiles, with the last reference."""
         self._images.clear()
+        self._written.clear()
         self.held_bytes = 0
+
+    def _written_tiles(self, level: int) -> Mask | None:
+        """Which tiles of a level were written, in rows and columns; None where all were, or there are no tiles."""
+        if level not in self._written:
+            page = self._pages[level]
+            self._written[level] = None
+            if page.tiled and page.planar == 1:
+                written = tile_layout(self._path, page).counts > 0
+                if not written.all():
+                    self._written[level] = written.reshape(-1, -(-page.size_xy[0] // page.tile_xy[0]))
+        return self._written[level]
+
+    def _pieces(
+        self, image: pyvips.Image, level: int, written_HW: Mask, corner_xy_lv: tuple[int, int], hw: tuple[int, int]
+    ) -> Image:
+        """A rectangle of a level that lacks tiles: the others one by one, for libvips refuses a lacking one."""
+        (x, y), (height, width) = corner_xy_lv, hw
+        across, down = self._pages[level].tile_xy
+        image_HWC = np.full((height, width, image.bands), self._unwritten, np.uint8)
+        for row in range(y // down, (y + height - 1) // down + 1):
+            y0, y1 = max(y, row * down), min(y + height, (row + 1) * down)
+            for column in range(x // across, (x + width - 1) // across + 1):
+                x0, x1 = max(x, column * across), min(x + width, (column + 1) * across)
+                if written_HW[row, column]:
+                    image_HWC[y0 - y : y1 - y, x0 - x : x1 - x] = _region(image, x0, y0, y1 - y0, x1 - x0)
+        return image_HWC
 
     def _touched_bytes(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> int:
         """Bytes of the decoded tiles, or strips as wide as the image, under a rectangle."""
@@ -105,6 +144,12 @@ class VipsTiff:
                 raise ValueError(f"libvips sees {image.width} x {image.height} px, the TIFF directory {page.size_xy}")
             self._images[level] = image
         return self._images[level]
+
+
+def _region(image: pyvips.Image, x: int, y: int, height: int, width: int) -> Image:
+    """Decode a rectangle."""
+    buffer = pyvips.Region.new(image).fetch(x, y, width, height)
+    return np.frombuffer(buffer, np.uint8).reshape(height, width, image.bands)
 
 
 class OpenSlideFile:
