@@ -17,10 +17,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from slides.tiff.spacing import INCH, um_px_xy
+
 MAX_PAGES = 4096
-UM_PER_UNIT = {2: 25400.0, 3: 10000.0}  # ResolutionUnit inch, centimeter; 1 is "none"
-# Dots per inch that cameras, paper scanners and editors write when they know nothing: never a microscope's.
-PRINT_DPI = (72, 96, 100, 120, 144, 150, 200, 240, 300, 360, 400, 600, 720, 1200, 2400)
 
 _DTYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4"}
 _DTYPES |= {12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
@@ -264,6 +263,7 @@ class _Directory:
         colormap = None
         if first(_PHOTOMETRIC, 1) == 3 and _COLORMAP in tags:
             colormap = (tags[_COLORMAP].astype(np.int64) >> 8).astype(np.uint8).reshape(3, -1).T
+        text = _text(tags.get(_DESCRIPTION, np.empty(0, np.uint8)))
         return Page(
             page,
             subifd,
@@ -273,14 +273,14 @@ class _Directory:
             samples=first(_SAMPLES, 1),
             photometric=first(_PHOTOMETRIC, 1),
             subfile=first(_SUBFILE, REDUCED if first(_OLD_SUBFILE, 0) == 2 else 0),
-            um_px_xy=_spacing(tags, first(_UNIT, 2)),
+            um_px_xy=um_px_xy(_resolution(tags), first(_UNIT, INCH), text),
             end=end,
             compression=first(_COMPRESSION, 1),
             predictor=first(_PREDICTOR, 1),
             planar=first(_PLANAR, 1),
             directory=directory,
             colormap=colormap,
-            description=_text(tags.get(_DESCRIPTION, np.empty(0, np.uint8))),
+            description=text,
         )
 
 
@@ -293,14 +293,8 @@ def _text(values: Values) -> str:
         return data[: error.start].decode() if error.start > _DESCRIPTION_BYTES - 4 else data.decode("latin-1")
 
 
-def _spacing(tags: dict[int, Values], unit: int) -> tuple[float, float] | None:
-    """Micrometers per px from the resolution tags; None if they are missing, without a unit, or a print resolution."""
-    if unit not in UM_PER_UNIT or _XRES not in tags or _YRES not in tags:
+def _resolution(tags: dict[int, Values]) -> tuple[float, float] | None:
+    """XResolution and YResolution."""
+    if not all(tag in tags and tags[tag].size for tag in (_XRES, _YRES)):
         return None
-    px_per_unit = float(tags[_XRES][0]), float(tags[_YRES][0])
-    if not all(np.isfinite(value) and value > 0 for value in px_per_unit):
-        return None
-    um_px_x, um_px_y = (UM_PER_UNIT[unit] / value for value in px_per_unit)
-    if any(abs(25400 / um_px_x / dpi - 1) < 1e-3 for dpi in PRINT_DPI) or px_per_unit == (1.0, 1.0):
-        return None
-    return um_px_x, um_px_y
+    return float(tags[_XRES][0]), float(tags[_YRES][0])
