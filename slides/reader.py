@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centered
+from slides.names import id_of
 from slides.tiff.backends import (
     READ_ERRORS,
     Backend,
@@ -73,7 +74,7 @@ class Slide:
 
     Attributes:
         path: The file.
-        id: File name without its suffix.
+        id: File name without its suffix, in Unicode's composed form.
         size_xy_l0: Width and height, level-0 px.
         um_px_xy_l0: Micrometers per level-0 px along x and y.
         levels: Finest first, strictly shrinking.
@@ -84,7 +85,7 @@ class Slide:
 
     def __init__(self, path: str | Path, um_px: float | Pair | None = None) -> None:
         self.path = Path(path)
-        self.id = self.path.stem
+        self.id = id_of(self.path)
         self._planes: tuple[tuple[Page, ...], ...] | None = None
         if not self.path.is_file():
             raise SlideError(f"slide {self.path}: no such file")
