@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cohorts.pairing import Case, center_of, ids_of_label, list_files, named, pair_files, slides_and_masks
+from slides.names import id_of
 
 ALL_CENTERS = -1
 
@@ -107,7 +108,7 @@ def camelyon(
     )
     # Labels are a small download, slides a large one: labels of centers that are not used need no slides.
     if ALL_CENTERS not in train_centers:
-        ids = {path.stem for path in slides}
+        ids = {id_of(path) for path in slides}
         wanted = {*train_centers, *val_centers}
         labels = [path for path in labels if center_of(path) in wanted or ids.intersection(ids_of_label(path))]
     cases = pair_files(slides, labels, masks)
@@ -209,7 +210,7 @@ def read_stages(path: Path) -> dict[str, str]:
             raise ValueError(
                 f"{path}, line {line}: class {node_class!r} of {name} must be one of {', '.join(_NODE_CLASSES)}"
             )
-        slide_id = Path(name).stem
+        slide_id = id_of(Path(name))
         if class_of.setdefault(slide_id, node_class) != node_class:
             raise ValueError(
                 f"{path}, line {line}: {slide_id} is both {class_of[slide_id]} and {node_class}; keep one row"

@@ -1,14 +1,17 @@
 """Pairs slides with labels by exact slide id, never by sort order or similarity.
 
-The id of a slide is its file name without the last suffix. The label of slide `tumor_001` is `tumor_001.xml`,
-`tumor_001_Mask.tif`, `tumor_001_mask.tif` or, outside the folder of the slides, `tumor_001.tif`. Files that do not pair
-are an error that names them. OME-TIFF has `.ome` before the suffix: a label may omit it, or have it after `_mask`.
+The id of a slide is its file name without the last suffix, in Unicode's composed form. The label of slide `tumor_001`
+is `tumor_001.xml`, `tumor_001_Mask.tif`, `tumor_001_mask.tif` or, outside the folder of the slides, `tumor_001.tif`.
+Files that do not pair are an error that names them. OME-TIFF has `.ome` before the suffix: a label may omit it, or have
+it after `_mask`.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from slides.names import id_of
 
 # Not DICOM: a slide there consists of many .dcm files.
 SLIDE_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff")} | {
@@ -35,7 +38,7 @@ class Case:
     """One slide with its label.
 
     Attributes:
-        slide_id: file name of the slide without its last suffix.
+        slide_id: file name of the slide without its last suffix, composed (see `slides.names`).
         slide_path: the slide.
         label_path: ASAP XML or mask TIFF; None for a normal slide, which is class 0 everywhere.
         patient: `patient_NNN` if the slide's name begins with it, else None.
@@ -87,7 +90,7 @@ def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", l
     labels = [path for path in found if path.resolve() not in taken]
     # A single slide of a data set: the labels of the other slides are not orphans.
     if slide_path.is_file() and label_path.is_dir():
-        labels = [path for path in labels if slides[0].stem in ids_of_label(path)]
+        labels = [path for path in labels if id_of(slides[0]) in ids_of_label(path)]
     used = {path.resolve() for path in labels}
     cases = pair_files(slides, labels, [path for path in masks if path.resolve() not in used])
     if not any(case.labeled for case in cases):
@@ -261,7 +264,7 @@ def slides_and_masks(slide_path: Path, slide_format: str) -> tuple[list[Path], l
 def _slides_by_id(slides: Iterable[Path]) -> dict[str, Path]:
     paths_of: dict[str, list[Path]] = {}
     for path in slides:
-        paths_of.setdefault(path.stem, []).append(path)
+        paths_of.setdefault(id_of(path), []).append(path)
     doubled = [path for paths in paths_of.values() if len(paths) > 1 for path in paths]
     if doubled:
         raise ValueError(f"more than one slide with the same id: {named(doubled)}; keep one file per slide id")
@@ -275,11 +278,12 @@ def is_mask(path: Path) -> bool:
 
 def ids_of_label(path: Path) -> list[str]:
     """Slide ids that a label may belong to: its name, its name without `_mask` for a mask, and both with `.ome`."""
-    names = [path.stem]
+    stem = id_of(path)
+    names = [stem]
     if is_mask(path):
-        names.append(_without_ome(path.stem)[: -len(_MASK_ENDING)])
+        names.append(_without_ome(stem)[: -len(_MASK_ENDING)])
     elif path.suffix.lower() in LABEL_SUFFIXES["tif"]:
-        names.append(_without_ome(path.stem))
+        names.append(_without_ome(stem))
     # `x.ome` is the id of slide x.ome.tif; people and programs name its label after `x`.
     return list(dict.fromkeys([*names, *(one + _OME for one in names if _without_ome(one) == one)]))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cohorts.camelyon import by_centers, camelyon, filter_centers
 from cohorts.pairing import Case, case_of, ids_of_label, known_problems, list_files, pair, slides_and_masks
 from cohorts.splits import NORMAL, split
+from slides.names import composed, existing, id_of
 
 
 @dataclass(frozen=True)
@@ -141,20 +142,20 @@ def _cell(column: str, value: str | None) -> str:
 
 def _case(where: str, row: dict[str, str], root: Path) -> tuple[Case, str]:
     """A slide and its split."""
-    slide_id, split = row["slide"], row["split"].lower()
+    slide_id, split = composed(row["slide"]), row["split"].lower()
     if split not in _SPLITS:
         raise ValueError(f"{where}: split {row['split']!r} of {slide_id} must be one of {', '.join(_SPLITS)}")
     center = row.get("center", row.get("centre", ""))  # old spelling: manifests before 0.1.0
     if center and not center.isdecimal():
         raise ValueError(f"{where}: center {center!r} of {slide_id} must be a whole number, or empty if unknown")
-    slide_path = root / row["slide_path"]
-    label_path = root / row["label_path"] if row["label_path"] else None
+    slide_path = existing(root / row["slide_path"])
+    label_path = existing(root / row["label_path"]) if row["label_path"] else None
     if label_path is None and row.get("class", NORMAL) not in (NORMAL, ""):
         raise ValueError(f"{where}: {slide_id} is of class {row['class']} but has no label_path; add it")
     for file in (slide_path, label_path):
         if file is not None and not file.is_file():
             raise ValueError(f"{where}: {file} does not exist; give the current folder of the files as --slide_root")
-    if slide_path.stem != slide_id:
+    if id_of(slide_path) != slide_id:
         raise ValueError(f"{where}: slide must be the name of {slide_path.name} without its suffix, not {slide_id}")
     return Case(slide_id, slide_path, label_path, row.get("patient") or None, int(center) if center else None), split
 
@@ -196,7 +197,7 @@ def paired_only(sources: Sequence[Source], fault: str) -> Slides:
     labels: dict[str, list[Path]] = {}
     for source in sources:
         for path in slides_and_masks(source.slide_path, source.slide_format)[0]:
-            slides.setdefault(path.stem, []).append(path)
+            slides.setdefault(id_of(path), []).append(path)
         if source.label_path is not None:
             for path in list_files(source.label_path, source.label_format, "label"):
                 for slide_id in ids_of_label(path):

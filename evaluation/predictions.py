@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from artifacts import metadata
 from cohorts.pairing import Case, ids_of_label, is_mask, list_files, named, pair, pair_files
 from inference.maps import MapPyramid, Maps
+from slides.names import composed
 
 SUMMARY = "summary.json"
 DETECTIONS = "detections.csv"
@@ -87,7 +88,7 @@ def read_prediction(folder: Path) -> Prediction:
         class_names = metadata.current_names([str(names.get(str(cls), f"class {cls}")) for cls in range(classes)])
         found = Prediction(
             folder=folder,
-            slide_id=str(stored["slide_id"]),
+            slide_id=composed(str(stored["slide_id"])),
             slide_path=Path(stored["slide_path"]),
             size_xy_l0=_two_positive(stored["size_xy_l0"], int),
             um_px_xy_l0=_two_positive(stored["um_px_xy_l0"], float),

@@ -44,6 +44,7 @@ from preprocessing.whole_slides import (
     values,
     write_image,
 )
+from slides.names import composed
 from slides.tiff.pyramid import write_mask_pyramid
 from slides.tiff.shrink import Pixels
 from slides.trimming import tissue_tile
@@ -147,7 +148,7 @@ def read_labels(path: Path) -> dict[str, str]:
                     f"{path} has no column {', '.join(sorted(absent))}; its first line must name the columns"
                 )
             for row in reader:
-                slide_id, label = ((row[name] or "").strip() for name in ("slide_id", "label"))
+                slide_id, label = (composed((row[name] or "").strip()) for name in ("slide_id", "label"))
                 where = f"{path}, line {reader.line_num}"
                 if not (slide_id and label):
                     raise ValueError(f"{where}: slide_id {slide_id!r} and label {label!r}: both are needed")

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slides.names import id_of
 from system import atomic_files
 from system.atomic_files import part_of, remove
 
@@ -200,7 +201,7 @@ def forget(root: Path, step: str, slide_id: str) -> None:
 
 def marked(root: Path, step: str) -> list[str]:
     """Sorted ids of the slides with a mark."""
-    return sorted(path.stem for path in (root / _DONE / step).glob("*.json") if not path.name.startswith("."))
+    return sorted(id_of(path) for path in (root / _DONE / step).glob("*.json") if not path.name.startswith("."))
 
 
 def _stored(mark: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samplers.hard_pool import Entry
+from slides.names import composed
 
 FILE = "false_positives.csv"
 COLUMNS = ("slide_id", "x", "y", "probability")
@@ -47,7 +48,7 @@ def read_pool_seed(folder: Path, slide_ids: Sequence[str]) -> tuple[list[Entry],
     for line, row in enumerate(rows, start=2):
         try:
             x_l0, y_l0, probability = (float(row[name]) for name in COLUMNS[1:])
-            slide_id = row["slide_id"]
+            slide_id = composed(row["slide_id"])
         except (KeyError, TypeError, ValueError):
             wanted = ",".join(COLUMNS)
             raise ValueError(f"{path}, line {line}: {row} is not a place; the columns must be {wanted}") from None

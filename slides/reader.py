@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centered
+from slides.names import id_of
 from slides.tiff.backends import (
     READ_ERRORS,
     Backend,
@@ -26,12 +27,15 @@ from slides.tiff.backends import (
     vendor_of,
 )
 from slides.tiff.ome import ome_slide
-from slides.tiff.tags import Page
+from slides.tiff.spacing import suggestion
+from slides.tiff.tags import Page, description
 from slides.tiff.tiled_tiff import open_planes
 
 SNAP = 1e-4
 # Largest distance, in px of a level, between the px asked for and those the backend gives, that is left as it is.
 MAX_SHIFT = 0.02
+# Without a spacing: what a message gives as an example, and how much of a description is searched for an objective.
+COMMON_UM_PX, HINT_BYTES = "0.25", 2**16
 UM_PX_RANGE = (0.05, 100.0)
 THUMBNAIL_PX = 64 * 2**20
 WHITE = 255
@@ -70,7 +74,7 @@ class Slide:
 
     Attributes:
         path: The file.
-        id: File name without its suffix.
+        id: File name without its suffix, in Unicode's composed form.
         size_xy_l0: Width and height, level-0 px.
         um_px_xy_l0: Micrometers per level-0 px along x and y.
         levels: Finest first, strictly shrinking.
@@ -81,7 +85,7 @@ class Slide:
 
     def __init__(self, path: str | Path, um_px: float | Pair | None = None) -> None:
         self.path = Path(path)
-        self.id = self.path.stem
+        self.id = id_of(self.path)
         self._planes: tuple[tuple[Page, ...], ...] | None = None
         if not self.path.is_file():
             raise SlideError(f"slide {self.path}: no such file")
@@ -99,7 +103,7 @@ class Slide:
         self.levels = tuple(
             Level(index, size_xy, level_downsample_xy(sizes[0], size_xy)) for index, size_xy in enumerate(sizes)
         )
-        self.um_px_xy_l0: Pair = _spacing(self.path, found, um_px)
+        self.um_px_xy_l0: Pair = _spacing(self.path, vendor, found, um_px)
         try:
             # Color model and bit depth show only when the first pixel is decoded.
             self._fetch(self.levels[-1], (0, 0), (1, 1))
@@ -308,7 +312,7 @@ def _openslide_levels(path: Path, vendor: str | None) -> tuple[list[tuple[int, i
     return sizes, (float(mpp_x), float(mpp_y)) if mpp_x and mpp_y else None
 
 
-def _spacing(path: Path, found: Pair | None, given: float | Pair | None) -> Pair:
+def _spacing(path: Path, vendor: str | None, found: Pair | None, given: float | Pair | None) -> Pair:
     """Choose and check the spacing, micrometers per level-0 px."""
     low, high = UM_PX_RANGE
     if given is not None:
@@ -319,7 +323,7 @@ def _spacing(path: Path, found: Pair | None, given: float | Pair | None) -> Pair
     else:
         raise SlideError(
             f"slide {path}: its spacing is unknown (no um/px in the file, or only a print resolution such as 72 dpi); "
-            "give micrometers per level-0 pixel with --mpp, e.g. --mpp 0.25"
+            f"give micrometers per level-0 pixel with --mpp, e.g. --mpp {_suggested(path, vendor)}"
         )
     if not all(math.isfinite(value) and low <= value <= high for value in pair):
         raise SlideError(
@@ -327,3 +331,13 @@ def _spacing(path: Path, found: Pair | None, given: float | Pair | None) -> Pair
             f"to {high:g}. Give micrometers per level-0 pixel with --mpp"
         )
     return float(pair[0]), float(pair[1])
+
+
+def _suggested(path: Path, vendor: str | None) -> str:
+    """A value for `--mpp` that the file hints at, with the reason; else that of most slides."""
+    if vendor == "tiff":
+        return suggestion(description(path)[:HINT_BYTES].decode("latin-1")) or COMMON_UM_PX
+    with openslide.OpenSlide(str(path)) as slide:
+        power = slide.properties.get("openslide.objective-power", "")
+        text = slide.properties.get("openslide.comment", "")
+    return suggestion(text, power) or COMMON_UM_PX

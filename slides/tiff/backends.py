@@ -7,6 +7,7 @@ three times as fast as OpenSlide); vendors' formats go through OpenSlide, which 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ import openslide
 import pyvips
 from numpy.typing import NDArray
 
-from slides.tiff.tags import Page, is_tiff, read_pages
+from slides.tiff.tags import MASK, REDUCED, Page, is_tiff, read_pages, tile_layout
 
 # libvips would keep the last 100 operations, slides included, alive and open; ours are bounded by the handle cache.
 pyvips.cache_set_max(0)
@@ -33,8 +34,15 @@ MAX_HELD_BYTES_PER_HANDLE = 64 * 2**20
 MAX_STRIP_PX = 64 * 2**20
 # White is zero, black is zero, RGB, palette, YCbCr.
 PHOTOMETRICS = (0, 1, 2, 3, 6)
+# A line of a page's description that names it, as in files of Aperio ("label 387x463") and Philips ("Macro").
+_ASSOCIATED = re.compile(
+    r"^[ \t]*(label|macro|overview|thumbnail|preview|barcode)( image)?([ \t]+\d+ ?x ?\d+)?[ \t]*\r?$",
+    re.IGNORECASE | re.MULTILINE,
+)
 OPENSLIDE_CACHE_BYTES = 8 * 2**20
 Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Value = int | tuple[int, ...]  # of a px: of all its samples, or of each
 READ_ERRORS = (OSError, ValueError, openslide.OpenSlideError, pyvips.Error)
 
 
@@ -58,12 +66,21 @@ class Backend(Protocol):
 
 
 class VipsTiff:
-    """Levels of a TIFF, one page or sub-image each, decoded by libvips."""
+    """Levels of a TIFF, one page or sub-image each, decoded by libvips.
 
-    def __init__(self, path: Path, pages: tuple[Page, ...]) -> None:
+    Args:
+        path: The file.
+        pages: Its levels.
+        unwritten: Value of px in tiles that were never written, as libvips would load them: one, or one per band.
+            libvips itself refuses such tiles.
+    """
+
+    def __init__(self, path: Path, pages: tuple[Page, ...], unwritten: Value = 255) -> None:
         self._path = path
         self._pages = pages
+        self._unwritten = unwritten
         self._images: dict[int, pyvips.Image] = {}
+        self._written: dict[int, Mask | None] = {}
         self.held_bytes = 0
 
     def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
@@ -71,15 +88,43 @@ class VipsTiff:
         if self.held_bytes > MAX_HELD_BYTES_PER_HANDLE:
             self.close()
         image = self._image(level)
-        height, width = hw
         self.held_bytes += self._touched_bytes(level, corner_xy_lv, hw)
-        buffer = pyvips.Region.new(image).fetch(*corner_xy_lv, width, height)
-        return np.frombuffer(buffer, np.uint8).reshape(height, width, image.bands), 0.0, 0.0
+        written_HW = self._written_tiles(level)
+        if written_HW is None:
+            return _region(image, *corner_xy_lv, *hw), 0.0, 0.0
+        return self._pieces(image, level, written_HW, corner_xy_lv, hw), 0.0, 0.0
 
     def close(self) -> None:
         """See `Backend.close`; libvips closes, and forgets tiles, with the last reference."""
         self._images.clear()
+        self._written.clear()
         self.held_bytes = 0
+
+    def _written_tiles(self, level: int) -> Mask | None:
+        """Which tiles of a level were written, in rows and columns; None where all were, or there are no tiles."""
+        if level not in self._written:
+            page = self._pages[level]
+            self._written[level] = None
+            if page.tiled and page.planar == 1:
+                written = tile_layout(self._path, page).counts > 0
+                if not written.all():
+                    self._written[level] = written.reshape(-1, -(-page.size_xy[0] // page.tile_xy[0]))
+        return self._written[level]
+
+    def _pieces(
+        self, image: pyvips.Image, level: int, written_HW: Mask, corner_xy_lv: tuple[int, int], hw: tuple[int, int]
+    ) -> Image:
+        """A rectangle of a level that lacks tiles: the others one by one, for libvips refuses a lacking one."""
+        (x, y), (height, width) = corner_xy_lv, hw
+        across, down = self._pages[level].tile_xy
+        image_HWC = np.full((height, width, image.bands), self._unwritten, np.uint8)
+        for row in range(y // down, (y + height - 1) // down + 1):
+            y0, y1 = max(y, row * down), min(y + height, (row + 1) * down)
+            for column in range(x // across, (x + width - 1) // across + 1):
+                x0, x1 = max(x, column * across), min(x + width, (column + 1) * across)
+                if written_HW[row, column]:
+                    image_HWC[y0 - y : y1 - y, x0 - x : x1 - x] = _region(image, x0, y0, y1 - y0, x1 - x0)
+        return image_HWC
 
     def _touched_bytes(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> int:
         """Bytes of the decoded tiles, or strips as wide as the image, under a rectangle."""
@@ -105,6 +150,12 @@ class VipsTiff:
                 raise ValueError(f"libvips sees {image.width} x {image.height} px, the TIFF directory {page.size_xy}")
             self._images[level] = image
         return self._images[level]
+
+
+def _region(image: pyvips.Image, x: int, y: int, height: int, width: int) -> Image:
+    """Decode a rectangle."""
+    buffer = pyvips.Region.new(image).fetch(x, y, width, height)
+    return np.frombuffer(buffer, np.uint8).reshape(height, width, image.bands)
 
 
 class OpenSlideFile:
@@ -139,8 +190,9 @@ class OpenSlideFile:
 def tiff_levels(path: Path) -> tuple[Page, ...]:
     """Return the pages of a TIFF that form its pyramid, largest first.
 
-    The first image is level 0. Later ones count when they are tiled like it and show the same field at a smaller size
-    (equal shrinking along both axes, to a pixel); labels, macros and thumbnails do not.
+    Level 0 is the largest image that is neither marked nor called a thumbnail, label or macro: see `_level_0`. Others
+    count when they are tiled like it and show the same field at a smaller size (equal shrinking along both axes, to a
+    pixel).
 
     Raises:
         TagError: See `tags.read_pages`.
@@ -148,7 +200,8 @@ def tiff_levels(path: Path) -> tuple[Page, ...]:
             focal planes).
     """
     pages = read_pages(path)
-    first = pages[0]
+    first = _level_0(pages)
+    others = [page for page in pages if page is not first and not _associated(page, pages)]
     if not first.tiled and first.size_xy[0] * first.size_xy[1] > MAX_STRIP_PX:
         raise ValueError(
             f"the TIFF has no tiles and {first.size_xy[0]} x {first.size_xy[1]} px; up to 64 Mpx are decoded whole. "
@@ -158,9 +211,41 @@ def tiff_levels(path: Path) -> tuple[Page, ...]:
         raise ValueError(
             f"PhotometricInterpretation {first.photometric} (CMYK, Lab, ...); read are gray, RGB, YCbCr and palette"
         )
-    if first.samples == 1 and any(page.size_xy == first.size_xy for page in pages[1:]):
+    if first.samples == 1 and any(page.size_xy == first.size_xy for page in others):
         raise ValueError("the TIFF holds several one-channel images of one size (channels or focal planes), not RGB")
-    return pyramid(first, pages[1:])
+    return pyramid(first, others)
+
+
+def _level_0(pages: tuple[Page, ...]) -> Page:
+    """The slide among the pages of a TIFF; programs also put a thumbnail, label or macro before it.
+
+    Reduced copies, transparency masks, pages called label or the like, and pages without tiles beside tiled ones are no
+    slides. Of what is left the first counts, unless a larger one follows that is not merely a photograph of the glass,
+    that is another field at a coarser or unknown spacing. A rule that would leave nothing is not applied.
+    """
+    found = [page for page in pages if not page.subfile & (REDUCED | MASK)] or list(pages)
+    found = [page for page in found if not _associated(page, pages)] or found
+    found = [page for page in found if page.tiled] or found
+    first = found[0]
+    for page in found[1:]:
+        larger = page.size_xy[0] * page.size_xy[1] > first.size_xy[0] * first.size_xy[1]
+        if larger and not (_coarser(page, first) and not _shrinks(page, page, first)):
+            first = page
+    return first
+
+
+def _associated(page: Page, pages: Iterable[Page]) -> bool:
+    """Whether a page is called label or the like, and has no levels: a label image of tissue, a mask, has them."""
+    if not _ASSOCIATED.search(page.description):
+        return False
+    return not any(other.tiled and _shrinks(page, page, other) for other in pages)
+
+
+def _coarser(page: Page, other: Page) -> bool:
+    """Whether px of `page` are larger than those of `other`, or of unknown size where those of `other` are known."""
+    if other.um_px_xy is None:
+        return False
+    return page.um_px_xy is None or page.um_px_xy[0] > other.um_px_xy[0]
 
 
 def pyramid(first: Page, others: Iterable[Page]) -> tuple[Page, ...]:

@@ -16,23 +16,13 @@ import numpy as np
 from lxml import etree
 
 from slides.tiff.backends import MAX_STRIP_PX, PHOTOMETRICS, file_key, pyramid
+from slides.tiff.spacing import UM_PER_NAME
 from slides.tiff.tags import MAX_PAGES, Page, TagError, description, read_pages
 from slides.tiff.tiled_tiff import JPEG, JPEG_2000, ZSTDS, open_planes, readable
 
 MAX_XML_BYTES = 64 * 2**20
-# Micrometers per unit of PhysicalSizeX; both signs for micro are in use. "pixel" and "reference frame" say nothing.
-UM_PER_UNIT = {
-    "": 1.0,
-    "\u00b5m": 1.0,
-    "\u03bcm": 1.0,
-    "um": 1.0,
-    "nm": 1e-3,
-    "pm": 1e-6,
-    "mm": 1e3,
-    "cm": 1e4,
-    "m": 1e6,
-}
-UM_PER_UNIT |= {"\u00c5": 1e-4, "\u212b": 1e-4, "in": 25400.0}
+# Micrometers per unit of PhysicalSizeX; "pixel" and "reference frame" say nothing.
+UM_PER_UNIT = UM_PER_NAME | {"": 1.0}
 # Another image of at least this part of the slide's px, at an unknown spacing, is a scan of its own and no label.
 SCAN_SHARE, SCAN_SPACING = 1 / 16, 1.5
 # Share of px of a brightfield slide (glass, pale tissue) that are bright in all three channels; fluorescence has none.

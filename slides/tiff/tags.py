@@ -17,20 +17,22 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from slides.tiff.spacing import INCH, um_px_xy
+
 MAX_PAGES = 4096
-UM_PER_UNIT = {2: 25400.0, 3: 10000.0}  # ResolutionUnit inch, centimeter; 1 is "none"
-# Dots per inch that cameras, paper scanners and editors write when they know nothing: never a microscope's.
-PRINT_DPI = (72, 96, 100, 120, 144, 150, 200, 240, 300, 360, 400, 600, 720, 1200, 2400)
 
 _DTYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4"}
 _DTYPES |= {12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
-_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS, _XRES, _YRES, _UNIT = 273, 277, 279, 282, 283, 296
 _COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 320, 322, 323, 324, 325, 330
 _PLANAR, _PREDICTOR, _JPEG_TABLES, _DESCRIPTION = 284, 317, 347, 270
 _WANTED = {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS}
 _WANTED |= {_XRES, _YRES, _UNIT, _COLORMAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS}
-_WANTED |= {_PLANAR, _PREDICTOR, _JPEG_TABLES}
+_WANTED |= {_PLANAR, _PREDICTOR, _JPEG_TABLES, _DESCRIPTION, _OLD_SUBFILE}
+# A page keeps the beginning of its ImageDescription only: OME-XML has megabytes.
+_DESCRIPTION_BYTES = 4096
+REDUCED, MASK = 1, 4  # bits of NewSubfileType
 
 Values = NDArray[np.generic]
 
@@ -51,7 +53,7 @@ class Page:
         bits: Bits per sample.
         samples: Samples per pixel.
         photometric: PhotometricInterpretation (0 white is zero, 1 black is zero, 2 RGB, 3 palette, 6 YCbCr).
-        subfile: NewSubfileType; bit 0 set for a reduced copy of another image.
+        subfile: NewSubfileType; bit `REDUCED` set for a reduced copy of another image, `MASK` for its transparency.
         um_px_xy: Micrometers per px along x and y, None if the tags do not say.
         end: First byte after the last byte of its pixels.
         compression: TIFF's number of the compression; 7 is JPEG.
@@ -60,6 +62,7 @@ class Page:
         directory: Byte where its directory starts.
         colormap: (2**bits, 3) uint8 RGB of a palette image, else None.
         plane: Which plane of samples this is, and of how many; (0, 1) unless `split`.
+        description: The first 4096 bytes of its ImageDescription, as UTF-8 or else Latin-1.
     """
 
     page: int
@@ -78,6 +81,7 @@ class Page:
     directory: int
     colormap: NDArray[np.uint8] | None = None
     plane: tuple[int, int] = (0, 1)
+    description: str = ""
 
     @property
     def tiled(self) -> bool:
@@ -259,6 +263,7 @@ class _Directory:
         colormap = None
         if first(_PHOTOMETRIC, 1) == 3 and _COLORMAP in tags:
             colormap = (tags[_COLORMAP].astype(np.int64) >> 8).astype(np.uint8).reshape(3, -1).T
+        text = _text(tags.get(_DESCRIPTION, np.empty(0, np.uint8)))
         return Page(
             page,
             subifd,
@@ -267,25 +272,29 @@ class _Directory:
             bits=first(_BITS, 1),
             samples=first(_SAMPLES, 1),
             photometric=first(_PHOTOMETRIC, 1),
-            subfile=first(_SUBFILE, 0),
-            um_px_xy=_spacing(tags, first(_UNIT, 2)),
+            subfile=first(_SUBFILE, REDUCED if first(_OLD_SUBFILE, 0) == 2 else 0),
+            um_px_xy=um_px_xy(_resolution(tags), first(_UNIT, INCH), text),
             end=end,
             compression=first(_COMPRESSION, 1),
             predictor=first(_PREDICTOR, 1),
             planar=first(_PLANAR, 1),
             directory=directory,
             colormap=colormap,
+            description=text,
         )
 
 
-def _spacing(tags: dict[int, Values], unit: int) -> tuple[float, float] | None:
-    """Micrometers per px from the resolution tags; None if they are missing, without a unit, or a print resolution."""
-    if unit not in UM_PER_UNIT or _XRES not in tags or _YRES not in tags:
+def _text(values: Values) -> str:
+    data = values[:_DESCRIPTION_BYTES].tobytes().rstrip(b"\0")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        # A character may be cut at the end.
+        return data[: error.start].decode() if error.start > _DESCRIPTION_BYTES - 4 else data.decode("latin-1")
+
+
+def _resolution(tags: dict[int, Values]) -> tuple[float, float] | None:
+    """XResolution and YResolution."""
+    if not all(tag in tags and tags[tag].size for tag in (_XRES, _YRES)):
         return None
-    px_per_unit = float(tags[_XRES][0]), float(tags[_YRES][0])
-    if not all(np.isfinite(value) and value > 0 for value in px_per_unit):
-        return None
-    um_px_x, um_px_y = (UM_PER_UNIT[unit] / value for value in px_per_unit)
-    if any(abs(25400 / um_px_x / dpi - 1) < 1e-3 for dpi in PRINT_DPI) or px_per_unit == (1.0, 1.0):
-        return None
-    return um_px_x, um_px_y
+    return float(tags[_XRES][0]), float(tags[_YRES][0])

@@ -27,7 +27,7 @@ import PIL.Jpeg2KImagePlugin
 import simplejpeg
 from numpy.typing import NDArray
 
-from slides.tiff.backends import Backend, VipsTiff
+from slides.tiff.backends import Backend, Value, VipsTiff
 from slides.tiff.tags import Page, TileLayout, split, tile_layout
 
 JPEG, NONE = 7, 1  # Compression
@@ -121,16 +121,16 @@ class TiledTiff:
         path: The file.
         key: Names the file in `tile_cache`.
         pages: Its levels, all `readable`.
-        unwritten: Value of px in tiles that were never written: 255, white, for slides; 0 for masks.
+        unwritten: Value of px in tiles that were never written, as loaded: 255, white, for slides; 0 for masks.
     """
 
     held_bytes = 0  # decoded tiles are in `tile_cache`, which has a bound of its own
 
-    def __init__(self, path: Path, key: object, pages: tuple[Page, ...], unwritten: int = 255) -> None:
+    def __init__(self, path: Path, key: object, pages: tuple[Page, ...], unwritten: Value = 255) -> None:
         self._path = path
         self._key = key
         self._pages = pages
-        self._unwritten = np.uint8(unwritten)
+        self._unwritten = np.asarray(unwritten, np.uint8)
         self._file = path.open("rb", buffering=0)
         self._layouts: dict[int, tuple[TileLayout, bytes]] = {}
         self._plain: dict[tuple[int, bytes], Image] = {}  # (level, tile's bytes) -> tile of one value
@@ -211,7 +211,7 @@ class TiledTiff:
         return self._layouts[level]
 
 
-def open_tiff(path: Path, key: object, pages: tuple[Page, ...], unwritten: int = 255) -> Backend:
+def open_tiff(path: Path, key: object, pages: tuple[Page, ...], unwritten: Value = 255) -> Backend:
     """Open a TIFF by `TiledTiff` where that reads all its levels, else by libvips; arguments as of `TiledTiff`."""
     if all(map(readable, pages)):
         return TiledTiff(path, key, pages, unwritten)
@@ -220,7 +220,7 @@ def open_tiff(path: Path, key: object, pages: tuple[Page, ...], unwritten: int =
         planes = tuple(zip(*map(split, pages), strict=True))
         if all(page.photometric == _RGB for page in pages) and all(map(readable, planes[0])):
             return open_planes(path, key, planes, unwritten)
-    return VipsTiff(path, pages)
+    return VipsTiff(path, pages, unwritten)
 
 
 class Planes:
@@ -251,7 +251,7 @@ class Planes:
             part.close()
 
 
-def open_planes(path: Path, key: object, planes: tuple[tuple[Page, ...], ...], unwritten: int = 255) -> Backend:
+def open_planes(path: Path, key: object, planes: tuple[tuple[Page, ...], ...], unwritten: Value = 255) -> Backend:
     """Open a TIFF by `open_tiff`; where `planes` has several, each holds the levels of one channel of its own."""
     if len(planes) == 1:
         return open_tiff(path, key, planes[0], unwritten)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from slides.geometry import Window, level_downsample_xy, pixel_centers_l0
 from slides.reader import Level, Slide
-from slides.tiff.backends import READ_ERRORS, drop_handle, file_key, handle, tiff_levels
+from slides.tiff.backends import READ_ERRORS, Backend, Value, drop_handle, file_key, handle, tiff_levels
 from slides.tiff.tags import Page, is_tiff
 from slides.tiff.tiled_tiff import open_tiff
 from slides.truth.label import IGNORE, check_classes
@@ -186,7 +186,7 @@ class MaskTruth:
     def _read(self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> NDArray[np.uint8]:
         """Classes of a rectangle inside a level."""
         try:
-            backend = handle(self._key, lambda: open_tiff(self.path, self._key, self._pages, unwritten=0))
+            backend = handle(self._key, self._open)
             pixels = backend.fetch(level.index, corner_xy_lv, hw)[0]
         except READ_ERRORS as error:
             drop_handle(self._key)
@@ -203,6 +203,14 @@ class MaskTruth:
             )
         label_HW: NDArray[np.uint8] = cv2.LUT(stored, self._class_of).astype(np.uint8, copy=False)
         return label_HW
+
+    def _open(self) -> Backend:
+        """Open the file; tiles that were never written hold the stored value 0, whatever libvips makes of it."""
+        unwritten: Value = int(self._loaded[np.argmin(self._stored)])
+        palette = self._pages[0].colormap
+        if palette is not None and (palette != palette[:, :1]).any():
+            unwritten = tuple(palette[0].tolist())
+        return open_tiff(self.path, self._key, self._pages, unwritten)
 
     def _stored_of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Undo what libvips does to samples on loading; (H, W, bands) to (H, W)."""

@@ -317,3 +317,8 @@ def test_the_published_table_of_stages() -> None:
     assert len(class_of) == 250
     assert class_of["patient_004_node_4"] == "itc"
     assert class_of["patient_000_node_0"] == "negative"
+
+
+def test_stages_of_names_in_decomposed_unicode(tmp_path: Path) -> None:
+    (tmp_path / "stages.csv").write_text("patient,stage\npra\u0308parat.tif,itc\n", encoding="utf-8")
+    assert read_stages(tmp_path / "stages.csv") == {"pr\u00e4parat": "itc"}

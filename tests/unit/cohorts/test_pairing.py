@@ -281,3 +281,24 @@ def test_exact_names_go_before_those_without_ome(tmp_path: Path) -> None:
     (tmp_path / "x.xml").unlink()
     with pytest.raises(ValueError, match="labels without a slide"):
         pair(tmp_path, tmp_path, "tif", "xml")
+
+
+COMPOSED, DECOMPOSED = "pr\u00e4parat_\u00e91", "pra\u0308parat_e\u03011"
+
+
+@pytest.mark.parametrize(("slide", "label"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED), (DECOMPOSED, DECOMPOSED)])
+def test_composed_and_decomposed_names_pair(tmp_path: Path, slide: str, label: str) -> None:
+    slides = make(tmp_path / "s", f"{slide}.tif", "b.tif")
+    for name, label_format in ((f"{label}.xml", "xml"), (f"{label}_Mask.tif", "tif")):
+        labels = make(tmp_path / label_format, name)
+        cases = pair(slides, labels, "tif", label_format)
+        assert labels_of(cases) == {"b": None, COMPOSED: name}
+        assert [case.slide_path.name for case in cases] == ["b.tif", f"{slide}.tif"]
+        assert labels_of(pair(slides / f"{slide}.tif", labels, "tif", label_format)) == {COMPOSED: name}
+    assert [case.slide_id for case in find_slides(slides)] == ["b", COMPOSED]
+
+
+def test_two_forms_of_one_name_are_one_id(tmp_path: Path) -> None:
+    both = make(tmp_path / "s", f"{COMPOSED}.tif", f"{DECOMPOSED}.tif")
+    with pytest.raises(ValueError, match="more than one slide with the same id"):
+        pair(both, None)

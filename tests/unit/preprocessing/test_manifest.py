@@ -265,3 +265,14 @@ def test_one_way_to_name_the_data(words: list[str], expected: str, capsys: pytes
     with pytest.raises(SystemExit):
         train_options(["--slide_root", "R", "--slide_path", "S", "--label_path", "L"])
     assert "--slide_root is the folder of a manifest's files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("table", "disk"), [("\u00e9", "e\u0301"), ("e\u0301", "\u00e9")])
+def test_names_in_another_form_of_unicode(tmp_path: Path, table: str, disk: str):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}{disk}.tif").touch()
+    rows = "".join(f"{name}{table},{name}{table}.tif,,{split}\n" for name, split in (("a", "train"), ("b", "val")))
+    (tmp_path / "m.csv").write_text(f"slide,slide_path,label_path,split\n{rows}", encoding="utf-8")
+    train, val, _ = from_manifest(tmp_path / "m.csv", None, ALL)
+    assert [case.slide_id for case in (*train, *val)] == ["a\u00e9", "b\u00e9"]
+    assert train[0].slide_path.name == f"a{disk}.tif"
