@@ -6,6 +6,9 @@ slide. `predict.py --help` lists the options.
 
 from __future__ import annotations
 
+import system.start  # noqa: F401  # first: it says what to do where packages are missing
+
+# isort: split
 import shutil
 import sys
 import time

@@ -30,6 +30,10 @@
 
 # Some functions are called by composed names, others by traps.
 # shellcheck disable=SC2329
+
+# `sh FILE` is another shell on most machines.
+if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT -u SHELLOPTS bash "$0" "$@"; fi
+
 set -euo pipefail
 
 fail() {
@@ -37,10 +41,11 @@ fail() {
     exit 2
 }
 
-# The folder of this file. SLURM runs a copy of a batch script, so there SLURM is asked for the path submitted.
+# The folder of this file, also if a link was called. SLURM runs a copy of a batch script, so there SLURM is asked for
+# the path submitted.
 find_root() {
     local place
-    for place in "$(dirname -- "${BASH_SOURCE[0]}")" "$(submitted_from)" "${SLURM_SUBMIT_DIR:-}"; do
+    for place in "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" "$(submitted_from)" "${SLURM_SUBMIT_DIR:-}"; do
         if [[ -n $place && -r $place/setup_env.sh ]]; then cd -- "$place" && pwd -P && return 0; fi
     done
     fail "setup_env.sh is not beside this script. Submit it from its folder: cd /path/to/widefov && sbatch run_train.sh ..."
@@ -294,20 +299,33 @@ launch() {
         exit 0
     fi
     if ((doctor)); then examine; fi
+    require_launcher
     # A rank of another launcher gets its signals from there.
     if is_rank; then exec "${command[@]}"; fi
     supervise "${command[@]}"
 }
 
+# launcher_program: the program that starts the ranks.
+launcher_program() {
+    case $launcher in
+        hydra) printf mpiexec.hydra ;;
+        mpirun | srun) printf '%s' "$launcher" ;;
+        horovodrun) printf '%s' "$wf_python" ;;
+    esac
+}
+
+require_launcher() {
+    local program cure="load the MPI module that Horovod was built with"
+    program=$(launcher_program)
+    if [[ $launcher == srun ]]; then cure="use a node, or a container, that has SLURM's programs"; fi
+    [[ -z $program ]] || command -v -- "$program" >/dev/null ||
+        fail "$program is not on PATH, so LAUNCHER=$launcher cannot start $ranks ranks; $cure, or choose another LAUNCHER."
+}
+
 # examine: runs the doctor with a description of the launch; its trial launch is `command`.
 examine() {
-    local program='' started_by='' machines=''
-    case $launcher in
-        mpirun) program=mpirun ;;
-        hydra) program=mpiexec.hydra ;;
-        srun) program=srun ;;
-        horovodrun) program=$wf_python ;;
-    esac
+    local program started_by='' machines=''
+    program=$(launcher_program)
     if [[ $launcher == mpirun || $launcher == hydra ]]; then started_by=$(wf_flavour_of "$program"); fi
     if [[ -n ${HOSTS:-} ]]; then
         machines=$HOSTS

@@ -18,7 +18,10 @@
 #
 # The scripts source this file for its functions; it acts only when it is run itself.
 
-wf_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+# `sh FILE` is another shell on most machines.
+if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT -u SHELLOPTS bash "$0" "$@"; fi
+
+wf_root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)
 wf_venv=${WIDEFOV_VENV:-$wf_root/.venv}
 if [[ -z ${WIDEFOV_VENV:-} && $wf_root == *[[:space:]]* ]]; then
     # CMake's search for MPI fails if a path from mpicxx has a blank.

@@ -7,6 +7,9 @@ Shapes: B patches per rank, H, W patch pixels, C = 3 channels, K classes.
 
 from __future__ import annotations
 
+import system.start  # noqa: F401  # first: it says what to do where packages are missing
+
+# isort: split
 import sys
 import time
 from pathlib import Path

@@ -261,3 +261,43 @@ def test_dry_run_sets_nothing_up(node: Bench, tmp_path: Path) -> None:
     assert shell_words(done.stdout)[3] == "mpiexec.hydra"
     assert not (tmp_path / "venv").exists()
     assert not (tmp_path / "venv.log").exists()
+
+
+@pytest.mark.parametrize("how", [(), ("sh",), ("bash", "--posix")])
+def test_the_script_may_be_called_by_a_link_and_by_any_shell(node: Bench, how: tuple[str, ...]) -> None:
+    open_mpi(node)
+    node.stub("python", f'exec "{sys.executable}" -S "$@"')
+    link = node.folder / "go"
+    link.symlink_to(RUN_TRAIN)
+    done = node.run(*how, link, "--debug", WIDEFOV_ENV="active", DRY_RUN="1", NP="1", POSIXLY_CORRECT="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell_words(done.stdout)[-2:] == [TRAIN[-1], "--debug"]
+
+
+@pytest.mark.parametrize("script", ["run_train.sh", "run_tests.sh", "check.sh", "setup_env.sh", "run_prepro.sh"])
+def test_the_scripts_describe_themselves_from_any_folder(bench: Bench, script: str) -> None:
+    bench.stub("python", '[[ $1 == - || $1 == -c ]] && exit 0; echo "$@"')
+    done = bench.run("sh", RUN_TRAIN.parent / script, "--help", WIDEFOV_ENV="active")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [
+        (
+            "srun",
+            "srun is not on PATH, so LAUNCHER=srun cannot start 2 ranks; use a node, or a container, that has SLURM's",
+        ),
+        (
+            "hydra",
+            "mpiexec.hydra is not on PATH, so LAUNCHER=hydra cannot start 2 ranks; load the MPI module that Horovod",
+        ),
+    ],
+)
+def test_a_launcher_that_is_missing_is_named(node: Bench, launcher: str, said: str) -> None:
+    node.stub("python", "exit 0")
+    done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", NP="2", LAUNCHER=launcher)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"run_train.sh: {said}")
+    assert done.stderr.count("\n") == 1
