@@ -138,7 +138,24 @@ slurm_hosts() {
 }
 
 # A process started by mpirun, mpiexec or srun is already a rank and must not start others.
-is_rank() { [[ -n ${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${PMIX_RANK:-}${HOROVOD_RANK:-} ]]; }
+is_rank() {
+    [[ -n ${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${PMIX_RANK:-}${HOROVOD_RANK:-} ]] && ((interactive == 0))
+}
+
+# A shell from `srun --pty bash` is the only task of its step, which has the variables of a rank. Sets interactive.
+find_interactive() {
+    interactive=0
+    [[ ${NP:-1} != 1 || -n ${HOSTS:-}${HOSTFILE:-} ]] || return 0
+    if [[ ${OMPI_COMM_WORLD_SIZE:-} == 1 ]]; then
+        fail "mpirun started this script as its only rank, but NP=${NP:-} or HOSTS ask for more; omit mpirun, or NP and HOSTS."
+    fi
+    [[ -n ${PMI_RANK:-}${PMIX_RANK:-} && ${PMI_SIZE:-${SLURM_STEP_NUM_TASKS:-}} == 1 ]] || return 0
+    [[ -z ${OMPI_COMM_WORLD_SIZE:-}${HOROVOD_RANK:-} ]] || return 0
+    interactive=1
+    # The ranks get theirs from their own launcher.
+    local name
+    for name in $(compgen -e | grep -E '^PMIX?_' || true); do unset "$name"; done
+}
 
 count_hosts() {
     local -a named
@@ -358,6 +375,7 @@ for argument in "$@"; do
     if [[ $argument == --doctor ]]; then doctor=1; else arguments+=("$argument"); fi
 done
 check_environment
+find_interactive
 if ((doctor)) && is_rank; then fail "--doctor starts its own ranks; call it without a launcher."; fi
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate

@@ -11,6 +11,7 @@ from system.placement import threads_per_rank
 from system.stderr import quiet_stderr
 
 with quiet_stderr():
+    import keras
     import tensorflow as tf
 
 
@@ -25,9 +26,25 @@ def use_devices(comm: Comm) -> str:
     """
     with quiet_stderr():
         gpus = tf.config.list_physical_devices("GPU")
+    _settle_keras()
     described = _use_gpu(gpus, comm) if gpus else _use_cores(comm)
     _start()
     return described
+
+
+def _settle_keras() -> None:
+    """Where Keras was imported before `system.start`, as in a notebook, it may have other settings.
+
+    Raises:
+        ValueError: it runs on another backend, which cannot be changed any more.
+    """
+    if keras.config.backend() != "tensorflow":
+        raise ValueError(
+            f"Keras runs on {keras.config.backend()} in this process, but TensorFlow is needed: set "
+            "KERAS_BACKEND=tensorflow before keras is imported, in a new Python"
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
 
 
 def _use_gpu(gpus: Sequence[Any], comm: Comm) -> str:

@@ -1,7 +1,8 @@
-"""Whether this Python has what the programs import; every program imports this file first.
+"""What every program imports first: whether this Python has the packages, and settings that others left for Keras.
 
 Otherwise a program started with the system's Python, or with packages of another Python in PYTHONPATH, would end in a
-traceback that names neither the cause nor the cure.
+traceback that names neither the cause nor the cure. `KERAS_BACKEND` and `~/.keras/keras.json`, written for other
+projects, would change the networks.
 """
 
 from __future__ import annotations
@@ -56,4 +57,11 @@ def require() -> None:
         sys.exit(f"{Path(sys.argv[0]).name or 'widefov'}: error: {found}")
 
 
+def settle_keras() -> None:
+    """Keras runs on TensorFlow with its own defaults; it reads these variables when it is imported."""
+    # A folder that cannot exist: then it reads no keras.json and writes none, which a read-only home could not take.
+    os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": "/dev/null/keras"}
+
+
 require()
+settle_keras()

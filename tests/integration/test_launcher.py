@@ -301,3 +301,49 @@ def test_a_launcher_that_is_missing_is_named(node: Bench, launcher: str, said: s
     assert done.returncode == 2
     assert done.stderr.startswith(f"run_train.sh: {said}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [{"PMIX_RANK": "0", "PMIX_NAMESPACE": "x", "SLURM_STEP_NUM_TASKS": "1"}, {"PMI_RANK": "0", "PMI_SIZE": "1"}],
+)
+def test_a_shell_by_srun_pty_is_no_rank(node: Bench, step: dict[str, str]) -> None:
+    open_mpi(node)
+    _, command = dry_run(node, "--debug", NP="4", SLURM_PROCID="0", SLURM_NTASKS="4", **step)
+    assert command[:3] == ["mpirun", "-np", "4"]
+    # Its variables reach no rank.
+    node.stub("mpirun", 'if [[ $1 == --version ]]; then echo "mpirun (Open MPI) 4.1.8"; else env; fi')
+    node.stub("python", 'if [[ $1 == *die_with_parent.py ]]; then shift && exec "$@"; fi')
+    done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", NP="4", **step)
+    assert "OMP_NUM_THREADS=" in done.stdout
+    assert "PMI" not in done.stdout
+
+
+def test_a_rank_of_a_step_of_several_tasks_stays_one(node: Bench) -> None:
+    open_mpi(node)
+    _, command = dry_run(node, "--debug", NP="4", PMIX_RANK="0", SLURM_STEP_NUM_TASKS="4")
+    assert command == [*TRAIN, "--debug"]
+
+
+def test_one_rank_by_mpirun_cannot_be_more(node: Bench) -> None:
+    node.stub("python", "exit 0")
+    env = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+    done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", NP="4", DRY_RUN="1", **env)
+    assert done.returncode == 2
+    assert "mpirun started this script as its only rank, but NP=4 or HOSTS ask for more; omit mpirun" in done.stderr
+
+
+def test_without_a_home_the_scripts_start(node: Bench) -> None:
+    open_mpi(node)
+    node.stub("python", f'exec "{sys.executable}" -S "$@"')
+    del node.env["HOME"]
+    done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", DRY_RUN="1", NP="1")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_horovodrun_keeps_nothing_in_a_home_that_cannot_be_written(node: Bench) -> None:
+    open_mpi(node)
+    _, command = dry_run(node, "--debug", NP="2", LAUNCHER="horovodrun", HOME="/proc/none")
+    assert "--disable-cache" in command
+    _, command = dry_run(node, "--debug", NP="2", LAUNCHER="horovodrun")
+    assert "--disable-cache" not in command

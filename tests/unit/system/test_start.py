@@ -65,3 +65,13 @@ def test_a_package_of_pythonpath_that_works_is_used(tmp_path: Path) -> None:
     (tmp_path / "shapely" / "__init__.py").touch()
     (tmp_path / "shapely" / "geometry.py").touch()
     assert "PYTHONPATH" not in started("-m system.start", PYTHONPATH=str(tmp_path)).stderr
+
+
+def test_keras_has_its_own_settings_whatever_others_left(tmp_path: Path) -> None:
+    (tmp_path / ".keras").mkdir()
+    settings = '{"backend": "jax", "floatx": "float64", "image_data_format": "channels_first"}'
+    (tmp_path / ".keras" / "keras.json").write_text(settings, encoding="utf-8")
+    look = "import system.start, keras.config as c; print(c.backend(), c.floatx(), c.image_data_format())"
+    env = os.environ | {"HOME": str(tmp_path), "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "tensorflow float32 channels_last\n"
