@@ -8,8 +8,11 @@
 #
 # Sets up first where needed (./setup_env.sh --help).
 
+# `sh FILE` is another shell on most machines.
+if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT -u SHELLOPTS bash "$0" "$@"; fi
+
 set -uo pipefail
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)
 cd -- "$root" || exit 1
 
 # Strict types everywhere but in tests/ and benchmarks/.
@@ -21,7 +24,7 @@ typed=(
 
 fix=0
 case ${1:-} in
-    -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+    -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$root/check.sh" && exit 0 ;;
     --fix) fix=1 && shift ;;
     -*) printf 'check.sh: unknown option %s; see ./check.sh --help\n' "$1" >&2 && exit 2 ;;
 esac

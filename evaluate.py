@@ -6,6 +6,9 @@ scores with intervals (`metrics.summary`) -> metrics.json, tables, report (`eval
 
 from __future__ import annotations
 
+import system.start  # noqa: F401  # first: it says what to do where packages are missing
+
+# isort: split
 import sys
 import time
 from collections.abc import Sequence

@@ -8,6 +8,9 @@ Shapes: B images, H rows, W columns, C channels (3, or 6 with a context view), K
 
 from __future__ import annotations
 
+import system.start  # noqa: F401  # first: it says what to do where packages are missing
+
+# isort: split
 import os
 import sys
 from pathlib import Path

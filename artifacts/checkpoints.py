@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from system.atomic_files import move_into_place, write_atomically, write_bytes
+from system.csv_tables import counted
 
 KEEP = 3  # newest checkpoints kept; older ones are deleted
 
@@ -267,8 +268,9 @@ def changed(state: State, options: Mapping[str, Any], free: Collection[str], ran
     batches = [o["batch_size"] * o["accumulate_batch"] * r for o, r in ((was, state.ranks), (options, ranks))]
     if batches[0] != batches[1]:
         notes.append(
-            f"the joint batch was {batches[0]} ({state.ranks} ranks), is {batches[1]} ({ranks} ranks): the same "
-            "patches in other steps. --batch_size x --accumulate_batch x ranks keeps it"
+            f"the joint batch was {batches[0]} ({counted(state.ranks, 'rank')}), is {batches[1]} "
+            f"({counted(ranks, 'rank')}): the same patches in other steps. "
+            "--batch_size x --accumulate_batch x ranks keeps it"
         )
     return notes
 

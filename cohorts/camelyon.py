@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cohorts.pairing import Case, center_of, ids_of_label, list_files, named, pair_files, slides_and_masks
 from slides.names import id_of
+from system.csv_tables import counted
 
 ALL_CENTERS = -1
 
@@ -102,7 +103,7 @@ def camelyon(
     is_test = _TEST[which]
     test = [path for path in slides if is_test.match(path.name)]
     if test:
-        notes.append(f"{len(test)} test slides of CAMELYON{which} are left out: {named(test)}")
+        notes.append(f"left out: {counted(len(test), 'test slide')} of CAMELYON{which}: {named(test)}")
     slides, masks, labels = (
         [path for path in paths if not is_test.match(path.name)] for paths in (slides, masks, labels)
     )
@@ -145,7 +146,7 @@ def by_centers(
             "is left to train on; choose other centers, or leave val_centers at -1 to hold out a share of the slides"
         )
     shared = len(train) - len(rest)
-    note = f"{shared} slides of validation centers {_numbers(val_centers)} are not trained on"
+    note = f"not trained on: {counted(shared, 'slide')} of validation centers {_numbers(val_centers)}"
     return rest, val, [note] if shared else []
 
 
@@ -242,7 +243,7 @@ def _camelyon17_truth(cases: Iterable[Case], base: Path) -> tuple[list[Case], li
         if case.labeled and node_class == "negative":
             notes.append(f"{case.slide_path} has a label but is negative in {source}; the label is used")
     notes += [
-        f"{len(paths)} slides without a label are left out, their class is {node_class} ({source}): {named(paths)}"
+        f"left out: {counted(len(paths), 'slide')} without a label, of class {node_class} ({source}): {named(paths)}"
         for node_class, paths in sorted(left_out.items())
     ]
     if not kept:

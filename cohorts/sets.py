@@ -11,6 +11,7 @@ from cohorts.camelyon import by_centers, camelyon, filter_centers
 from cohorts.pairing import Case, case_of, ids_of_label, known_problems, list_files, pair, slides_and_masks
 from cohorts.splits import NORMAL, split
 from slides.names import composed, existing, id_of
+from system.csv_tables import counted
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def from_manifest(path: Path, slide_root: Path | None, centers: Centers) -> Chos
     for name in ("train", "val"):
         if not split_of[name]:
             raise ValueError(f"{path} has no slide with split {name}: edit some rows, or make it from more slides")
-    notes = [f"{len(split_of['test'])} slides with split test are not used"] if split_of["test"] else []
+    notes = [f"not used: {counted(len(split_of['test']), 'slide')} with split test"] if split_of["test"] else []
     return _finish(filter_centers(split_of["train"], centers[0]), filter_centers(split_of["val"], centers[1]), notes)
 
 
@@ -175,8 +176,8 @@ def all_in_folders(train: Source, val: Source | None, centers: Sequence[int]) ->
     twice = {case.slide_id for case in first} & {case.slide_id for case in second}
     if twice:
         raise ValueError(
-            f"{len(twice)} slides are in training and in validation, first {sorted(twice)[0]}: outputs are named by "
-            "slide id, so remove them from one"
+            f"{counted(len(twice), 'slide')} in training and in validation, first {sorted(twice)[0]}: outputs are "
+            "named by slide id, so remove them from one"
         )
     cases = filter_centers(sorted([*first, *second], key=lambda case: case.slide_id), centers)
     val_ids = frozenset(case.slide_id for case in second) if val is not None else None
@@ -235,5 +236,7 @@ def _finish(train: list[Case], val: list[Case], notes: list[str]) -> Chosen:
     """Refuse slides that are in both sets, which would falsify the score; warn about slides with known problems."""
     both = sorted({case.slide_path.resolve() for case in train} & {case.slide_path.resolve() for case in val})
     if both:
-        raise ValueError(f"{len(both)} slides are in training and in validation, first {both[0]}: remove them from one")
+        raise ValueError(
+            f"{counted(len(both), 'slide')} in training and in validation, first {both[0]}: remove them from one"
+        )
     return train, val, [*notes, *known_problems([*train, *val])]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cohorts.pairing import Case
+from system.csv_tables import counted
 
 MARGIN = 0.95  # share of the free space that may be used
 _PREFIX, _LOCK = "widefov-", ".lock"
@@ -102,7 +103,7 @@ class Staging:
         moved = [
             replace(c, slide_path=copies.get(c.slide_path, c.slide_path), label_path=_of(c, copies)) for c in cases
         ]
-        return moved, f"{len(copies)} of {len(files)} files, {total / 1e9:.3g} GB, copied to {self._root}"
+        return moved, f"{len(copies)} of {counted(len(files), 'file')}, {total / 1e9:.3g} GB, copied to {self._root}"
 
     def close(self) -> None:
         """Remove the copies. Every rank must call it; no copy is removed before all ranks have stopped reading."""

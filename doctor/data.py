@@ -15,6 +15,7 @@ from doctor.job import Task
 from doctor.report import Finding, failed, passed, warned
 from slides.truth.mask_truth import MaskTruth
 from slides.truth.reading import Reading
+from system.csv_tables import counted
 
 MOST_SLIDES = 200
 SECONDS = 60.0
@@ -103,9 +104,9 @@ def examine(case: Case, reading: Reading, task: Task) -> Examined:
 def opened(examined: Sequence[Examined], chosen: int, total: int) -> Iterator[Finding]:
     """Whether slides and labels can be used."""
     bad = [one for one in examined if one.error]
-    of = f" of {total}" if len(examined) < total else ""
     why = f", time ran out after {SECONDS:.0f} s" if len(examined) < chosen else ""
-    scope = f"{len(examined)}{of} slides checked{why}"
+    of = f"{len(examined)} of " if len(examined) < total else ""
+    scope = f"{of}{counted(total, 'slide')} checked{why}"
     if bad:
         shown = "; ".join(one.error for one in bad[:_NAMED])
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from doctor.job import Task
 from doctor.report import Finding, passed, warned
+from system.csv_tables import counted
 
 
 def lint(task: Task, ranks: int) -> Iterator[Finding]:
@@ -28,7 +29,7 @@ def _lengths(task: Task, ranks: int) -> Iterator[Finding]:
     elif task.steps(ranks) < 100:
         yield warned(
             "options",
-            f"--num_steps {task.images} is only {task.steps(ranks)} steps of {joint} images",
+            f"--num_steps {task.images} is only {counted(task.steps(ranks), 'step')} of {counted(joint, 'image')}",
             f"--num_steps counts images over all ranks: {100 * joint} would be 100 steps",
         )
     if task.validate_every > task.images:

@@ -8,6 +8,7 @@ from typing import Any
 from doctor.job import Task
 from doctor.rank import MESSAGE_BYTES
 from doctor.report import Finding, failed, passed, warned
+from system.csv_tables import counted
 from system.placement import Placement, describe, faults
 
 Reports = Sequence[dict[str, Any]]
@@ -42,15 +43,15 @@ def devices(ranks: Reports, gpus: bool) -> Iterator[Finding]:
         first = blind[0]
         yield failed(
             "devices",
-            f"{first['host']} has {first['devices']['driver']} GPUs, but TensorFlow can use none and would train on "
-            "the CPU",
+            f"{first['host']} has {counted(first['devices']['driver'], 'GPU')}, but TensorFlow can use none and would "
+            "train on the CPU",
             "set up for GPUs: WIDEFOV_GPU=1 ./setup_env.sh (the driver must know CUDA 12); or --no_cuda",
         )
     elif crowded:
         first = crowded[0]
         yield warned(
             "devices",
-            f"{first['local_size']} ranks on {first['host']} share {first['devices']['tensorflow']} GPUs",
+            f"{first['local_size']} ranks on {first['host']} share {counted(first['devices']['tensorflow'], 'GPU')}",
             "one rank per GPU: set NP, or the tasks per node",
         )
     else:

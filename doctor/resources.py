@@ -12,6 +12,7 @@ from cohorts.pairing import Case
 from cohorts.staging import parts_of
 from doctor.job import Task
 from doctor.report import Finding, failed, passed, warned
+from system.csv_tables import counted
 from training.planner import MARGIN, costs
 
 # Every parameter and Adam's two moments, 4 bytes each.
@@ -99,7 +100,8 @@ def duration(ranks: Reports, task: Task) -> Iterator[Finding]:
     size = len(ranks)
     total = step_s * task.steps(size)
     found = (
-        f"about {step_s:.1f} s per step of {task.joint(size)} images, {_time(total)} for {task.steps(size)} steps "
+        f"about {step_s:.1f} s per step of {counted(task.joint(size), 'image')}, {_time(total)} "
+        f"for {counted(task.steps(size), 'step')} "
         f"(arithmetic only, {rate:.0f} GFLOP/s per rank; without reading, validation, network)"
     )
     left = _left()

@@ -6,12 +6,15 @@
 #
 # A second call resumes. NP=N: number of ranks, for training and prediction.
 
+# `sh FILE` is another shell on most machines.
+if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT -u SHELLOPTS bash "$0" "$@"; fi
+
 set -euo pipefail
 if (($# < 2)) || [[ $1 == -* ]]; then
     sed -n '2,/^$/ s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
 fi
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd -P)
 data=$1 out=$2
 shift 2
 

@@ -20,6 +20,7 @@ from slides.geometry import Pair
 from slides.reader import Slide, SlideError
 from slides.tiff.pyramid import Shrink, write_mask_pyramid
 from system.atomic_files import written_folder
+from system.csv_tables import counted
 
 TILE = 512
 CLAIM = "claimed"
@@ -118,5 +119,7 @@ def finish_slide(
     finally:
         cells.close()
     if faults:
-        notes.append(f"{len(faults)} windows could not be read completely, missing px are white; first: {faults[0]}")
+        notes.append(
+            f"{counted(len(faults), 'window')} could not be read completely, missing px are white; first: {faults[0]}"
+        )
     return notes

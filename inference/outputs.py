@@ -14,6 +14,7 @@ from inference.polygons import regions
 from inference.summary import Predicted, summary, write_summary
 from slides.reader import Slide
 from slides.truth.interface import Truth
+from system.csv_tables import counted
 
 
 @dataclass(frozen=True)
@@ -71,5 +72,5 @@ def write_outputs(
     write_summary(folder / "summary.json", summary(slide, maps, best, run, time.monotonic() - started))
     notes = []
     if small:
-        notes.append(f"slide {slide.id}: {small} regions below {options.min_area_um2:g} um2 have no outline")
+        notes.append(f"slide {slide.id}: no outline of {counted(small, 'region')} below {options.min_area_um2:g} um2")
     return notes

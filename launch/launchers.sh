@@ -118,6 +118,8 @@ srun_command() {
     # ALL: after sbatch --export=NONE the ranks would otherwise lack HOROVOD_*, NCCL_* and PATH.
     command=(srun "--mpi=${WIDEFOV_SRUN_MPI:-pmix}" --export=ALL --kill-on-bad-exit=1 "--ntasks=$ranks"
         "--cpus-per-task=${SLURM_CPUS_PER_TASK:-$threads}" --cpu-bind=cores)
+    # The step of an interactive shell holds the CPUs that this one needs.
+    if ((interactive)); then command+=(--overlap); fi
     if [[ -z ${SLURM_NTASKS:-} ]]; then command+=("--ntasks-per-node=$ranks_per_host"); fi
     [[ -z ${HOSTS:-}${HOSTFILE:-} ]] || fail "inside a SLURM job SLURM chooses the hosts; omit HOSTS and HOSTFILE."
 }
@@ -135,6 +137,8 @@ horovodrun_command() {
         settings=(-u "$name" ${settings[@]+"${settings[@]}"})
     done
     if [[ -n ${IFACE:-} ]]; then command+=(--network-interfaces "$IFACE"); fi
+    # It keeps the results of its checks in ~/.horovod.
+    if [[ ! -w $HOME ]]; then command+=(--disable-cache); fi
     if [[ $wf_flavour == openmpi ]]; then open_mpi_daemons; fi
     if ((cores_per_rank >= 1)); then
         command+=(--binding-args "--bind-to core --map-by slot:PE=$cores_per_rank")

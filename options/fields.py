@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from options.parser import Parser
+from options.parser import Parser, not_empty
 
 _KEY = "option"
 
@@ -138,7 +138,15 @@ def _argument(flag: _Flag, hint: Any) -> dict[str, Any]:
         return common | {"choices": choices, "metavar": flag.metavar}
     names: dict[Any, str] = {Path: "PATH", int: "N", float: "NUMBER"}
     metavar = flag.metavar or (flag.unit and flag.unit.upper()) or names.get(kind)
-    return common | {"type": flag.parse or (kind if kind in names else None), "metavar": metavar}
+    return common | {
+        "type": flag.parse or (kind if kind in (int, float) else _path if kind is Path else not_empty),
+        "metavar": metavar,
+    }
+
+
+def _path(text: str) -> Path:
+    """`--log_dir "$UNSET"` would otherwise be the working directory."""
+    return Path(not_empty(text))
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:

@@ -145,3 +145,10 @@ def pair(text: str) -> tuple[str, int]:
     if not (name and colon and number.isdecimal() and int(number) <= 255):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:CLASS, e.g. _0:1")
     return name.strip().lower(), int(number)
+
+
+def not_empty(text: str) -> str:
+    """A value with something in it; an empty one usually is a variable of a script that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the value is empty; give one, or omit the option")
+    return text

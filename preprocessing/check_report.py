@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from preprocessing import store
-from system.csv_tables import csv_text
+from system.csv_tables import counted, csv_text
 from system.findings import FAIL, PASS, WARN, Finding, worst
 
 PICTURE_PX = 512  # longer side of the thumbnails
@@ -52,7 +52,9 @@ def write_report(folder: Path, faults: Sequence[Finding], findings: Mapping[str,
     order = sorted(findings, key=lambda slide_id: ((FAIL, WARN, PASS).index(level_of[slide_id]), slide_id))
     body = [
         _HEAD,
-        f"<h1>{len(findings)} slides: " + ", ".join(f"{counts[level]} {_word(level)}" for level in counts) + "</h1>\n",
+        f"<h1>{counted(len(findings), 'slide')}: "
+        + ", ".join(f"{counts[level]} {_word(level)}" for level in counts)
+        + "</h1>\n",
         "<p>Tissue is outlined in green, tumor in red.</p>\n",
         _list(faults),
         "<table>\n<tr><th>Slide</th><th>Findings</th><th>Thumbnail</th></tr>\n",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-from tqdm import tqdm
 
 from cohorts.pairing import Case, named
 from cohorts.staging import parts_of
@@ -26,6 +24,7 @@ from preprocessing import store
 from preprocessing.executors import Executor
 from preprocessing.store import StepResult
 from system.csv_tables import counted
+from system.progress import Progress
 
 DONE, UNCHANGED, FAILED = "done", "unchanged", "failed"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -149,7 +148,10 @@ def run_step(
     tasks = [(step, case, out) for _, case in todo]
     total = sum(size for size, _ in todo)
     # When this loop is left early, closing the generator ends the processes that are still at work.
-    with _bar(step.name, total) as bar, closing(executor.run(attempt, tasks)) as finished:
+    with (
+        Progress(total, "B", name=step.name, shown=total > 0) as bar,
+        closing(executor.run(attempt, tasks)) as finished,
+    ):
         for position, value in finished:
             size, case = todo[position]
             outcome = value if isinstance(value, Outcome) else Outcome(case.slide_id, FAILED, error=str(value))
@@ -233,14 +235,3 @@ def _bytes(step: Step, case: Case, out: Path) -> int:
         with suppress(OSError):
             total += path.stat().st_size
     return max(1, total)
-
-
-def _bar(name: str, total: int) -> Any:
-    """A progress bar over bytes of slides; in a log file, a line every 30 s."""
-    closed = sys.stderr is None
-    seconds = 0.5 if not closed and sys.stderr.isatty() else 30.0
-    return tqdm(
-        total=total, desc=name, unit="B", unit_scale=True, mininterval=seconds, file=sys.stderr,
-        disable=closed or not total,
-        bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt} of {total_fmt}, {elapsed} elapsed, {remaining} left",
-    )  # fmt: skip

@@ -18,6 +18,7 @@ from options.groups import Machine, TissueSearch
 from options.train import Sampling, Training, TrainSlides
 from parallel.comm import AgreedError, Comm, together
 from parallel.job import Log
+from system.csv_tables import counted
 
 if TYPE_CHECKING:
     from cohorts.pairing import Case
@@ -174,7 +175,7 @@ class Inputs:
             tumor = sum(1 for index in opened.indexes if set(index.places) - {0})
             names = [slide.id for slide in opened.slides]
             shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-            self._log(f"{what:<11} {len(names)} slides, {tumor} of them with tumor: {shown}")
+            self._log(f"{what:<11} {counted(len(names), 'slide')}, {tumor} of them with tumor: {shown}")
             notes += [note for index in opened.indexes for note in index.notes]
         self._log(*(f"note        {note}" for note in notes))
 
@@ -222,7 +223,8 @@ class Inputs:
         )
         self.grid = together(comm, lambda: requests(self.val_set.indexes, img_size, um_px, sampling.val_patches))
         self._log(
-            f"sampling    {sampling.data_sampler}; validation on {len(self.grid)} patches of the grid over tissue"
+            f"sampling    {sampling.data_sampler}; validation on {counted(len(self.grid), 'patch')} of the grid "
+            "over tissue"
         )
 
     def _mined(self, folder: Path) -> list[Entry]:
@@ -232,7 +234,7 @@ class Inputs:
         entries, others = read_pool_seed(folder, [slide.id for slide in self.train_set.slides])
         self.stream["mine_from"] = f"{len(entries)} places, CRC {zlib.crc32(repr(entries).encode()):08x}"
         left_out = f", {others} on other slides left out" if others else ""
-        self._log(f"mined       {len(entries)} places of {folder}{left_out}")
+        self._log(f"mined       {counted(len(entries), 'place')} of {folder}{left_out}")
         return entries
 
     def start_records(self, log_dir: Path | None) -> None:

@@ -18,5 +18,6 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 slide`, `2 slides`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 slide`, `2 slides`, `2 patches`."""
+    plural = f"{noun}es" if noun.endswith(("ch", "s")) else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"

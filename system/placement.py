@@ -161,6 +161,13 @@ def _node_faults(node: Sequence[Placement]) -> list[str]:
         )
     elif (total := sum(p.threads for p in node)) > there:
         found.append(f"{total} threads of {ranks} ranks for {there} CPUs; set OMP_NUM_THREADS={each}")
+    starved = [p for p in node if p.threads == 1 < (len(p.cpus) if p.pinned else each)]
+    if starved and os.environ.get("OMP_NUM_THREADS") == "1":
+        cpus = min(len(p.cpus) if p.pinned else each for p in starved)
+        found.append(
+            f"1 thread per rank for {cpus} CPUs: OMP_NUM_THREADS=1 is set, as some sites do for every job; unset "
+            f"OMP_NUM_THREADS, or set it to {cpus}"
+        )
     crowded = [p for p in node if p.pinned and p.threads > len(p.cpus)]
     if crowded:
         p = crowded[0]

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from tqdm import tqdm
 
+from system import progress
 from system.atomic_files import write_bytes
 from system.version import __version__
 
@@ -97,16 +97,16 @@ class RunLog:
 
 
 class Progress:
-    """Progress bar and speed. The speed excludes validations and the first step, which builds the graph.
+    """Progress and speed. The speed excludes validations and the first step, which builds the graph.
 
     Args:
         total: length of the run, images.
         images: images trained before.
-        shown: whether to draw the bar.
+        shown: whether to show it.
     """
 
     def __init__(self, total: int, images: int, shown: bool) -> None:
-        self._bar = tqdm(total=total, initial=images, unit="img", disable=not shown, smoothing=0.1, mininterval=1.0)
+        self._bar = progress.Progress(total, "images", initial=images, name="training", shown=shown)
         self._total = total
         self.images = images
         self._overall: tuple[int, float] | None = None
@@ -114,8 +114,7 @@ class Progress:
 
     def step(self, images: int, loss: float) -> None:
         """The counter is now `images`."""
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        self._bar.update(min(images, self._total) - min(self.images, self._total))
+        self._bar.update(min(images, self._total) - min(self.images, self._total), f"loss {loss:.4f}")
         self.images = images
         if self._overall is None:
             self._overall = self._since = (images, time.perf_counter())
@@ -140,6 +139,11 @@ class Progress:
     def _rate(self, start: tuple[int, float]) -> float:
         images, seconds = self.images - start[0], time.perf_counter() - start[1]
         return images / seconds if images and seconds > 0 else float("nan")
+
+
+def speed(images_per_s: float) -> str:
+    """As text; the first step, which builds the graph, is not timed."""
+    return "not timed" if math.isnan(images_per_s) else f"{images_per_s:.2f} images/s"
 
 
 def colored(label_HW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

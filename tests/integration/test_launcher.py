@@ -261,3 +261,89 @@ def test_dry_run_sets_nothing_up(node: Bench, tmp_path: Path) -> None:
     assert shell_words(done.stdout)[3] == "mpiexec.hydra"
     assert not (tmp_path / "venv").exists()
     assert not (tmp_path / "venv.log").exists()
+
+
+@pytest.mark.parametrize("how", [(), ("sh",), ("bash", "--posix")])
+def test_the_script_may_be_called_by_a_link_and_by_any_shell(node: Bench, how: tuple[str, ...]) -> None:
+    open_mpi(node)
+    node.stub("python", f'exec "{sys.executable}" -S "$@"')
+    link = node.folder / "go"
+    link.symlink_to(RUN_TRAIN)
+    done = node.run(*how, link, "--debug", WIDEFOV_ENV="active", DRY_RUN="1", NP="1", POSIXLY_CORRECT="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell_words(done.stdout)[-2:] == [TRAIN[-1], "--debug"]
+
+
+@pytest.mark.parametrize("script", ["run_train.sh", "run_tests.sh", "check.sh", "setup_env.sh", "run_prepro.sh"])
+def test_the_scripts_describe_themselves_from_any_folder(bench: Bench, script: str) -> None:
+    bench.stub("python", '[[ $1 == - || $1 == -c ]] && exit 0; echo "$@"')
+    done = bench.run("sh", RUN_TRAIN.parent / script, "--help", WIDEFOV_ENV="active")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [
+        (
+            "srun",
+            "srun is not on PATH, so LAUNCHER=srun cannot start 2 ranks; use a node, or a container, that has SLURM's",
+        ),
+        (
+            "hydra",
+            "mpiexec.hydra is not on PATH, so LAUNCHER=hydra cannot start 2 ranks; load the MPI module that Horovod",
+        ),
+    ],
+)
+def test_a_launcher_that_is_missing_is_named(node: Bench, launcher: str, said: str) -> None:
+    node.stub("python", "exit 0")
+    done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", NP="2", LAUNCHER=launcher)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"run_train.sh: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [{"PMIX_RANK": "0", "PMIX_NAMESPACE": "x", "SLURM_STEP_NUM_TASKS": "1"}, {"PMI_RANK": "0", "PMI_SIZE": "1"}],
+)
+def test_a_shell_by_srun_pty_is_no_rank(node: Bench, step: dict[str, str]) -> None:
+    open_mpi(node)
+    _, command = dry_run(node, "--debug", NP="4", SLURM_PROCID="0", SLURM_NTASKS="4", **step)
+    assert command[:3] == ["mpirun", "-np", "4"]
+    # Its variables reach no rank.
+    node.stub("mpirun", 'if [[ $1 == --version ]]; then echo "mpirun (Open MPI) 4.1.8"; else env; fi')
+    node.stub("python", 'if [[ $1 == *die_with_parent.py ]]; then shift && exec "$@"; fi')
+    done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", NP="4", **step)
+    assert "OMP_NUM_THREADS=" in done.stdout
+    assert "PMI" not in done.stdout
+
+
+def test_a_rank_of_a_step_of_several_tasks_stays_one(node: Bench) -> None:
+    open_mpi(node)
+    _, command = dry_run(node, "--debug", NP="4", PMIX_RANK="0", SLURM_STEP_NUM_TASKS="4")
+    assert command == [*TRAIN, "--debug"]
+
+
+def test_one_rank_by_mpirun_cannot_be_more(node: Bench) -> None:
+    node.stub("python", "exit 0")
+    env = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+    done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", NP="4", DRY_RUN="1", **env)
+    assert done.returncode == 2
+    assert "mpirun started this script as its only rank, but NP=4 or HOSTS ask for more; omit mpirun" in done.stderr
+
+
+def test_without_a_home_the_scripts_start(node: Bench) -> None:
+    open_mpi(node)
+    node.stub("python", f'exec "{sys.executable}" -S "$@"')
+    del node.env["HOME"]
+    done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", DRY_RUN="1", NP="1")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_horovodrun_keeps_nothing_in_a_home_that_cannot_be_written(node: Bench) -> None:
+    open_mpi(node)
+    _, command = dry_run(node, "--debug", NP="2", LAUNCHER="horovodrun", HOME="/proc/none")
+    assert "--disable-cache" in command
+    _, command = dry_run(node, "--debug", NP="2", LAUNCHER="horovodrun")
+    assert "--disable-cache" not in command

@@ -67,6 +67,18 @@ def test_fresh_run_sets_an_earlier_one_aside_and_debug_is_short(tmp_path: Path) 
     assert [int(row["index"]) for row in samples_of(earlier)] == list(range(4))
     assert (tiny.log_dir / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert "length      100 images = 4 steps" in done.stdout
+    # A batch log: whole lines, no bar, nothing of libraries; the first step is not timed.
+    assert done.stderr == ""
+    assert "\r" not in done.stdout
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("train ")] == [
+        "25",
+        "50",
+        "75",
+        "100",
+    ]
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("val ")][:2] == ["50", "100"]
+    assert done.stdout.count("not timed") == 1
+    assert "nan images" not in done.stdout
     assert [(row["kind"], row["images"]) for row in rows_of(tiny.log_dir)] == [
         ("train", 25), ("train", 50), ("val", 50), ("train", 75), ("train", 100), ("val", 100),
     ]  # fmt: skip

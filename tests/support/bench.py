@@ -7,7 +7,7 @@ from pathlib import Path
 
 # What the scripts need of a bare Linux; everything else that is on PATH in a test is a stub.
 TOOLS = "awk bash cat chmod cksum cp cut date df dirname basename env flock getconf grep head"
-TOOLS += " id ln ls mkdir mktemp mv rm sed sh sleep sort tail touch tr uname wc"
+TOOLS += " id ln ls mkdir mktemp mv readlink rm sed sh sleep sort tail touch tr uname wc"
 
 
 class Bench:

@@ -87,7 +87,7 @@ def test_camelyon16_flat_leaves_the_test_slides_out_and_says_so(tmp_path: Path) 
     sets = camelyon("16", tmp_path, label_format="xml")
     assert found(sets.train) == {"normal_002": None, "tumor_001": "tumor_001.xml"}
     assert len(sets.notes) == 1
-    assert sets.notes[0].startswith("1 test slides of CAMELYON16 are left out: ")
+    assert sets.notes[0].startswith("left out: 1 test slide of CAMELYON16: ")
     assert sets.notes[0].endswith("images/test_003.tif")
 
 
@@ -157,25 +157,23 @@ def test_camelyon17_takes_as_normal_only_what_is_known_to_be_negative(tmp_path: 
     assert [case.center for case in sets.train] == [0, 0, 0, 1, 2]
     assert sets.val is None
     table = "stages.csv" if flat else "stage_labels.csv"
-    left_out = f"1 slides without a label are left out, their class is itc ({table}): "
+    left_out = f"left out: 1 slide without a label, of class itc ({table}): "
     assert sets.notes[-1].startswith(left_out)
     assert sets.notes[-1].endswith("patient_020_node_1.tif")
-    assert [note.split(":")[0] for note in sets.notes[:-1]] == ["1 test slides of CAMELYON17 are left out"] * flat
+    assert [note.rpartition(":")[0] for note in sets.notes[:-1]] == ["left out: 1 test slide of CAMELYON17"] * flat
 
 
 def test_camelyon17_without_the_table_keeps_labeled_slides_only(tmp_path: Path) -> None:
     sets = camelyon("17", camelyon17(tmp_path, stages=None), label_format="xml")
     assert found(sets.train) == {"patient_004_node_4": "patient_004_node_4.xml"}
-    assert sets.notes[0].startswith(
-        "5 slides without a label are left out, their class is unknown (there is no training/"
-    )
+    assert sets.notes[0].startswith("left out: 5 slides without a label, of class unknown (there is no training/")
 
 
 def test_camelyon17_without_any_known_truth_is_refused(tmp_path: Path) -> None:
     make(
         tmp_path, "images/patient_000_node_0.tif", "images/patient_100_node_0.tif", "annotations/patient_100_node_0.xml"
     )
-    with pytest.raises(ValueError, match=r"no slide in .* has a label or is known to be negative: 1 slides without"):
+    with pytest.raises(ValueError, match=r"no slide in .* known to be negative: left out: 1 slide without"):
         camelyon("17", tmp_path, label_format="xml")
 
 
@@ -259,7 +257,7 @@ def test_by_centers_never_trains_on_what_is_validated(
 
 def test_by_centers_says_what_it_took_from_training() -> None:
     cases = center_cases(0, 2, 1, 2)
-    assert by_centers(cases, [-1], [2])[2] == ["2 slides of validation centers 2 are not trained on"]
+    assert by_centers(cases, [-1], [2])[2] == ["not trained on: 2 slides of validation centers 2"]
     assert by_centers(cases, [0], [2])[2] == []
     with pytest.raises(ValueError, match=r"val_centers 1 2 hold every slide of train_centers 2, so none is left"):
         by_centers(cases, [2], [1, 2])

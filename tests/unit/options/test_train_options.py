@@ -260,3 +260,11 @@ def test_options_become_json():
 )  # fmt: skip
 def test_bad_command_lines(words, message, capsys):
     assert refused(capsys, *words).startswith(message)
+
+
+@pytest.mark.parametrize("flag", ["--log_dir", "--weights_path", "--resume", "--slide_root", "--valid_slide_format"])
+def test_an_empty_value_is_no_value(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    # A variable of a job script that is not set: --log_dir "$OUT" was the working directory.
+    for empty in ("", " "):
+        said = refused(capsys, *DATA, flag, empty)
+        assert said == f"argument {flag}: the value is empty; give one, or omit the option"

@@ -1,5 +1,6 @@
 """Devices of a rank in a process where TensorFlow has started before."""
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -23,3 +24,13 @@ def test_threads_stay_as_they_are_once_tensorflow_has_started(
     # More than any process of the tests has: setting it fails.
     monkeypatch.setattr("parallel.devices.threads_per_rank", lambda _: 500)
     assert use_devices(SoloComm()) == f"{expected} per rank"
+
+
+def test_settings_of_a_notebook_are_replaced_and_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    keras.config.set_floatx("float64")
+    keras.config.set_image_data_format("channels_first")
+    use_devices(SoloComm())
+    assert (keras.config.floatx(), keras.config.image_data_format()) == ("float32", "channels_last")
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="Keras runs on jax in this process, but TensorFlow is needed"):
+        use_devices(SoloComm())

@@ -245,7 +245,7 @@ def test_centers_and_test_slides(tmp_path: Path):
     train, val, notes = from_manifest(tmp_path / "m.csv", None, ([0], [1]))
     assert [(case.slide_id, case.patient, case.center) for case in train] == [("a", "patient_a", 0)]
     assert [case.slide_id for case in val] == ["c"]
-    assert notes == ["1 slides with split test are not used"]
+    assert notes == ["not used: 1 slide with split test"]
     # Manifests written before the spelling of the column changed.
     (tmp_path / "m.csv").write_text("\n".join(lines).replace("center", "centre"), encoding="utf-8")  # old spelling
     assert from_manifest(tmp_path / "m.csv", None, ([0], [1])) == (train, val, notes)

@@ -142,6 +142,19 @@ def test_more_threads_than_cpus_of_a_rank() -> None:
     assert found[-1].startswith("a: 4 threads per rank on 1 CPU; set OMP_NUM_THREADS=1")
 
 
+def test_one_thread_that_the_site_set_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    alone = node("a", 0, range(24), range(24, 48), threads=1)
+    assert faults(alone) == []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert faults(alone) == [
+        "a: 1 thread per rank for 24 CPUs: OMP_NUM_THREADS=1 is set, as some sites do for every job; unset "
+        "OMP_NUM_THREADS, or set it to 24"
+    ]
+    # A CPU each: one thread is right.
+    assert faults(node("a", 0, range(1), range(1, 2), there=2, threads=1)) == []
+
+
 def test_nodes_with_the_same_fault_are_named_once() -> None:
     both = [*node("a", 0, range(1)), *node("b", 1, range(1))]
     assert len(faults(both)) == 1
