@@ -68,11 +68,15 @@ def resumed_state(
         return found[:2] if found else None
 
     found: tuple[State, Path] | None = comm.gather(together(comm, begin))[0]
+    log(*_beginning(run, found))
+    return found[0] if found else None
+
+
+def _beginning(run: Run, found: tuple[State, Path] | None) -> list[str]:
+    """Where the run begins, in lines for the log."""
     if found is not None:
-        log(f"resume      {found[1]} at image {found[0].images}, best val mIoU {found[0].best_miou:.4f}")
-        return found[0]
+        state, path = found
+        return [f"resume      {path} at image {state.images}, best val mIoU {state.best_miou:.4f}"]
     if run.resume:
-        log(f"resume      no checkpoint in {run.log_dir}: a new run")
-    elif run.log_dir is None:
-        log("note        no --log_dir: this run will not be saved")
-    return None
+        return [f"resume      no checkpoint in {run.log_dir}: a new run"]
+    return [] if run.log_dir else ["note        no --log_dir: this run will not be saved"]
