@@ -11,8 +11,9 @@
 #   ./run_train.sh --help                        the arguments of train.py
 #   ./run_train.sh --doctor ...                  checks in seconds whether such a run would succeed (--doctor --help)
 #
-# On SIGTERM or SIGUSR1, sent to this script or by the scheduler, the run writes a checkpoint and exits with code 75. A
-# SLURM job whose arguments include --resume is then requeued.
+# On SIGTERM, SIGINT (Ctrl-C), SIGHUP (a closed terminal) or SIGUSR1, sent to this script, its process group or by the
+# scheduler, the run writes a checkpoint and exits with code 75; a second SIGTERM or SIGINT ends it within 10 s. A SLURM
+# job whose arguments include --resume is then requeued.
 #
 # Settings, all optional:
 #   NP=N              total number of ranks (default: SLURM's tasks; else one per GPU; else one per CPU socket)
@@ -35,6 +36,11 @@
 if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT -u SHELLOPTS bash "$0" "$@"; fi
 
 set -euo pipefail
+
+# A request to leave, be it before anything was started.
+asked=''
+trap 'asked=USR1' USR1
+trap '[[ -z $asked ]] || exit 75' EXIT
 
 fail() {
     printf 'run_train.sh: %s\n' "$1" >&2
@@ -63,6 +69,8 @@ root=$(find_root)
 . "$root/setup_env.sh"
 # shellcheck source=launch/launchers.sh
 . "$root/launch/launchers.sh"
+# shellcheck source=launch/leaving.sh
+. "$root/launch/leaving.sh"
 
 # --- This host --------------------------------------------------------------------------------------------------------
 
@@ -239,68 +247,15 @@ choose_launcher() {
 
 # --- Running it -------------------------------------------------------------------------------------------------------
 
-# supervise COMMAND...: runs it, forwards signals, and exits with its code. If this script is killed, the launcher
-# receives SIGTERM.
-supervise() {
-    local status child notice line=''
-    signals=0
-    "$wf_python" "$root/launch/die_with_parent.py" "$@" &
-    child=$!
-    trap 'forward TERM' TERM
-    trap 'forward USR1' USR1
-    trap 'forward INT' INT
-    # A pipe for bash's own report that a signal killed the launcher: the exit code 137 may also be a rank's.
-    exec {notice}<> <(:)
-    while :; do
-        status=0
-        wait "$child" 2>&"$notice" || status=$?
-        # More than 128 and still alive: a signal interrupted the wait.
-        if ((status <= 128)) || ! kill -0 "$child" 2>/dev/null; then break; fi
-    done
-    if read -r -t 0.1 -u "$notice" line && [[ -n $line ]]; then
-        printf 'run_train.sh: %s was killed by SIG%s.\n' "${launcher/#none/the run}" "$(kill -l "$status")" >&2
-    fi
-    if ((status == 75)); then requeue; fi
-    exit "$status"
-}
-
-# forward SIGNAL: to the launcher, in the form that reaches the ranks. On SIGTERM mpirun and srun kill the ranks, but
-# they forward SIGUSR1, which means the same to a rank. A second signal is forwarded unchanged.
-forward() {
-    local signal=$1
-    signals=$((signals + 1))
-    if [[ $signal == TERM && $launcher != horovodrun ]] && ((signals == 1)); then signal=USR1; fi
-    # horovodrun forwards nothing; on SIGTERM it sends the ranks SIGTERM, and SIGKILL 5 s later.
-    if [[ $signal == USR1 && $launcher == horovodrun ]]; then signal=TERM; fi
-    kill "-$signal" "$child" 2>/dev/null || true
-}
-
-# requeue: the job was preempted after writing a checkpoint, from which it can resume. Not if the user canceled it.
-requeue() {
-    local state
-    [[ -n ${SLURM_JOB_ID:-} && ${REQUEUE:-1} != 0 ]] || return 0
-    if [[ " ${launched[*]} " != *" --resume"[\ =]* ]]; then
-        printf 'run_train.sh: not requeued: without --resume the job would start from the beginning.\n' >&2
-        return 0
-    fi
-    state=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p') || state=''
-    [[ $state == RUNNING ]] || return 0
-    if scontrol requeue "$SLURM_JOB_ID"; then
-        printf 'run_train.sh: requeued job %s.\n' "$SLURM_JOB_ID"
-    else
-        printf 'run_train.sh: SLURM refused to requeue job %s; submit it again.\n' "$SLURM_JOB_ID" >&2
-    fi
-}
-
 # launch ARGUMENT...: builds the command and runs it.
 launch() {
     local -a extra=()
     local argument
-    launched=("$@")
     choose_ranks
     choose_launcher
     if [[ $launcher == none ]]; then ranks_per_host=1; fi
     choose_threads
+    if [[ $launcher != none && ${DRY_RUN:-} != 1 ]]; then export WIDEFOV_MARK="widefov-$$-$RANDOM"; fi
     command=()
     if [[ $launcher == none ]]; then
         # A rank of another launcher, which also chooses the threads.
@@ -318,7 +273,7 @@ launch() {
     if ((doctor)); then examine; fi
     require_launcher
     # A rank of another launcher gets its signals from there.
-    if is_rank; then exec "${command[@]}"; fi
+    if is_rank; then leave_if_asked && exec "${command[@]}"; fi
     supervise "${command[@]}"
 }
 

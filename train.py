@@ -101,7 +101,7 @@ class Run:
     def go(self) -> int:
         """The whole story; returns the exit code."""
         opts = self.opts
-        self.preemption.listen(self.log)
+        self.ranks.listen()
         if opts.run.elastic:
             self.comm.on_hosts_changed(self.preemption.hosts_changed)
         self.describe()
@@ -114,14 +114,21 @@ class Run:
         self.build_model()
         self.inputs.build_sampler(self.joint_batch, opts.run.log_every)
         self.resume_or_start()
-        requests = self.train()
+        requests = self.requests_at_start() or self.train()
         if not requests:
             self.finish()
         self.run_log.close()
         self.inputs.close()
-        if requests == {preemption.HOSTS_CHANGED}:
+        if requests == preemption.HOSTS_CHANGED:
             return job.RECONNECT
         return preemption.EXIT_CODE if requests else 0
+
+    def requests_at_start(self) -> str:
+        """The requests, of all ranks, that came before the first step, whose graph takes long to build."""
+        requests = self.ranks.requests()
+        if requests:
+            self.log(f"preempted   {requests} before the first step: nothing was to be saved")
+        return requests
 
     def describe(self) -> None:
         """The arithmetic of the run: images of a step, tissue seen, number of steps, CPUs of the ranks."""
@@ -216,7 +223,7 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
-    def train(self) -> set[str]:
+    def train(self) -> str:
         """Step until the image counter reaches --num_steps; log, validate and save when it passes their multiples.
 
         Returns:
@@ -251,10 +258,9 @@ class Run:
                 break
         self.speed = self.progress.close()
         if not stop or (self.images >= training.num_steps and not self.validation_due):
-            return set()
-        requests = set(comm.gather(self.preemption.requested)) - {""}
-        names, length = ", ".join(sorted(requests)), training.num_steps
-        self.log(f"preempted   {names} at image {self.images} of {length}; --resume auto continues")
+            return ""
+        requests = self.ranks.requests()
+        self.log(f"preempted   {requests} at image {self.images} of {training.num_steps}; --resume auto continues")
         return requests
 
     def log_training(self, rate: float) -> None:

@@ -63,7 +63,7 @@ mpirun_command() {
     fi
     # Open MPI forwards only its own variables to other hosts.
     for name in PATH LD_LIBRARY_PATH PYTHONPATH CAMELYON_ROOT CUDA_VISIBLE_DEVICES OMP_NUM_THREADS \
-        TF_NUM_INTRAOP_THREADS TF_CPP_MIN_LOG_LEVEL $(compgen -e | grep -E '^(HOROVOD|NCCL)_' || true); do
+        TF_NUM_INTRAOP_THREADS TF_CPP_MIN_LOG_LEVEL WIDEFOV_MARK $(compgen -e | grep -E '^(HOROVOD|NCCL)_' || true); do
         if [[ -n ${!name:-} || " ${settings[*]}" == *" $name="* ]]; then command+=(-x "$name"); fi
     done
     if ((EUID == 0)); then settings+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1); fi

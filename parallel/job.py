@@ -21,8 +21,16 @@ from typing import Protocol, TextIO
 
 from parallel.comm import AgreedError, Comm, SoloComm, abort, broke, connect
 from parallel.heartbeat import GRACE_S, Heartbeat
-from parallel.launchers import ends_with_first_failure, is_first_rank, launched_rank, launched_size, program
-from parallel.preemption import Preemption
+from parallel.launchers import (
+    ends_with_first_failure,
+    is_first_rank,
+    launched_rank,
+    launched_size,
+    program,
+    supervised,
+    tell_supervisor,
+)
+from parallel.preemption import EXIT_CODE, Preemption
 from system.allocator import SYSTEM_ALLOCATOR, give_back_memory
 from system.placement import describe, faults, placement
 
@@ -80,6 +88,18 @@ class Ranks:
         # single rank sends no message, and its errors need not wait seconds for TensorFlow.
         self._devices = "" if isinstance(comm, SoloComm) else self._choose()
 
+    def listen(self) -> None:
+        """Take requests to stop from now on, on every rank; the story must look at them."""
+        self.preemption.listen()
+        # Ranks: launch/supervise.py passes on a request only when all of them listen.
+        self.comm.gather(None)
+        if self.comm.rank == 0:
+            tell_supervisor("listening")
+
+    def requests(self) -> str:
+        """The signals by which any of the ranks was asked to stop; every rank must call it."""
+        return ", ".join(sorted(set(self.comm.gather(self.preemption.requested)) - {""}))
+
     def use_devices(self) -> str:
         """Import TensorFlow and give this rank its GPU or its share of the cores; returns a description.
 
@@ -125,6 +145,11 @@ def run(
             with Heartbeat(comm, 0 if settings.elastic else settings.stall_timeout) as heartbeat:
                 ranks = Ranks(comm, heartbeat, preemption)
                 code = exit_code(lambda: story(ranks), comm, lambda: out_of_memory(comm), settings.elastic)  # noqa: B023
+            if code == EXIT_CODE and supervised():
+                # Launchers report every other code as a failure.
+                if comm.rank == 0:
+                    tell_supervisor("left")
+                return 0
             if code != RECONNECT:
                 return code
             comm = comm.reconnect()

@@ -58,6 +58,18 @@ def ends_with_first_failure() -> bool:
     return bool({"OMPI_COMM_WORLD_RANK", "HOROVOD_RANK"} & set(os.environ)) and not is_elastic()
 
 
+def supervised() -> bool:
+    """Whether run_train.sh started these ranks by a launcher: launch/supervise.py reads what they print."""
+    return bool(os.environ.get("WIDEFOV_MARK"))
+
+
+def tell_supervisor(word: str) -> None:
+    """Tell launch/supervise.py that the ranks are `listening` for requests, or have `left` after one; rank 0 alone."""
+    if supervised() and sys.stdout is not None:
+        sys.stdout.write(f"{os.environ['WIDEFOV_MARK']} {word}\n")
+        sys.stdout.flush()
+
+
 def program() -> str:
     """Name of the script that runs, for messages; of `python -m PACKAGE` that of the package."""
     folder, name = os.path.split(sys.argv[0])

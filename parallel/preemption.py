@@ -9,16 +9,18 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# SIGHUP: the terminal was closed.
+REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+# Ends the run if it is not the first request; the others may come again and again.
+URGENT = (signal.SIGTERM, signal.SIGINT)
 # A terminal sends Ctrl-C to all processes of a job, and a launcher passes it on to them: that is one request.
 ECHO_S = 1.0
 # Elastic jobs: why ranks stop, to reconnect.
 HOSTS_CHANGED = "hosts changed"
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": run_train.sh puts a SLURM job back into its queue
+EXIT_CODE = 75  # see `system.start`; run_train.sh puts a SLURM job back into its queue
 
 
 class Preemption:
@@ -31,20 +33,17 @@ class Preemption:
     def __init__(self) -> None:
         self.requested = ""
         self._at = 0.0
-        self._log: Callable[[str], None] = lambda _: None
         self._before: dict[signal.Signals, Any] = {}
         self._closed = False
 
-    def listen(self, log: Callable[[str], None]) -> None:
-        """Take requests from now on. Only the main thread can: in another one nothing happens.
-
-        Args:
-            log: called with one line about a request, in a signal handler: it must return quickly.
-        """
-        self._log = log
+    def listen(self) -> None:
+        """Take requests from now on. Only the main thread can: in another one nothing happens."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in REQUESTS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                # nohup
+                continue
             before = signal.signal(number, self._request)
             self._before.setdefault(number, before)
 
@@ -83,10 +82,7 @@ class Preemption:
             signal.raise_signal(number)
         elif first:
             self.requested, self._at = signal.Signals(number).name, now
-            self._log(
-                f"{self.requested}: a checkpoint will be written after this step; a second signal ends the run at once"
-            )
-        else:
+        elif number in URGENT:
             # The second request: end at once, by the signal's default action.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

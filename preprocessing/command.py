@@ -264,9 +264,13 @@ def log(line: str, error: bool = False) -> None:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `_Interrupted`; the handlers are restored at the end."""
+    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP raise `_Interrupted`; the handlers are restored at the end."""
     _signals.clear()
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        # Not under nohup.
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         yield
     finally:

@@ -194,9 +194,10 @@ def _pool(count: int) -> Generator[ProcessPoolExecutor, None, None]:
 
 
 def _begin(parent: int) -> None:
-    """In a new process: end when the parent ends, even if it is killed; leave Ctrl-C to the parent."""
+    """In a new process: end when the parent ends, even if it is killed; leave other requests to the parent."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

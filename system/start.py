@@ -2,18 +2,26 @@
 
 Otherwise a program started with the system's Python, or with packages of another Python in PYTHONPATH, would end in a
 traceback that names neither the cause nor the cure. `KERAS_BACKEND` and `~/.keras/keras.json`, written for other
-projects, would change the networks.
+projects, would change the networks. Then the standard streams, and signals that come before a program listens to them.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
+from system.output import endure
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": preempted
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ((3, 10), (3, 12))
 # Of requirements.txt, by the names under which they are imported.
@@ -57,11 +65,33 @@ def require() -> None:
         sys.exit(f"{Path(sys.argv[0]).name or 'widefov'}: error: {found}")
 
 
+def heed_requests() -> None:
+    """SIGUSR1 asks a program to stop (`parallel.preemption`); before it has begun, there is nothing to save.
+
+    SIGTERM, SIGINT and SIGHUP end it by themselves then, if a launcher has not left them blocked.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, _leave)
+    numbers = {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def _leave(number: int, _: FrameType | None) -> NoReturn:
+    line = f"{Path(sys.argv[0]).name}: {signal.Signals(number).name} before the first step: nothing was to be saved\n"
+    with suppress(OSError):
+        os.write(2, line.encode())
+    os._exit(EXIT_CODE)
+
+
 def settle_keras() -> None:
     """Keras runs on TensorFlow with its own defaults; it reads these variables when it is imported."""
     # A folder that cannot exist: then it reads no keras.json and writes none, which a read-only home could not take.
     os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": "/dev/null/keras"}
 
 
+endure()
+heed_requests()
 require()
 settle_keras()

@@ -4,6 +4,7 @@ All train a network of two convolutions (small_train.py); test_end_to_end.py lau
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -108,19 +109,28 @@ def ranks_of(log_dir: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("number", "codes"), [(signal.SIGTERM, {75}), (signal.SIGINT, set(range(1, 256)))], ids=["SIGTERM", "SIGINT"]
+    ("number", "whole_group", "launcher"),
+    [
+        (signal.SIGTERM, False, "mpirun"),
+        (signal.SIGINT, True, "mpirun"),
+        pytest.param(signal.SIGHUP, True, "mpirun", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, True, "horovodrun", marks=pytest.mark.slow),
+    ],
 )
-def test_a_signal_to_the_script_ends_every_rank(
-    slides: Path, tmp_path: Path, number: signal.Signals, codes: set[int]
+def test_a_signal_makes_every_rank_leave_with_a_checkpoint(
+    slides: Path, tmp_path: Path, number: signal.Signals, whole_group: bool, launcher: str
 ) -> None:
+    """To the script, or to its process group, as a terminal and `timeout` send it."""
     log_dir = tmp_path / "log"
     process = subprocess.Popen(
         [str(ROOT / "run_train.sh"), *arguments(slides, log_dir, 1, images=1_000_000)],
-        env=environment(NP="2", SCRIPT=SMALL),
+        env=environment(NP="2", SCRIPT=SMALL, LAUNCHER=launcher),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=heed_interrupts,  # noqa: PLW1509  # no threads here
+        start_new_session=True,
     )
     try:
         begin = time.monotonic()
@@ -131,8 +141,13 @@ def test_a_signal_to_the_script_ends_every_rank(
             time.sleep(0.1)
         # The launcher's command line holds the same words, so it counts too: two ranks and it.
         assert len(ranks_of(log_dir)) >= 3
-        process.send_signal(number)
-        assert process.wait(timeout=120) in codes
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 75, err
+        assert "preempted   SIGUSR1 at image" in out.splitlines()[-1] or launcher == "horovodrun", out[-500:]
+        assert list((log_dir / "checkpoints").glob("images-*.npz"))
+        for banner in ("non-zero", "Forwarding signal", "Traceback"):
+            assert banner not in out + err
         begin = time.monotonic()
         while ranks_of(log_dir):
             assert time.monotonic() - begin < 30, "ranks outlived their launcher"
@@ -140,3 +155,20 @@ def test_a_signal_to_the_script_ends_every_rank(
     finally:
         if process.poll() is None:
             process.kill()
+
+
+@pytest.mark.parametrize("launcher", ["none", pytest.param("mpirun", marks=pytest.mark.slow)])
+def test_nobody_to_read_ends_no_run(slides: Path, tmp_path: Path, launcher: str) -> None:
+    process = subprocess.Popen(
+        [str(ROOT / "run_train.sh"), *arguments(slides, tmp_path / "log", 1, images=200)],
+        env=environment(NP="1" if launcher == "none" else "2", SCRIPT=SMALL, LAUNCHER=launcher),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    while not process.stdout.readline().startswith("train "):
+        assert process.poll() is None
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "log" / "final.keras").exists()

@@ -313,7 +313,7 @@ def test_a_shell_by_srun_pty_is_no_rank(node: Bench, step: dict[str, str]) -> No
     assert command[:3] == ["mpirun", "-np", "4"]
     # Its variables reach no rank.
     node.stub("mpirun", 'if [[ $1 == --version ]]; then echo "mpirun (Open MPI) 4.1.8"; else env; fi')
-    node.stub("python", 'if [[ $1 == *die_with_parent.py ]]; then shift && exec "$@"; fi')
+    node.stub("python", 'if [[ $1 == *supervise.py ]]; then shift 2 && exec "$@"; fi')
     done = node.run(RUN_TRAIN, "--debug", WIDEFOV_ENV="active", NP="4", **step)
     assert "OMP_NUM_THREADS=" in done.stdout
     assert "PMI" not in done.stdout

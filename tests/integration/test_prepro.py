@@ -194,7 +194,7 @@ def test_killed_in_every_step_and_resumed(step: str, processes: int, tmp_path: P
 
 
 @EIGHT
-@pytest.mark.parametrize(("by", "processes"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("by", "processes"), [(signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGHUP, 1)])
 def test_asked_to_end(by: signal.Signals, processes: int, tmp_path: Path, eight: Eight):
     assert ended_in("tissue", eight, tmp_path / "out", by, processes) == 128 + by
     assert prepare(*eight.words("tissue", tmp_path / "out", processes)).returncode == 0

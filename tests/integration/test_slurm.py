@@ -3,6 +3,7 @@
 srun, scontrol and sinfo are stubs; each call of scontrol is written down.
 """
 
+import os
 import shutil
 import signal
 import subprocess
@@ -106,20 +107,19 @@ def test_other_jobs_are_not_requeued(slurm: Bench) -> None:
         (signal.SIGUSR1, "srun", "USR1"),
         (signal.SIGTERM, "srun", "USR1"),
         (signal.SIGTERM, "mpirun", "USR1"),
-        (signal.SIGINT, "mpirun", "INT"),
-        (signal.SIGUSR1, "horovodrun", "TERM"),
+        (signal.SIGINT, "mpirun", "USR1"),
+        (signal.SIGHUP, "hydra", "USR1"),
     ],
 )
 def test_signals_reach_the_launcher(slurm: Bench, sent: signal.Signals, launcher: str, received: str) -> None:
     """The stub launcher takes a second to end after a signal; its exit code is the script's."""
     marks = slurm.folder / "marks"
     program = f"""trap 'echo USR1 >> {marks}; exit 75' USR1; trap 'echo TERM >> {marks}; exit 75' TERM
-trap 'echo INT >> {marks}; exit 75' INT; echo ready >> {marks}; while :; do sleep 0.1; done"""
-    for name in ("srun", "mpirun"):
+trap 'echo INT >> {marks}; exit 75' INT
+echo "$WIDEFOV_MARK listening"; echo ready >> {marks}; while :; do sleep 0.1; done"""
+    for name in ("srun", "mpirun", "mpiexec.hydra"):
         slurm.stub(name, f"if [[ $1 == --version ]]; then echo 'Open MPI'; exit; fi; {program}")
-    # horovodrun is a word for Python's -c.
-    real = f'if [[ $2 == "1" || $2 == "0" ]]; then exit 0; fi; if [[ $1 == -c && $* == *-np* ]]; then {program}; fi'
-    slurm.stub("python", f'{real}; exec "{sys.executable}" -S "$@"')
+    slurm.stub("python", f'if [[ $2 == "1" || $2 == "0" ]]; then exit 0; fi; exec "{sys.executable}" -S "$@"')
     env = slurm.env | {"WIDEFOV_ENV": "active", "LAUNCHER": launcher, "REQUEUE": "0", "NP": "2"}
     env |= JOB if launcher == "srun" else {}
     process = subprocess.Popen(
@@ -132,6 +132,7 @@ trap 'echo INT >> {marks}; exit 75' INT; echo ready >> {marks}; while :; do slee
             assert time.monotonic() < until
             assert process.poll() is None
             time.sleep(0.05)
+        time.sleep(0.2)  # what it printed has arrived
         process.send_signal(sent)
         assert process.wait(timeout=30) == 75
     finally:
@@ -159,3 +160,30 @@ def test_a_killed_script_leaves_no_launcher(slurm: Bench) -> None:
         assert time.monotonic() < until
         time.sleep(0.05)
     assert marks.read_text(encoding="ascii").split() == [str(launcher), "TERM"]
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["script", "group"])
+def test_usr1_before_the_start_is_a_request_too(slurm: Bench, whole_group: bool) -> None:
+    """While the script looks at the machine; the stub of nproc is that moment, and says that it has come."""
+    slurm.stub("python", f'if [[ $2 == "1" || $2 == "0" ]]; then exit 0; fi; exec "{sys.executable}" -S "$@"')
+    slurm.stub("srun", f"touch {slurm.folder}/started")
+    moment = slurm.folder / "moment"
+    slurm.stub("nproc", f"touch {moment}; sleep 0.5; echo 4")
+    process = subprocess.Popen(
+        [str(ROOT / "run_train.sh"), "--resume", "auto"],
+        cwd=slurm.folder, env=slurm.env | JOB | {"WIDEFOV_ENV": "active"}, stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 30
+        while not moment.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        (os.killpg if whole_group else os.kill)(process.pid, signal.SIGUSR1)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 75, err
+    assert "run_train.sh: SIGUSR1 before the start: nothing was to be saved" in err
+    assert not (slurm.folder / "started").exists()
+    assert "requeue 7" in (slurm.folder / "scontrol").read_text(encoding="ascii")

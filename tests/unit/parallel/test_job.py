@@ -54,7 +54,7 @@ def test_signal_handlers_are_restored() -> None:
     during: list[object] = []
 
     def story(ranks: job.Ranks) -> int:
-        ranks.preemption.listen(lambda _: None)
+        ranks.preemption.listen()
         during.extend(signal.getsignal(number) for number in SIGNALS)
         return 0
 
@@ -66,9 +66,10 @@ def test_signal_handlers_are_restored() -> None:
 def test_after_a_request_its_echo_is_ignored_and_a_later_signal_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    usr1 = signal.getsignal(signal.SIGUSR1)
 
     def story(ranks: job.Ranks) -> int:
-        ranks.preemption.listen(lambda _: None)
+        ranks.preemption.listen()
         signal.raise_signal(signal.SIGTERM)
         assert ranks.preemption.requested == "SIGTERM"
         return 75
@@ -80,7 +81,7 @@ def test_after_a_request_its_echo_is_ignored_and_a_later_signal_is_not(monkeypat
         monkeypatch.setattr("parallel.preemption.ECHO_S", 0.0)
         signal.raise_signal(signal.SIGTERM)
         assert received == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGUSR1) == usr1
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -90,7 +91,7 @@ def test_a_thread_may_run_a_job_without_signals() -> None:
     codes: list[int] = []
 
     def story(ranks: job.Ranks) -> int:
-        ranks.preemption.listen(lambda _: None)
+        ranks.preemption.listen()
         assert [signal.getsignal(number) for number in SIGNALS] == before
         return 3
 

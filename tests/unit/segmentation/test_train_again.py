@@ -45,3 +45,20 @@ def test_runs_in_one_process_do_not_know_of_each_other(tmp_path: Path, monkeypat
 def losses(log_dir: Path) -> list[tuple[str, int, float]]:
     rows = [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [(row["kind"], row["images"], row["loss"]) for row in rows]
+
+
+def test_a_request_before_the_first_step_leaves_without_building_its_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = TinySet(tmp_path / "data")
+    monkeypatch.setattr(models, "build", small)
+    build = train.Run.build_model
+
+    def signaled(run: train.Run) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        build(run)
+
+    monkeypatch.setattr(train.Run, "build_model", signaled)
+    assert train.main(data.arguments()) == 75
+    assert capsys.readouterr().out.endswith("preempted   SIGUSR1 before the first step: nothing was to be saved\n")
+    assert not (data.log_dir / "checkpoints").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from parallel.preemption import EXIT_CODE
 from system import start
 from tests.support.paths import ROOT
 
@@ -75,3 +76,12 @@ def test_keras_has_its_own_settings_whatever_others_left(tmp_path: Path) -> None
     env = os.environ | {"HOME": str(tmp_path), "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.stdout == "tensorflow float32 channels_last\n"
+
+
+def test_usr1_before_a_program_listens_is_a_request_to_leave() -> None:
+    text = (
+        "import os, signal, sys; sys.argv = ['a/train.py']; import system.start; os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == start.EXIT_CODE == EXIT_CODE
+    assert done.stderr == "train.py: SIGUSR1 before the first step: nothing was to be saved\n"
