@@ -82,6 +82,7 @@ class Run:
             opts.slides, opts.labels, opts.tissue, opts.sampling, opts.training, opts.machine, ranks.comm, ranks.log
         )
         self.images = 0  # over all ranks
+        self.base_batch = opts.training.batch_size  # to which --base_lr belongs
         self.best_miou = -1.0
         self.validation_due = False
         self.scores: dict[str, float] = {}
@@ -194,7 +195,7 @@ class Run:
     def resume_or_start(self) -> None:
         """Resume from a checkpoint, or start; all ranks hold rank 0's variables afterwards."""
         from artifacts.checkpoints import Checkpoints, named_variables
-        from segmentation.resume import resumed_state
+        from segmentation.resume import base_batch, resumed_state
         from training.log import RunLog
 
         run, comm = self.opts.run, self.comm
@@ -203,6 +204,7 @@ class Run:
         state = resumed_state(run, options, free, comm, self.model, self.optimizer, stream, self.log)
         if state is not None:
             self.restore(state)
+            self.base_batch = base_batch(state, options)
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
         comm.broadcast(list(named_variables(self.model, self.optimizer).values()))
         self.run_log = together(comm, lambda: RunLog(run.log_dir, comm.rank, state.seconds if state else 0.0))
@@ -229,30 +231,29 @@ class Run:
         Returns:
             The requests, of all ranks, that stopped the run before its end; a checkpoint is written then.
         """
+        from training import schedule
         from training.log import Progress
-        from training.schedule import Schedule, passed, scaling
         from training.step import require_finite
 
-        training, rates, run, comm = self.opts.training, self.opts.optimization, self.opts.run, self.comm
-        target = rates.base_lr * scaling(rates.lr_scaling, comm.size * training.accumulate_batch)
-        schedule = Schedule(rates.lr_schedule, target, rates.warmup, training.num_steps, rates.lr_cycle)
+        training, run, comm = self.opts.training, self.opts.run, self.comm
+        rates = schedule.of_options(as_json(self.opts), self.joint_batch, self.base_batch)
         self.progress = Progress(training.num_steps, self.images, shown=comm.rank == 0)
         stop = self.validation_due and not self.validate()
         feed = self.inputs.train_feed(self.images) if self.images < training.num_steps and not stop else ()
         for image_BHWC, label_BHW, meta_BM in self.heartbeat.watched(feed):
-            rate = schedule.rate(self.images)
+            rate = rates.rate(self.images)
             result = self.step(image_BHWC, label_BHW, rate, stop=bool(self.preemption.requested))
             require_finite(result, meta_BM[:, 0], self.images, comm)
             self.inputs.records.add(meta_BM, result.sample_loss_B)
             before, self.images = self.images, self.images + self.joint_batch
             self.progress.step(self.images, result.loss)
             last, stop = self.images >= training.num_steps, result.stop
-            if last or passed(before, self.images, run.log_every):
+            if last or schedule.passed(before, self.images, run.log_every):
                 self.log_training(rate)
-            self.validation_due = last or passed(before, self.images, run.validate_every)
+            self.validation_due = last or schedule.passed(before, self.images, run.validate_every)
             if self.validation_due and not stop:
                 stop = not self.validate()
-            if last or stop or passed(before, self.images, run.checkpoint_every):
+            if last or stop or schedule.passed(before, self.images, run.checkpoint_every):
                 self.save(f"images-{self.images:09d}.npz")
             if last or stop:
                 break
@@ -318,8 +319,9 @@ class Run:
         arrays |= {"loss_scale": self.loss_scale.state()} if self.loss_scale else {}
         options = as_json(self.opts) | self.inputs.stream
         state = State(
-            self.images, self.best_miou, options, arrays, self.comm.size, self.run_log.seconds(), self.validation_due
-        )
+            self.images, self.best_miou, options, arrays, self.comm.size, self.run_log.seconds(), self.validation_due,
+            self.base_batch,
+        )  # fmt: skip
         if self.checkpoints is not None:
             # Ranks: all hold the same variables; one writes.
             files = self.checkpoints if self.comm.rank == 0 else None

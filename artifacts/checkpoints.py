@@ -41,6 +41,8 @@ class State:
         ranks: number of ranks that it was written by.
         seconds: how long the run has taken, over all its parts.
         validation_due: the run was preempted when a validation was due.
+        base_batch: patches to which `--base_lr` belongs: `--batch_size` of the run's first start; 0 in checkpoints
+            before 0.1.0, which belong to their own.
     """
 
     images: int
@@ -50,6 +52,7 @@ class State:
     ranks: int = 1
     seconds: float = 0.0
     validation_due: bool = False
+    base_batch: int = 0
 
     def head(self) -> dict[str, Any]:
         """All but the arrays, JSON types."""

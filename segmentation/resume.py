@@ -11,6 +11,7 @@ from options.train import Run
 from parallel.comm import Comm, together
 from parallel.job import Log
 from samplers.records import trim_samples
+from training import schedule
 from training.log import prepare_folder, trim_metrics
 from training.optimizer import Optimizer
 
@@ -57,7 +58,12 @@ def resumed_state(
             wanted = "auto" if run.elastic and reader.history() else run.resume
             found = reader.resume(wanted, model, optimizer, {**stream, "optimizer": options["optimizer"]})
         if found:
-            log(*(f"resume      {note}" for note in (*found[2], *changed(found[0], options, free, comm.size))))
+            notes = [
+                *found[2],
+                *changed(found[0], options, free, comm.size),
+                *rate_changed(found[0], options, comm.size),
+            ]
+            log(*(f"resume      {note}" for note in notes))
         if run.log_dir is not None:
             own = found is not None and found[1].is_relative_to(run.log_dir)
             log(*prepare_folder(run.log_dir, own, options))
@@ -70,6 +76,38 @@ def resumed_state(
     found: tuple[State, Path] | None = comm.gather(together(comm, begin))[0]
     log(*_beginning(run, found))
     return found[0] if found else None
+
+
+def base_batch(state: State, options: Mapping[str, Any]) -> int:
+    """Patches to which `--base_lr` of a resumed run belongs: `--batch_size` of its first start.
+
+    So ranks, batch and passes may change, and the rate follows the joint batch alone. A new `--base_lr` belongs to the
+    new `--batch_size`.
+
+    Args:
+        state: of the checkpoint.
+        options: of the resumed run, by name.
+    """
+    if options["base_lr"] != state.options.get("base_lr", options["base_lr"]):
+        return int(options["batch_size"])
+    return state.base_batch or int(state.options["batch_size"])
+
+
+def rate_changed(state: State, options: Mapping[str, Any], ranks: int) -> list[str]:
+    """A line if the resumed run goes on at another learning rate, whatever the reason; else none.
+
+    Args:
+        state: of the checkpoint.
+        options: of the resumed run, by name.
+        ranks: of the resumed run.
+    """
+    was = {**options, **state.options}
+    base_batches = state.base_batch or int(was["batch_size"]), base_batch(state, options)
+    before, after = (
+        schedule.of_options(o, o["batch_size"] * o["accumulate_batch"] * r, base).rate(state.images)
+        for o, r, base in zip((was, options), (state.ranks, ranks), base_batches, strict=True)
+    )
+    return [] if before == after else [f"the learning rate was {before:.3g}, is {after:.3g}"]
 
 
 def _beginning(run: Run, found: tuple[State, Path] | None) -> list[str]:

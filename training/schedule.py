@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from options.choices import LR_SCALINGS, SCHEDULES
 
@@ -16,8 +18,10 @@ POWER = 0.9  # of `poly`
 class Schedule:
     """Learning rate by image counter.
 
-    The target is `base_lr` x `scaling(ranks x passes)`. It is reached linearly from 0 over the first `warmup` images
-    (Goyal et al. 2017, arXiv:1706.02677), and then, with p the share of the rest that is done,
+    The target is `base_lr` x `scaling(joint batch / batch of a rank)`, of which the latter is that with which the run
+    began: a run resumed on other ranks, with the same joint batch, keeps its rate. The target is reached linearly from
+    0 over the first `warmup` images (Goyal et al. 2017, arXiv:1706.02677), and then, with p the share of the rest that
+    is done,
 
     - constant: stays;
     - cosine: falls by half a cosine to 1 % of the target (Loshchilov and Hutter 2017, arXiv:1608.03983);
@@ -64,7 +68,19 @@ class Schedule:
         raise ValueError(f"learning rate schedule {self.name!r} is unknown")
 
 
-def scaling(rule: str, batches: int) -> float:
+def of_options(options: Mapping[str, Any], joint_batch: int, base_batch: int) -> Schedule:
+    """The schedule of a run.
+
+    Args:
+        options: of training, by name.
+        joint_batch: patches of a step, over all ranks and passes.
+        base_batch: patches to which `--base_lr` belongs.
+    """
+    target = options["base_lr"] * scaling(options["lr_scaling"], joint_batch / base_batch)
+    return Schedule(options["lr_schedule"], target, options["warmup"], options["num_steps"], options["lr_cycle"])
+
+
+def scaling(rule: str, batches: float) -> float:
     """Factor of the learning rate for a joint batch made of several batches: linear, sqrt or none.
 
     Linear: Goyal et al. 2017, for SGD. Square root: Krizhevsky 2014 (arXiv:1404.5997), and for Adam-like updates
@@ -72,7 +88,7 @@ def scaling(rule: str, batches: int) -> float:
 
     Args:
         rule: linear, sqrt or none.
-        batches: ranks x passes of a step.
+        batches: ranks x passes of a step; a fraction where a resumed run has another batch per rank.
     """
     if rule not in LR_SCALINGS:
         raise ValueError(f"learning rate scaling {rule!r} is unknown; choose one of {', '.join(LR_SCALINGS)}")

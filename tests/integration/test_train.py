@@ -52,6 +52,22 @@ def test_resumed_run_is_the_run_that_was_never_stopped(tmp_path: Path) -> None:
     assert "was trained with --img_size 128. Resume with the same" in done.stderr
 
 
+def test_a_run_resumed_with_another_batch_per_rank_keeps_its_rate(tmp_path: Path) -> None:
+    tiny = TinySet(tmp_path)
+    fixed = ("--warmup", "0", "--validate_every", "100")
+    settings = {"base_lr": "0.002", "log_every": "4"}
+    # Passes or ranks: what counts is the joint batch.
+    small(tiny, *fixed, "--accumulate_batch", "2", batch_size="1", num_steps="4", **settings)
+    done = small(tiny, *fixed, "--resume", batch_size="2", num_steps="8", **settings)
+    assert "learning rate" not in done.stdout
+    rates = [(row["images"], row["learning_rate"]) for row in rows_of(tiny.log_dir) if row["kind"] == "train"]
+    assert rates == [(4, 0.004), (8, 0.004)]
+
+    done = small(tiny, *fixed, "--resume", batch_size="3", num_steps="12", **settings)
+    assert "resume      the joint batch was 2 (1 rank), is 3 (1 rank)" in done.stdout
+    assert "resume      the learning rate was 0.004, is 0.006" in done.stdout
+
+
 def test_fresh_run_sets_an_earlier_one_aside_and_debug_is_short(tmp_path: Path) -> None:
     tiny = TinySet(tmp_path)
     tiny.log_dir.mkdir()

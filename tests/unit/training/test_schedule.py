@@ -3,7 +3,7 @@
 import pytest
 
 from options.choices import SCHEDULES
-from training.schedule import Schedule, passed, scaling
+from training.schedule import Schedule, of_options, passed, scaling
 
 
 def rates(name: str, images: list[int]) -> list[float]:
@@ -46,6 +46,12 @@ def test_every_schedule_of_the_options_has_a_rate(name: str) -> None:
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 9.0), ("sqrt", 3.0), ("none", 1.0)])
 def test_scaling_with_ranks_and_passes(rule: str, factor: float) -> None:
     assert scaling(rule, 9) == factor
+
+
+def test_the_rate_follows_the_joint_batch_over_that_of_the_rate() -> None:
+    options = {"base_lr": 0.5, "lr_schedule": "constant", "warmup": 0, "num_steps": 100, "lr_cycle": 10}
+    assert of_options({**options, "lr_scaling": "linear"}, joint_batch=6, base_batch=2).rate(0) == 1.5
+    assert of_options({**options, "lr_scaling": "sqrt"}, joint_batch=8, base_batch=2).rate(0) == 1.0
 
 
 def test_events_fire_when_a_multiple_is_passed() -> None:
