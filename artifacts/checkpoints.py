@@ -72,7 +72,8 @@ def named_variables(model: Any, optimizer: Any) -> dict[str, Any]:
 
 def remove_partials(folder: Path) -> list[str]:
     """Remove partial files that a killed run left in its `--log_dir`; returns their names."""
-    found = [*folder.glob("checkpoints/.*.part"), *folder.glob(".final*")]
+    patterns = ("checkpoints/.*.npz.*part", ".final.*.keras", ".final_savedmodel.*", ".final*.part")
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return [path.name for path in found]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What run_train.sh does when it is asked to leave; it sources this file.
+# What run_train.sh does when it is preempted; it sources this file.
 
 # Variables belong to run_train.sh, which calls the functions, also by traps.
 # shellcheck disable=SC2034,SC2154,SC2329

@@ -12,8 +12,8 @@ from parallel.comm import Comm, together
 from parallel.job import Log
 from samplers.records import trim_samples
 from training import schedule
-from training.log import prepare_folder, trim_metrics
 from training.optimizer import Optimizer
+from training.run_folder import prepare_folder, trim_metrics
 
 
 def resumed_state(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
@@ -18,8 +17,6 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from system import progress
-from system.atomic_files import write_bytes
-from system.version import __version__
 
 # BGR for OpenCV: class 0 green (normal), 1 red (tumor), further classes in turn; ignored pixels gray
 COLORS_BGR = np.array([(80, 170, 60), (60, 60, 220), (220, 120, 40), (40, 200, 230), (190, 60, 170)], np.uint8)
@@ -166,54 +163,3 @@ def side_by_side(picture: Picture, side: int = 320) -> npt.NDArray[np.uint8]:
         row_HWC, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255)
     )
     return framed_HWC
-
-
-def prepare_folder(folder: Path, resumed: bool, options: Mapping[str, Any]) -> list[str]:
-    """Make `folder` ready for a run: set an earlier run aside unless this one resumes it; write options.json.
-
-    Ranks: only rank 0 may call this.
-
-    Args:
-        folder: the run's `--log_dir`; made where it is missing.
-        resumed: whether this run resumes the one in the folder.
-        options: options of this run, JSON types.
-
-    Returns:
-        Notes for the user.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    notes = [] if resumed else _set_aside(folder)
-    stored = {"widefov_version": __version__} | dict(options)
-    write_bytes(folder / "options.json", (json.dumps(stored, indent=1) + "\n").encode())
-    return notes
-
-
-def trim_metrics(folder: Path, images: int) -> None:
-    """Drop the rows of `metrics.jsonl` after an image counter: that part of the run will be repeated.
-
-    Ranks: only rank 0 may call this.
-    """
-    path = folder / "metrics.jsonl"
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A last line cut short by a full disk has no end.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= images]
-        write_bytes(path, "".join(kept).encode())
-
-
-def _set_aside(folder: Path) -> list[str]:
-    """Move the files of an earlier run to `folder/previous-N`, so that two runs never mix."""
-    folders = ("checkpoints", "samples", "pictures", "sampling", "replay")
-    patterns = (*folders, "metrics.jsonl", "options.json", "events.*", "final*")
-    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
-    if not found:
-        return []
-    number = next(n for n in itertools.count(1) if not (folder / f"previous-{n}").exists())
-    target = folder / f"previous-{number}"
-    target.mkdir()
-    for path in found:
-        path.rename(target / path.name)
-    return [f"note        {folder} held an earlier run, moved to {target}; --resume would have continued it"]

@@ -1,4 +1,4 @@
-"""launch/supervise.py between whoever asks for the end of a run and a launcher, which is a small program here."""
+"""launch/supervise.py between a request to stop and a launcher, which is a small program here."""
 
 import os
 import signal
