@@ -125,6 +125,7 @@ def open_network(opts: PredictOptions, ranks: job.Ranks) -> LoadedModel:
 def result_options(opts: PredictOptions, network: LoadedModel) -> dict[str, Any]:
     """Return what determines the result, JSON types: stored in every summary.json and compared with it."""
     from inference.slide_list import checksum
+    from inference.summary import CUT
 
     windows, results = opts.windows, opts.results
     return {
@@ -133,6 +134,7 @@ def result_options(opts: PredictOptions, network: LoadedModel) -> dict[str, Any]
         "mpp": opts.slides.mpp, "bb_downsample": opts.tissue.bb_downsample,
         "min_probability": results.min_probability, "nms_um": results.nms_um,
         "simplify_um": results.simplify_um, "min_area_um2": results.min_area_um2,
+        **({CUT: True} if windows.tissue_only else {}),
     }  # fmt: skip
 
 
@@ -242,7 +244,6 @@ class Prediction:
 
     def predict_windows(self) -> None:
         """Predict this rank's windows; a slide is finished as soon as all of its windows are done."""
-        from inference.blending import Weights
         from inference.predict import WindowOptions, predict_run
         from slides.reader import Slide
 
@@ -272,7 +273,7 @@ class Prediction:
                 planned = self.planned[run.slide]
                 bar.update(0, f"slide {number} of {len(mine)}, {planned.slide_id}")
                 slide = Slide(planned.path, um_px=opts.slides.mpp)
-                weights = Weights(planned.grid, planned.windows)
+                weights = planned.weights()
                 folder = self.scratch / planned.slide_id
                 predict_run(slide, weights, planned.windows, run, self.network.probabilities, options, folder, progress)
                 # An error of an earlier slide is raised now, not at the end.

@@ -22,7 +22,6 @@ import numpy as np
 
 from benchmarks.big_slide import UM_PX, make_slide
 from benchmarks.report import peak_resident_bytes, write
-from inference.blending import Weights
 from inference.finish import write_maps
 from inference.plan import plan_slide
 from inference.predict import WindowOptions, predict_run
@@ -48,7 +47,7 @@ def rates(name: str, size: int, rounds: int, windows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         slide_path = make_slide(Path(folder), side=8192)
         planned = plan_slide(slide_path, None, size, UM_PX, OVERLAP, 7, True, 2)
-        slide, weights = Slide(slide_path), Weights(planned.grid, planned.windows)
+        slide, weights = Slide(slide_path), planned.weights()
         batch = slide.read(planned.grid.window(1, 1))[None]
         network(batch)
         found: dict[str, Any] = {"network": [], "prediction": []}
@@ -84,7 +83,7 @@ def memory(side: int, size: int, folder: Path) -> dict[str, Any]:
     before = peak_resident_bytes()
     start = time.perf_counter()
     planned = plan_slide(slide_path, None, size, UM_PX, OVERLAP, 7, True, 2)
-    slide, weights = Slide(slide_path), Weights(planned.grid, planned.windows)
+    slide, weights = Slide(slide_path), planned.weights()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         runs = share_out([planned.begins], [len(planned.windows)], 1)[0]
         for run in runs:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.windows import MapGrid
+from inference.windows import MapGrid, TissueCells
 
 Floats = NDArray[np.float32]
 
@@ -49,10 +49,12 @@ class Weights:
     Args:
         grid: map and windows.
         windows: rows and columns of the predicted windows, in the order of prediction.
+        tissue: outside of it probabilities are 0; None: anywhere they are what the windows give.
     """
 
-    def __init__(self, grid: MapGrid, windows: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, grid: MapGrid, windows: Sequence[tuple[int, int]], tissue: TissueCells | None = None) -> None:
         self.grid = grid
+        self._tissue = tissue
         # Position of every window in the order of prediction, -1 where none is predicted.
         self._position_HW = np.full(grid.hw, -1, np.int64)
         if windows:
@@ -85,9 +87,12 @@ class Weights:
         return sum_HW
 
     def probabilities(self, row: int, column: int, sums_PHW: Floats) -> Floats:
-        """Return p_PHW of a cell from the sums of all its windows, cut to the map; 0 where no window covers it."""
+        """Return p_PHW of a cell from the sums of all its windows, cut to the map; 0 off tissue and windows."""
         height, width = self.grid.cell_hw(row, column)
         weight_HW = self.of_cell(row, column)[:height, :width]
+        if self._tissue is not None:
+            # A window reaches beyond the tissue it was read for; what it says about the glass there is no prediction.
+            weight_HW[~self._tissue.under(self.grid, row, column)] = 0
         p_PHW = np.zeros((len(sums_PHW), height, width), np.float32)
         np.divide(sums_PHW[:, :height, :width], weight_HW, out=p_PHW, where=weight_HW > 0)
         return p_PHW

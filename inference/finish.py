@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inference.blending import Weights
 from inference.maps import Maps
 from inference.outputs import OutputOptions, write_outputs
 from inference.plan import PlannedSlide
@@ -102,7 +101,7 @@ def finish_slide(
         OSError: the results cannot be written; no part of them remains.
     """
     started = time.monotonic()
-    cells = Cells(scratch, list(firsts), Weights(planned.grid, planned.windows), len(common.classes) - 1)
+    cells = Cells(scratch, list(firsts), planned.weights(), len(common.classes) - 1)
     faults = [fault for info in cells.infos for fault in info["faults"]]
     started -= sum(info["seconds"] for info in cells.infos)
     try:

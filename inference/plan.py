@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.blending import Weights
 from inference.windows import MapGrid, TissueCells, in_stripes, map_grid, with_tissue
-from samplers.index import find_tissue
+from samplers.index import Places, find_tissue
 from slides.reader import Slide
+from slides.tissue import cells_mm2
 
 COARSE = 1.5  # a slide this many times coarser than the network's training data gets a note
 
@@ -23,6 +28,8 @@ class PlannedSlide:
         windows: rows and columns of the windows to predict, stripe by stripe, in row-major order in each.
         begins: where the stripes begin among them.
         tissue_mm2: area of its tissue, by the search grid.
+        tissue: its tissue, one bit per cell, that the maps are cut to; None: they are not.
+        cell_l0: side of a cell of the search grid, level-0 px.
         notes: remarks for the user.
     """
 
@@ -32,7 +39,14 @@ class PlannedSlide:
     windows: list[tuple[int, int]]
     begins: list[int]
     tissue_mm2: float
+    tissue: Places | None
+    cell_l0: int
     notes: tuple[str, ...]
+
+    def weights(self) -> Weights:
+        """Return the weights of its windows, cut to its tissue."""
+        tissue = None if self.tissue is None else TissueCells(self.tissue.mask(), self.cell_l0)
+        return Weights(self.grid, self.windows, tissue)
 
 
 def plan_slide(
@@ -54,7 +68,7 @@ def plan_slide(
         um_px: spacing of the windows.
         overlap: share of a window's side in common with the next.
         bb_downsample: pyramid level of the tissue search.
-        tissue_only: omit windows without tissue.
+        tissue_only: omit windows without tissue, and cut the maps to it.
         classes: number of classes K.
 
     Raises:
@@ -62,8 +76,8 @@ def plan_slide(
     """
     slide = Slide(path, um_px=um_px_l0)
     cells_HW, cell_l0, clamped = find_tissue(slide, bb_downsample)
-    um_x, um_y = slide.um_px_xy_l0
-    tissue_mm2 = float(cells_HW.sum()) * cell_l0**2 * um_x * um_y / 1e6
+    cells_HW = _to_the_border(cells_HW, cell_l0, slide)
+    tissue_mm2 = cells_mm2(cells_HW, cell_l0, slide)
     grid = map_grid(slide, img_size, um_px, overlap)
     windows, begins = in_stripes(
         with_tissue(grid, TissueCells(cells_HW, cell_l0) if tissue_only else None), grid, classes - 1
@@ -72,5 +86,20 @@ def plan_slide(
     if not cells_HW.any():
         notes.append(f"{slide.id}: no tissue found" + ("; its maps are empty" if tissue_only else ""))
     if min(slide.um_px_xy_l0) > COARSE * um_px:
-        notes.append(f"{slide.id}: scanned at {um_x:g} um/px, enlarged to {um_px:g} um/px: fine detail is missing")
-    return PlannedSlide(slide.id, path, grid, windows, begins, tissue_mm2, tuple(notes))
+        notes.append(
+            f"{slide.id}: scanned at {slide.um_px_xy_l0[0]:g} um/px, enlarged to {um_px:g} um/px: "
+            "fine detail is missing"
+        )
+    tissue = Places(cells_HW) if tissue_only else None
+    return PlannedSlide(slide.id, path, grid, windows, begins, tissue_mm2, tissue, cell_l0, tuple(notes))
+
+
+def _to_the_border(cells_HW: NDArray[np.bool_], cell_l0: int, slide: Slide) -> NDArray[np.bool_]:
+    """Extend tissue over last cells that lie partly beyond the slide: seen with the white there, they look pale."""
+    extended_HW = cells_HW.copy()
+    width, height = slide.size_xy_l0
+    if height % cell_l0 and len(cells_HW) > 1:
+        extended_HW[-1] |= extended_HW[-2]
+    if width % cell_l0 and cells_HW.shape[1] > 1:
+        extended_HW[:, -1] |= extended_HW[:, -2]
+    return extended_HW

@@ -15,6 +15,9 @@ from slides.reader import Slide
 from system.atomic_files import write_bytes
 from system.version import __version__
 
+# Among the options of a summary: the maps are 0 off the tissue that was looked for. Earlier predictions lack it.
+CUT = "cut_to_tissue"
+
 
 @dataclass(frozen=True)
 class Predicted:

@@ -102,6 +102,19 @@ class TissueCells:
     tissue_HW: NDArray[np.bool_]
     cell_l0: int
 
+    def under(self, grid: MapGrid, row: int, column: int) -> NDArray[np.bool_]:
+        """Return whether tissue is under the center of each px of a map's cell, shape `MapGrid.cell_hw`."""
+        rows, columns = (
+            np.minimum(
+                ((np.arange(count) + first * grid.stride + 0.5) * step // self.cell_l0).astype(np.int64), most - 1
+            )
+            for count, first, step, most in zip(
+                grid.cell_hw(row, column), (row, column), grid.step_xy_l0[::-1], self.tissue_HW.shape, strict=True
+            )
+        )
+        under_HW: NDArray[np.bool_] = self.tissue_HW[np.ix_(rows, columns)]
+        return under_HW
+
 
 def with_tissue(grid: MapGrid, tissue: TissueCells | None) -> list[tuple[int, int]]:
     """Return rows and columns of windows with any tissue, in row-major order; of all windows without `tissue`."""

@@ -37,6 +37,7 @@ from preprocessing.store import StepResult
 from preprocessing.tissue import mask_path, reads_mask
 from slides.geometry import Window
 from slides.reader import Slide
+from slides.tissue import cells_mm2
 from slides.truth.annotation import read_annotations
 from slides.truth.interface import EmptyTruth, Truth
 from slides.truth.label import IGNORE
@@ -122,7 +123,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
         "slide": case.slide_id, "class": TUMOR if tumor_px else NORMAL,
         "um_px_x": round(slide.um_px_xy_l0[0], 6), "um_px_y": round(slide.um_px_xy_l0[1], 6),
         "width": slide.size_xy_l0[0], "height": slide.size_xy_l0[1], "levels": len(slide.levels),
-        "tissue_mm2": round(int(tissue_HW.sum()) * cell_l0**2 * px_mm2, 4), "tumor_mm2": round(tumor_px * px_mm2, 6),
+        "tissue_mm2": round(cells_mm2(tissue_HW, cell_l0, slide), 4), "tumor_mm2": round(tumor_px * px_mm2, 6),
         "annotations": _annotations(case, options.reading),
         "slide_bytes": sum(path.stat().st_size for path in parts_of(case.slide_path)),
     }  # fmt: skip

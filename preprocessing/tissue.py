@@ -28,7 +28,7 @@ from preprocessing.overview import cell_side_l0, draw_outline, overview, write_c
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from slides.reader import Slide
-from slides.tissue import in_cells, pen_marks, tissue_mask
+from slides.tissue import cells_mm2, in_cells, pen_marks, tissue_mask
 from slides.truth.reading import Reading
 from system.csv_tables import counted, csv_text
 
@@ -93,14 +93,14 @@ class Tissue:
     Attributes:
         tissue_HW: cells with tissue.
         pen_HW: cells that are not counted as tissue because they show a pen mark or its rim.
-        removed: number of these cells that would be tissue otherwise.
+        removed_HW: those of them that would be tissue otherwise.
         cell_l0: side of a cell, level-0 px.
         um_px: side of a cell along the coarser axis, um.
     """
 
     tissue_HW: NDArray[np.bool_]
     pen_HW: NDArray[np.bool_]
-    removed: int
+    removed_HW: NDArray[np.bool_]
     cell_l0: int
     um_px: float
 
@@ -122,7 +122,7 @@ def find_tissue(slide: Slide, um_px: float, method: str, keep_pen: bool) -> Tiss
     rgb_HWC = in_cells(slide, cell_l0)
     tissue_HW = tissue_mask(rgb_HWC, um_cell, method)
     pen_HW = np.zeros_like(tissue_HW) if keep_pen else pen_marks(rgb_HWC, um_cell)
-    return Tissue(tissue_HW & ~pen_HW, pen_HW, int((tissue_HW & pen_HW).sum()), cell_l0, um_cell)
+    return Tissue(tissue_HW & ~pen_HW, pen_HW, tissue_HW & pen_HW, cell_l0, um_cell)
 
 
 def advice(picture: str, method: str) -> str:
@@ -134,11 +134,14 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     """Find the tissue of one slide."""
     slide = options.reading.open_slide(case.slide_path)
     found = find_tissue(slide, options.um_px, options.method, options.keep_pen)
-    cell_mm2 = found.cell_l0**2 * slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
-    share = float(found.tissue_HW.mean())
+    tissue_mm2, pen_mm2, slide_mm2 = (
+        cells_mm2(cells_HW, found.cell_l0, slide)
+        for cells_HW in (found.tissue_HW, found.removed_HW, np.ones_like(found.tissue_HW))
+    )
+    share = tissue_mm2 / slide_mm2
     notes = []
-    if found.removed:
-        notes.append(f"pen marks of {found.removed * cell_mm2:.2f} mm2 are excluded from the tissue")
+    if pen_mm2:
+        notes.append(f"pen marks of {pen_mm2:.2f} mm2 are excluded from the tissue")
     if share < LEAST_SHARE:
         notes.append(
             f"only {share:.2%} of the slide is tissue: {advice(f'{NAME}/{case.slide_id}.png', options.method)}"
@@ -149,9 +152,9 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     write_cells(mask_path(out, case.slide_id), found.tissue_HW, found.um_px)
     write_png(out / NAME / f"{case.slide_id}.png", picture_HWC)
     values = {
-        "tissue_mm2": round(int(found.tissue_HW.sum()) * cell_mm2, 4),
+        "tissue_mm2": round(tissue_mm2, 4),
         "tissue_share": round(share, 5),
-        "pen_mm2": round(found.removed * cell_mm2, 4),
+        "pen_mm2": round(pen_mm2, 4),
         "um_px": round(found.um_px, 6),
     }
     return StepResult(values, tuple(notes), (f"{NAME}/{case.slide_id}.tif", f"{NAME}/{case.slide_id}.png"))

@@ -56,6 +56,22 @@ def in_cells(slide: Slide, cell_l0: int) -> NDArray[np.uint8]:
     return rgb_HWC
 
 
+def cells_mm2(cells_HW: NDArray[np.bool_], cell_l0: int, slide: Slide) -> float:
+    """Return the area of the slide (mm2) that the True cells cover; the last row and column may reach beyond it.
+
+    Args:
+        cells_HW: cells of the slide, as `in_cells` has them.
+        cell_l0: side of a cell, level-0 px.
+        slide: the slide.
+    """
+    counts, side = cells_HW.astype(np.float64), float(cell_l0)
+    for axis, (size, um_px) in enumerate(zip(slide.size_xy_l0[::-1], slide.um_px_xy_l0[::-1], strict=True)):
+        starts = np.arange(cells_HW.shape[axis]) * side
+        along = np.clip(size - starts, 0.0, side) * um_px / 1000
+        counts = np.tensordot(along, counts, axes=(0, 0))
+    return float(counts)
+
+
 def tissue_mask(rgb_HWC: NDArray[np.uint8], um_px: float, method: str = "hsv") -> NDArray[np.bool_]:
     """Return tissue_HW: where stained tissue is.
 
