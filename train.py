@@ -239,6 +239,7 @@ class Run:
         rates = schedule.of_options(as_json(self.opts), self.joint_batch, self.base_batch)
         self.progress = Progress(training.num_steps, self.images, shown=comm.rank == 0)
         stop = self.validation_due and not self.validate()
+        self.run_log.write()
         feed = self.inputs.train_feed(self.images) if self.images < training.num_steps and not stop else ()
         for image_BHWC, label_BHW, meta_BM in self.heartbeat.watched(feed):
             rate = rates.rate(self.images)
@@ -255,6 +256,8 @@ class Run:
                 stop = not self.validate()
             if last or stop or schedule.passed(before, self.images, run.checkpoint_every):
                 self.save(f"images-{self.images:09d}.npz")
+            # After the checkpoint: a full disk must not cost what was trained.
+            self.run_log.write()
             if last or stop:
                 break
         self.speed = self.progress.close()
@@ -331,13 +334,14 @@ class Run:
         """Final model, sampling maps, summary."""
         import models
         from artifacts import metadata
-        from artifacts.checkpoints import export
+        from artifacts.checkpoints import export, exported
         from samplers.maps import write_maps
         from samplers.records import read_samples
         from training.log import speed
 
         log_dir, num_steps, s = self.opts.run.log_dir, self.opts.training.num_steps, self.scores
-        if not s:
+        # Ranks: one looks, since file systems may lag. A run that was killed while it exported is finished.
+        if not s and self.comm.gather(log_dir is None or exported(log_dir, self.images))[0]:
             self.log(f"done        nothing to do: the checkpoint is at image {self.images} of {num_steps}")
             return
         self.save("final.npz")
@@ -351,16 +355,18 @@ class Run:
                 export(models.in_float32(self.model), log_dir, info.as_json())
 
         together(self.comm, write)
-        rejected = self.inputs.rejected()
+        rejected, best = self.inputs.rejected(), f"best {self.best_miou:.4f}"
         self.log(
             f"\ndone        {self.images} images, {speed(self.speed)} in training; draws not taken: {rejected}",
-            f"val         mIoU {s['miou']:.4f} (best {self.best_miou:.4f})  Dice {s['dice']:.4f}  AUC {s['auc']:.4f}",
-        )
+            f"val         mIoU {s['miou']:.4f} ({best})  Dice {s['dice']:.4f}  AUC {s['auc']:.4f}" if s else
+            f"val         {best} mIoU; only the final model was missing, and is written now",
+        )  # fmt: skip
         if log_dir is not None:
             self.log(
                 f"model       {log_dir}/final.keras, final_savedmodel; checkpoints in {log_dir}/checkpoints",
                 f"TensorBoard tensorboard --logdir {log_dir}",
-                f"pictures    {self.picture} (patch, truth, prediction); sampled places: {log_dir}/sampling",
+                f"pictures    {self.picture or log_dir / 'pictures'} (patch, truth, prediction); sampled places: "
+                f"{log_dir}/sampling",
             )
 
 

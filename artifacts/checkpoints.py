@@ -104,6 +104,16 @@ def export(model: Any, folder: Path, info: Mapping[str, Any]) -> None:
     write_bytes(folder / "final.json", text)
 
 
+def exported(folder: Path, images: int) -> bool:
+    """Whether `export` has written the model of this image counter completely; `final.json` comes last."""
+    try:
+        info = json.loads((folder / "final.json").read_text(encoding="utf-8"))
+        counted_then = info.get("images", images)
+    except (OSError, ValueError, AttributeError):
+        return False
+    return counted_then == images and (folder / "final.keras").exists() and (folder / "final_savedmodel").is_dir()
+
+
 class Checkpoints:
     """The checkpoints of one run.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ class Picture:
 class RunLog:
     """Log of one run; on ranks other than 0, and without a folder, it keeps nothing.
 
+    What it gets is on disk after `write`, before which a checkpoint comes: a disk without space for a picture costs no
+    training.
+
     Args:
         folder: the run's `--log_dir`, or None.
         rank: this rank.
@@ -45,36 +48,56 @@ class RunLog:
         self._folder = folder if rank == 0 else None
         self._writer = tf.summary.create_file_writer(str(folder)) if folder and rank == 0 else None
         self._start = time.monotonic() - seconds
+        self._pending: list[Callable[[], None]] = []
 
     def seconds(self) -> float:
         """How long the run has taken, with what it took before it was resumed."""
         return time.monotonic() - self._start
 
     def numbers(self, kind: str, images: int, values: Mapping[str, float]) -> None:
-        """Append scalars, e.g. kind `train` or `val`, at an image counter."""
-        if self._folder is None or self._writer is None:
-            return
-        with self._events(images):
-            for name, value in values.items():
-                tf.summary.scalar(f"{kind}/{name}", value)
-        row = {"kind": kind, "images": images, "seconds": round(self.seconds(), 3)}
+        """Scalars to append, e.g. kind `train` or `val`, at an image counter."""
+        row: dict[str, Any] = {"kind": kind, "images": images, "seconds": round(self.seconds(), 3)}
         # JSON has no NaN: an undefined score is null
         row |= {name: (value if math.isfinite(value) else None) for name, value in values.items()}
-        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+
+        def write(folder: Path) -> None:
+            with self._events(images):
+                for name, value in values.items():
+                    tf.summary.scalar(f"{kind}/{name}", value)
+            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+        self._later(write)
 
     def pictures(self, images: int, pictures: Sequence[Picture]) -> Path | None:
-        """Write patch | truth | prediction side by side, one row per picture; to TensorBoard too."""
-        if self._folder is None or self._writer is None or not pictures:
+        """Patch | truth | prediction to write side by side, one row per picture, to TensorBoard too; returns where."""
+        if self._folder is None or not pictures:
             return None
-        sheet_HWC = np.concatenate([side_by_side(p) for p in pictures])
         path = self._folder / "pictures" / f"val-{images:09d}.png"
-        path.parent.mkdir(exist_ok=True)
-        if not cv2.imwrite(str(path), sheet_HWC):
-            raise OSError(f"cannot write {path}")
-        with self._events(images):
-            tf.summary.image("val/patch_truth_prediction", sheet_HWC[None, :, :, ::-1])
+
+        def write(_: Path) -> None:
+            sheet_HWC = np.concatenate([side_by_side(p) for p in pictures])
+            path.parent.mkdir(exist_ok=True)
+            if not cv2.imwrite(str(path), sheet_HWC):
+                raise OSError(f"cannot write {path}")
+            with self._events(images):
+                tf.summary.image("val/patch_truth_prediction", sheet_HWC[None, :, :, ::-1])
+
+        self._later(write)
         return path
+
+    def _later(self, write: Callable[[Path], None]) -> None:
+        if (folder := self._folder) is not None:
+            self._pending.append(lambda: write(folder))
+
+    def write(self) -> None:
+        """Write everything that has come since the last call.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        while self._pending:
+            self._pending.pop(0)()
 
     @contextmanager
     def _events(self, images: int) -> Iterator[None]:
@@ -88,7 +111,8 @@ class RunLog:
             raise OSError(f"cannot write TensorBoard's events in {self._folder}: {error.message}") from error
 
     def close(self) -> None:
-        """Flush everything."""
+        """Write and flush everything."""
+        self.write()
         if self._writer is not None:
             self._writer.close()
 

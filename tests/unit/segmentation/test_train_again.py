@@ -1,5 +1,6 @@
 """train.main several times in one process, as tests and notebooks call it."""
 
+import errno
 import json
 import os
 import signal
@@ -62,3 +63,49 @@ def test_a_request_before_the_first_step_leaves_without_building_its_graph(
     assert train.main(data.arguments()) == 75
     assert capsys.readouterr().out.endswith("preempted   SIGUSR1 before the first step: nothing was to be saved\n")
     assert not (data.log_dir / "checkpoints").exists()
+
+
+def test_a_run_that_ended_in_its_export_is_finished_by_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = TinySet(tmp_path / "data")
+    monkeypatch.setattr(models, "build", small)
+    with monkeypatch.context() as changed:
+        # After final.keras, in the middle of the SavedModel; what a kill leaves is no different.
+        changed.setattr("artifacts.checkpoints.shutil.rmtree", raises(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            train.main(data.arguments())
+    assert not (data.log_dir / "final.json").exists()
+    capsys.readouterr()
+    assert train.main(data.arguments("--resume", "auto")) == 0
+    said = capsys.readouterr().out
+    assert "mIoU; only the final model was missing, and is written now" in said
+    assert json.loads((data.log_dir / "final.json").read_text(encoding="utf-8"))["images"] == 4
+    assert (data.log_dir / "final_savedmodel" / "saved_model.pb").exists()
+    assert train.main(data.arguments("--resume", "auto")) == 0
+    assert "done        nothing to do: the checkpoint is at image 4 of 4" in capsys.readouterr().out
+
+
+def test_the_checkpoint_comes_before_the_picture_for_which_there_is_no_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = TinySet(tmp_path / "data")
+    monkeypatch.setattr(models, "build", small)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as changed:
+        changed.setattr("training.log.cv2.imwrite", raises(full))
+        assert train.main(data.arguments("--validate_every", "4", num_steps="8")) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in (data.log_dir / "checkpoints").glob("images-*")] == ["images-000000004.npz"]
+    # Nothing of it is trained or validated again.
+    assert train.main(data.arguments("--resume", "auto", "--validate_every", "4", num_steps="8")) == 0
+    assert [images for kind, images, _ in losses(data.log_dir) if kind == "val"] == [4, 8]
+
+
+def raises(error: BaseException):
+    """A function that raises, whatever it is called with."""
+
+    def function(*_: object, **__: object) -> None:
+        raise error
+
+    return function
