@@ -17,13 +17,17 @@ What has a counterpart, decided node by node:
 - Nothing there corresponds to levels 1 and 2, to our bottom-up node of level 3, and to the head; nothing here to
   `class_net`, `box_net` and to cells after our last (D4 has 7, we have 3).
 
+Networks of SURF's public trainer have the same names, but a BiFPN over levels 1 to 7: 12 nodes in
+a cell instead of 8, so `fnodeI` is another node. How many nodes the first cell has tells which it is. There every
+node, and the head (`segmentation_head`), has its counterpart here. Its Keras files (`.h5`) name the same variables.
+
 The evaluated weights are moving averages, kept next to each variable under `ExponentialMovingAverage`: they are taken
 where there are any.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +72,11 @@ BLOCK_WITHOUT_EXPANSION = (
 RESAMPLE = (("conv", "conv2d", CONV_BIAS), ("bn", "bn", NORM))
 # Below a node's op_after_combineCOUNT/.
 COMBINED = (("conv", "conv", SEPARABLE), ("bn", "bn", NORM))
-# Our node and the number of its inputs; the node's place here is I of their fnodeI.
-NODES = (("td6", 2), ("td5", 2), ("td4", 2), ("td3", 2), ("bu4", 3), ("bu5", 3), ("bu6", 3), ("bu7", 2))
-FIRST_LEVEL, LEVELS = 3, 5
+DETECTOR_LEVEL = 3  # the first level of the detector's BiFPN
+# Of the segmentation head: a convolution and a batch norm for each step, and the convolution to classes. Keras numbers
+# layers of a kind, the first of a process without a number.
+HEAD_CONV = re.compile(r"(?:^|.*/)segmentation_head(?:_\d+)?/conv2d_transpose(?:_(\d+))?$")
+HEAD_NORM = re.compile(r"(?:^|.*/)segmentation_head(?:_\d+)?/bn(?:_(\d+))?$")
 
 # Our layer -> for each of its arrays, the variables it is made of: one, or several scalars.
 Table = dict[str, list[tuple[str, ...]]]
@@ -91,8 +97,26 @@ class StoredArray:
         return whole[key]
 
 
-def table(model_name: str) -> Table:
-    """Returns what each layer of a network takes; empty for networks other than EfficientDet."""
+def nodes(first_level: int) -> list[tuple[str, int]]:
+    """Returns our node and the number of its inputs for each `fnodeI` of a BiFPN that starts at a level, by I."""
+    down = [(f"td{level}", 2) for level in range(efficientdet.MAX_LEVEL - 1, first_level - 1, -1)]
+    up = [(f"bu{level}", 3) for level in range(first_level + 1, efficientdet.MAX_LEVEL)]
+    return [*down, *up, (f"bu{efficientdet.MAX_LEVEL}", 2)]
+
+
+def first_level(names: Collection[str]) -> int:
+    """Returns the level at which the BiFPN of a checkpoint starts, from the number of nodes in its first cell."""
+    found = {match[1] for name in names if (match := re.match(r"fpn_cells/cell_0/fnode(\d+)/", name))}
+    return max(efficientdet.MIN_LEVEL, efficientdet.MAX_LEVEL - len(found) // 2) if found else DETECTOR_LEVEL
+
+
+def table(model_name: str, first_level: int = DETECTOR_LEVEL) -> Table:
+    """Returns what each layer of a network takes, but for the head; empty for networks other than EfficientDet.
+
+    Args:
+        model_name: Name of the network.
+        first_level: Level at which the checkpoint's BiFPN starts.
+    """
     if model_name not in efficientdet.VARIANTS:
         return {}
     backbone = efficientdet.VARIANTS[model_name].backbone
@@ -103,16 +127,41 @@ def table(model_name: str) -> Table:
         found |= _layers(block.prefix, f"{scope}/blocks_{index}", rows)
     found |= _layers("resample_p6_", "resample_p6", RESAMPLE)
     for cell in range(efficientdet.CELLS):
-        for index, (node, inputs) in enumerate(NODES):
+        for index, (node, inputs) in enumerate(nodes(first_level)):
             prefix, scope = f"fpn_cell{cell}_{node}_", f"fpn_cells/cell_{cell}/fnode{index}"
             # Their nodes and resamplings carry the number of feature maps made before them in the cell.
-            count = LEVELS + index
+            count = efficientdet.MAX_LEVEL - first_level + 1 + index
             found[f"{prefix}fuse"] = [tuple(f"{scope}/WSM{f'_{i}' if i else ''}" for i in range(inputs))]
             found |= _layers(prefix, f"{scope}/op_after_combine{count}", COMBINED)
             level = int(node[-1])
             if cell == 0 and level <= efficientdet.BACKBONE_LEVEL:
-                found |= _layers(f"{prefix}lateral_", f"{scope}/resample_0_{level - FIRST_LEVEL}_{count}", RESAMPLE)
+                found |= _layers(f"{prefix}lateral_", f"{scope}/resample_0_{level - first_level}_{count}", RESAMPLE)
     return found
+
+
+def head_table(names: Collection[str]) -> Table:
+    """Returns what our head's layers take from a `segmentation_head`; empty where the file has none like ours.
+
+    Its six steps are all named alike: in order of their numbers they climb from level 6 to level 1. Files in which the
+    batch norms share one name have no order, and these stay out.
+    """
+    scopes = {name.rsplit("/", 1)[0] for name in names}
+    convs, norms = (_numbered(scopes, kind) for kind in (HEAD_CONV, HEAD_NORM))
+    steps = [f"head_up{level}" for level in range(efficientdet.MAX_LEVEL - 1, efficientdet.MIN_LEVEL - 1, -1)]
+    found: Table = {}
+    if len(convs) == len(steps) + 1:
+        found |= {f"{step}_conv": [(f"{scope}/kernel",)] for step, scope in zip(steps, convs, strict=False)}
+        found["logits"] = [(f"{convs[-1]}/{variable}",) for variable in CONV_BIAS]
+    if len(norms) == len(steps):
+        for step, scope in zip(steps, norms, strict=True):
+            found[f"{step}_bn"] = [(f"{scope}/{variable}",) for variable in NORM]
+    return found
+
+
+def _numbered(scopes: Collection[str], kind: re.Pattern[str]) -> list[str]:
+    """Returns the scopes of a kind by their numbers."""
+    numbers = {scope: int(match[1] or 0) for scope in scopes if (match := kind.match(scope))}
+    return sorted(numbers, key=lambda scope: numbers[scope])
 
 
 def _layers(prefix: str, scope: str, rows: tuple[tuple[str, str, tuple[str, ...]], ...]) -> Table:
@@ -141,6 +190,19 @@ def folder_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.index"))
 
 
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a file.
+
+    Attributes:
+        shape: Its sides.
+        values_of: Reads the variable of a name.
+    """
+
+    shape: tuple[int, ...]
+    values_of: Callable[[str], npt.NDArray[np.generic]]
+
+
 def read(index: Path, model_name: str) -> tuple[dict[str, list[StoredArray]], list[tuple[str, str]]]:
     """Opens a checkpoint as our layers.
 
@@ -156,21 +218,42 @@ def read(index: Path, model_name: str) -> tuple[dict[str, list[StoredArray]], li
     """
     reader = _asked(tf.train.load_checkpoint, str(index)[: -len(".index")])
     shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    wanted = table(model_name)
+    numbers = {
+        name: Variable(tuple(shape), reader.get_tensor) for name, shape in shapes.items() if types[name].is_floating
+    }
+    return as_layers(numbers, sorted(shapes), model_name)
+
+
+def as_layers(
+    variables: Mapping[str, Variable], names: Sequence[str], model_name: str
+) -> tuple[dict[str, list[StoredArray]], list[tuple[str, str]]]:
+    """Sorts variables under the published names into our layers.
+
+    Args:
+        variables: Variables of numbers, by name.
+        names: Names of everything in the file, sorted.
+        model_name: Name of the network.
+
+    Returns:
+        See `read`.
+    """
+    wanted = table(model_name, first_level(names))
     # The fusion weights have the same shapes in every variant: another variant's are of no use by themselves.
-    if not any(variable in shapes for variable in wanted.get("stem_conv", [()])[0]):
+    if any(variable in names for variable in wanted.get("stem_conv", [()])[0]):
+        wanted |= head_table(names)
+    else:
         wanted = {}
     stored: dict[str, list[StoredArray]] = {}
     for layer, arrays in wanted.items():
-        for variables in arrays:
-            found = [name + AVERAGE if name + AVERAGE in shapes else name for name in variables]
-            found = [name for name in found if name in shapes and types[name].is_floating]
+        for parts in arrays:
+            found = [name + AVERAGE if name + AVERAGE in variables else name for name in parts]
+            found = [name for name in found if name in variables]
             if found:
-                sizes = [shapes[name] for name in found]
-                shape = tuple(sizes[0]) if len(variables) == 1 else (sum(int(np.prod(size)) for size in sizes),)
-                stored.setdefault(layer, []).append(StoredArray(reader.get_tensor, tuple(found), shape))
-    taken = {name for arrays in wanted.values() for variables in arrays for name in variables}
-    return stored, _left(sorted(shapes), taken)
+                sizes = [variables[name].shape for name in found]
+                shape = sizes[0] if len(parts) == 1 else (sum(int(np.prod(size)) for size in sizes),)
+                stored.setdefault(layer, []).append(StoredArray(variables[found[0]].values_of, tuple(found), shape))
+    taken = {name for arrays in wanted.values() for parts in arrays for name in parts}
+    return stored, _left(list(names), taken)
 
 
 def _asked(function: Callable[[str], Any], name: str) -> Any:

@@ -4,6 +4,7 @@ A file is read as an archive of named arrays: no layer, configuration or pickled
 files from elsewhere (with Lambda layers, for example) are safe to open, and unknown layers are not an obstacle.
 """
 
+import re
 import shutil
 import tempfile
 import zipfile
@@ -29,8 +30,16 @@ MAX_UNPACKED = 4 * 2**30
 # A run folder holds several models; these are the ones meant for further use, best first.
 PREFERRED = ("final.keras", "best.keras")
 
+# How variables of EfficientDet's authors are called in a file of layers; `models/automl.py` has the whole table.
+PUBLISHED = re.compile(r"efficientnet-b\d/|fpn_cells/cell_\d+/|segmentation_head(_\d+)?/|resample_p\d/conv2d/")
+
 MISSING_IN_MODEL = "the model has no layer of this name"
 MISSING_IN_FILE = "the file has no layer of this name"
+
+
+# A layer's name in files of others -> ours. SURF's public trainer calls DeepLab's class layer so for any number of
+# classes but 21; its `logits_semantic` is that of the public weights, of other classes.
+OTHER_NAMES = {"deeplab": {"custom_logits_semantic": "logits"}}
 
 
 class StoredArray(Protocol):
@@ -85,7 +94,11 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
             layers, left = automl.read(file, model.name)
             return _transfer(model, layers, file, left)
         with _stored_layers(file) as stored:
-            return _transfer(model, stored, file)
+            named = _published(stored)
+            if named:
+                layers, left = automl.as_layers(named, sorted(named), model.name)
+                return _transfer(model, layers, file, left)
+            return _transfer(model, _renamed(stored, model), file)
     except (OSError, KeyError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         kind = "TensorFlow checkpoint" if file.suffix == ".index" else "Keras file"
         raise ValueError(f"weights {file} cannot be read; the file is truncated or no {kind}: {error}") from error
@@ -173,11 +186,17 @@ def _stored_layers(file: Path) -> Iterator[Stored]:
 
 
 def _keras2_layers(group: h5py.Group) -> Stored:
-    """Lists the layers of a Keras 2 file: attribute `layer_names`, per layer a group with attribute `weight_names`."""
+    """Lists the layers of a Keras 2 file: attribute `layer_names`, per layer a group with attribute `weight_names`.
+
+    An EfficientDet of its authors' code keeps the names of its variables in place of those of layers: see `_published`.
+    """
     stored: dict[str, list[StoredArray]] = {}
     for layer_name in _texts(group, "layer_names"):
         layer = _member(group, layer_name)
         names = _texts(layer, "weight_names")
+        if any(PUBLISHED.match(name) for name in names):
+            stored |= {name.removesuffix(":0"): [_member(layer, name)] for name in names}
+            continue
         # A model used as a layer keeps all its layers' weights in one group; their own names stand in the weights'
         # paths.
         owners = [name.split("/")[-2] if "/" in name else layer_name for name in names]
@@ -185,6 +204,23 @@ def _keras2_layers(group: h5py.Group) -> Stored:
         for name, owner in zip(names, owners, strict=True):
             stored.setdefault(owner if nested else layer_name, []).append(_member(layer, name))
     return stored
+
+
+def _published(stored: Stored) -> dict[str, automl.Variable]:
+    """Returns the variables of an EfficientDet of its authors' code by their names; empty for any other file."""
+    if not any(PUBLISHED.match(name) for name in stored):
+        return {}
+
+    def values_of(name: str) -> npt.NDArray[np.generic]:
+        return stored[name][0][()]
+
+    return {name: automl.Variable(tuple(arrays[0].shape), values_of) for name, arrays in stored.items()}
+
+
+def _renamed(stored: Stored, model: keras.Model) -> Stored:
+    """Calls layers of other programs by our names, unless the file has a layer of that name, too."""
+    ours = OTHER_NAMES.get(model.name, {})
+    return {name if ours.get(name, name) in stored else ours[name]: arrays for name, arrays in stored.items()}
 
 
 def _keras3_layers(h5: h5py.File, file: Path) -> Stored:

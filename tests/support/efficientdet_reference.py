@@ -25,13 +25,18 @@ BLOCKS = {
 STEM = {"b0": 32, "b4": 48}
 # Level and inputs of a node, counted from the cell's inputs (levels 3 to 7 are 0 to 4) on.
 NODES = ((6, 3, 4), (5, 2, 5), (4, 1, 6), (3, 0, 7), (4, 1, 7, 8), (5, 2, 6, 9), (6, 3, 5, 10), (7, 4, 11))
+# The same where the BiFPN has levels 1 to 7 (0 to 6), as in SURF's segmentation network.
+NODES_FROM_1 = (
+    (6, 5, 6), (5, 4, 7), (4, 3, 8), (3, 2, 9), (2, 1, 10), (1, 0, 11),
+    (2, 1, 11, 12), (3, 2, 10, 13), (4, 3, 9, 14), (5, 4, 8, 15), (6, 5, 7, 16), (7, 6, 17),
+)  # fmt: skip
 
 
 class Detector:
     """Backbone `backbone` and BiFPN with `filters` channels; `variables` fills as parts of it are run."""
 
-    def __init__(self, backbone: str, filters: int) -> None:
-        self.backbone, self.filters = backbone, filters
+    def __init__(self, backbone: str, filters: int, first_level: int = 3) -> None:
+        self.backbone, self.filters, self.first_level = backbone, filters, first_level
         self.variables: dict[str, np.ndarray] = {}
         self._rng = np.random.default_rng(11)
 
@@ -109,9 +114,9 @@ class Detector:
             levels: its inputs by level.
             level3_up: what the bottom-up pass starts from in place of node 3, the only one of level 3.
         """
-        maps = [levels[level] for level in range(3, 8)]
-        at = [3, 4, 5, 6, 7]
-        for index, (level, *inputs) in enumerate(NODES):
+        at = list(range(self.first_level, 8))
+        maps = [levels[level] for level in at]
+        for index, (level, *inputs) in enumerate(NODES if self.first_level == 3 else NODES_FROM_1):
             scope = f"fpn_cells/cell_{number}/fnode{index}"
             weights = [
                 max(float(self._variable(f"{scope}/WSM" + (f"_{i}" if i else ""), ())), 0) for i in range(len(inputs))
@@ -129,3 +134,21 @@ class Detector:
             maps.append(self._norm(x, f"{combine}/bn"))
             at.append(level)
         return maps
+
+    def head(self, levels: dict[int, np.ndarray], classes: int) -> np.ndarray:
+        """Class logits at full resolution from levels 1 to 7, under the names of SURF's public trainer."""
+        x = levels[7]
+        for step, level in enumerate((6, 5, 4, 3, 2, 1)):
+            end = f"_{step}" if step else ""
+            x = self._doubled(x, f"segmentation_head/conv2d_transpose{end}", self.filters)
+            x = swish(self._norm(x, f"segmentation_head/bn{end}"))
+            x = np.concatenate([x, levels[level]], -1)
+        return self._doubled(x, "segmentation_head/conv2d_transpose_6", classes) + self._variable(
+            "segmentation_head/conv2d_transpose_6/bias", (classes,)
+        )
+
+    def _doubled(self, x: np.ndarray, scope: str, filters: int) -> np.ndarray:
+        """Transposed convolution of 2 x 2 with stride 2."""
+        kernel_22FC = self._variable(f"{scope}/kernel", (2, 2, filters, x.shape[-1]))
+        rows, columns, _ = x.shape
+        return np.einsum("hwc,ijfc->hiwjf", x, kernel_22FC).reshape(2 * rows, 2 * columns, filters)
