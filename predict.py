@@ -218,10 +218,13 @@ class Prediction:
 
         def planned_or_why(slide_id: str, path: Path) -> PlannedSlide | tuple[str, str]:
             try:
-                return plan_slide(
+                planned = plan_slide(
                     path, opts.slides.mpp, model.img_size, model.um_px, opts.windows.overlap,
                     opts.tissue.bb_downsample, opts.windows.tissue_only, model.classes,
                 )  # fmt: skip
+                if opts.slides.strict and planned.damage:
+                    raise SlideError(f"{planned.damage}; omit --strict to predict the rest of the slide")
+                return planned
             except SlideError as error:
                 if opts.slides.strict:
                     raise

@@ -89,8 +89,10 @@ def measure(
     truth = reading.open_truth(case.label_path, slide)
     label, probability = open_maps(prediction)
     detections = read_detections(prediction.folder / DETECTIONS)
-    tissue = _tissue(slide)
-    notes = [*truth.notes] if tissue[1].any() else [f"{slide.id}: no tissue found", *truth.notes]
+    search = find_tissue(slide, TISSUE_LEVEL)
+    tissue = search.cell_l0, search.tissue_HW
+    notes = [search.damage] if search.damage else []
+    notes += [*truth.notes] if search.tissue_HW.any() else [f"{slide.id}: no tissue found", *truth.notes]
     cells = _cells(slide)
     steps = zip(cells.step_xy_l0, prediction.step_xy_l0, strict=True)
     maps = _Maps.empty(cells, _whole_slide(slide, *(max(pair) for pair in steps)))
@@ -122,12 +124,6 @@ def _whole_slide(slide: Slide, step_x: float, step_y: float) -> Window:
     """Return a window over the whole slide in steps of level-0 px."""
     width, height = slide.size_xy_l0
     return Window((0.0, 0.0), (int(-(-height // step_y)), int(-(-width // step_x))), (float(step_x), float(step_y)))
-
-
-def _tissue(slide: Slide) -> tuple[int, NDArray[np.bool_]]:
-    """Return the side of the tissue cells (level-0 px), and which have tissue."""
-    tissue_HW, cell_l0, _ = find_tissue(slide, TISSUE_LEVEL)
-    return cell_l0, tissue_HW
 
 
 def _under(cell_l0: int, cells_HW: NDArray[np.bool_], window: Window) -> NDArray[np.bool_]:

@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from inference.annotations import color_of, rgb_of
 from inference.maps import Maps
 from inference.polygons import Region
+from slides.filled import least_side, read_or_fill
 from slides.geometry import Window, lv_from_l0, pixel_centers_l0
-from slides.reader import Slide, SlideError
+from slides.reader import Slide
 from system.atomic_files import write_bytes
 
 Picture = NDArray[np.uint8]
@@ -59,12 +60,11 @@ def overlay(
     step = max(1.0, max(width, height) / side_px)
     window = Window((0.0, 0.0), (max(1, round(height / step)), max(1, round(width / step))), (step, step))
     notes = []
-    try:
-        image_HWC = slide.read(window).copy()
-    except SlideError:
-        # The prediction is worth seeing without its background.
-        image_HWC = np.full((*window.hw_out, 3), 255, np.uint8)
-        notes.append("slide unreadable here")
+    # The prediction is worth seeing also without its background.
+    image_HWC, _, lost = read_or_fill(slide.read, window, least_side(slide, window))
+    image_HWC = image_HWC.copy()
+    if lost:
+        notes.append("slide unreadable here" if lost == image_HWC[..., 0].size else "white where slide unreadable")
     probability_HW = _sampled(maps, window)
     _blend(image_HWC, probability_HW)
     for polygons in (truth or {}).values():

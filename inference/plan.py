@@ -31,6 +31,7 @@ class PlannedSlide:
         tissue: its tissue, one bit per cell, that the maps are cut to; None: they are not.
         cell_l0: side of a cell of the search grid, level-0 px.
         notes: remarks for the user.
+        damage: what could not be decoded in the search for tissue; empty if nothing. It is one of the notes.
     """
 
     slide_id: str
@@ -42,6 +43,7 @@ class PlannedSlide:
     tissue: Places | None
     cell_l0: int
     notes: tuple[str, ...]
+    damage: str = ""
 
     def weights(self) -> Weights:
         """Return the weights of its windows, cut to its tissue."""
@@ -72,17 +74,18 @@ def plan_slide(
         classes: number of classes K.
 
     Raises:
-        SlideError: the slide cannot be opened or read.
+        SlideError: the slide cannot be opened, or more than half of it cannot be decoded.
     """
     slide = Slide(path, um_px=um_px_l0)
-    cells_HW, cell_l0, clamped = find_tissue(slide, bb_downsample)
-    cells_HW = _to_the_border(cells_HW, cell_l0, slide)
+    search = find_tissue(slide, bb_downsample)
+    cell_l0 = search.cell_l0
+    cells_HW = _to_the_border(search.tissue_HW, cell_l0, slide)
     tissue_mm2 = cells_mm2(cells_HW, cell_l0, slide)
     grid = map_grid(slide, img_size, um_px, overlap)
     windows, begins = in_stripes(
         with_tissue(grid, TissueCells(cells_HW, cell_l0) if tissue_only else None), grid, classes - 1
     )
-    notes = [clamped] if clamped else []
+    notes = [*search.notes]
     if not cells_HW.any():
         notes.append(f"{slide.id}: no tissue found" + ("; its maps are empty" if tissue_only else ""))
     if min(slide.um_px_xy_l0) > COARSE * um_px:
@@ -91,7 +94,7 @@ def plan_slide(
             "fine detail is missing"
         )
     tissue = Places(cells_HW) if tissue_only else None
-    return PlannedSlide(slide.id, path, grid, windows, begins, tissue_mm2, tissue, cell_l0, tuple(notes))
+    return PlannedSlide(slide.id, path, grid, windows, begins, tissue_mm2, tissue, cell_l0, tuple(notes), search.damage)
 
 
 def _to_the_border(cells_HW: NDArray[np.bool_], cell_l0: int, slide: Slide) -> NDArray[np.bool_]:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from slides.filled import read_or_fill
 from slides.geometry import Window, window_centered
-from slides.reader import Slide, SlideError
-
-FILL_PX = 64  # side of the squares of a damaged window that are tried one by one
+from slides.reader import Slide
 
 
 @dataclass(frozen=True)
@@ -40,33 +39,14 @@ def read_window(slide: Slide, window: Window, context_um_px: float | None) -> tu
         window: the window.
         context_um_px: spacing of a second, coarser view around the same center, channels 3 to 5; None: no such view.
     """
-    image_HWC, fault = _read_or_fill(slide, window)
+    image_HWC, fault, _ = read_or_fill(slide.read, window)
     if context_um_px is None:
         return image_HWC, fault
     # As in `samplers.patch.PatchReader`: not aligned to the px of a level, so that both views have one center.
     step_xy_l0 = (context_um_px / slide.um_px_xy_l0[0], context_um_px / slide.um_px_xy_l0[1])
     around = window_centered(window.center_xy_l0, window.hw_out, step_xy_l0)
-    context_HWC, context_fault = _read_or_fill(slide, around)
+    context_HWC, context_fault, _ = read_or_fill(slide.read, around)
     return np.concatenate([image_HWC, context_HWC], axis=2), fault or context_fault
-
-
-def _read_or_fill(slide: Slide, window: Window) -> tuple[NDArray[np.uint8], str]:
-    try:
-        return slide.read(window), ""
-    except SlideError as error:
-        fault = str(error)
-    height, width = window.hw_out
-    (x, y), (step_x, step_y) = window.corner_xy_l0, window.step_xy_l0
-    image_HWC = np.full((height, width, 3), 255, np.uint8)
-    for top in range(0, height, FILL_PX):
-        for left in range(0, width, FILL_PX):
-            hw = min(FILL_PX, height - top), min(FILL_PX, width - left)
-            square = Window((x + left * step_x, y + top * step_y), hw, window.step_xy_l0)
-            try:
-                image_HWC[top : top + hw[0], left : left + hw[1]] = slide.read(square)
-            except SlideError:
-                continue
-    return image_HWC, fault
 
 
 def read_ahead(

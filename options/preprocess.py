@@ -37,6 +37,7 @@ class Work(Group):
     num_processes: int | None = option(
         parse=whole(1), help="default: one per CPU; under mpirun the ranks are the processes"
     )
+    strict: bool = option(False, help="a slide with a place that cannot be decoded fails, instead of losing that place")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -90,17 +90,20 @@ def step(options: CheckOptions, reading: Reading, slides: Slides) -> Step:
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Check one slide."""
     try:
-        slide = options.reading.open_slide(case.slide_path)
+        slide = options.reading.open_filled(case.slide_path)
         picture_HWC, px_l0 = overview(slide, PICTURE_PX)
         width, height = slide.size_xy_l0
         slide.read(slide.window((width / 2, height / 2), (WINDOW_PX, WINDOW_PX), options.um_px))
         tissue = find_tissue(slide, CELL_UM, options.method, options.keep_pen)
+        damage = slide.damage()
     except (ValueError, OSError) as error:
         return _result([_from_error("slide", error)])
     gray_HW = cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2GRAY)
     signature = cv2.resize(gray_HW, (SIGNATURE_PX, SIGNATURE_PX), interpolation=cv2.INTER_AREA)
     tissue_HW, cell_l0 = tissue.tissue_HW, tissue.cell_l0
     findings = [*_slide(case, slide, options.um_px), *_tissue(tissue_HW, options.method)]
+    if damage:
+        findings.append(warned("damage", damage, "copy the slide again, or use it without these places"))
     draw_outline(picture_HWC, tissue_HW, px_l0 / cell_l0, GREEN, 1)
     try:
         truth = options.reading.open_truth(case.label_path, slide)
@@ -113,7 +116,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     except (ValueError, OSError) as error:
         findings.append(_from_error("label", error))
     write_png(out / NAME / f"{case.slide_id}.png", picture_HWC)
-    return _result(findings, signature.tobytes().hex(), f"{NAME}/{case.slide_id}.png")
+    return replace(_result(findings, signature.tobytes().hex(), f"{NAME}/{case.slide_id}.png"), damage=damage)
 
 
 def _result(findings: Sequence[Finding], signature: str = "", *outputs: str) -> StepResult:

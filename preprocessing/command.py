@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -101,7 +101,8 @@ class _Run:
             ValueError: options contradict each other, or do not fit the slides.
         """
         reading = self.common.labels.reading(self.common.slides.mpp)
-        return [program.step(options, reading, slides) for program, options in self.programs]
+        steps = [program.step(options, reading, slides) for program, options in self.programs]
+        return [replace(step, strict=self.common.work.strict) for step in steps]
 
 
 @dataclass

@@ -9,7 +9,7 @@
 
 A place is tried if it shows tissue or tumor. It is a tumor patch if its share of tumor is at least --min_tumor; with a
 smaller share it is neither tumor nor normal, and skipped. Glass and black areas are skipped, and so are pen marks
-without tumor.
+without tumor. Places that cannot be decoded have no patch; if they are more than half, the slide fails.
 
 python -m preprocessing.extract_patches --slide_path DIR --label_path DIR --out OUT     (after the step tissue)
 """
@@ -42,7 +42,8 @@ from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from preprocessing.tissue import mask_path, reads_mask
 from slides.artefacts import has_pen, is_black, is_blank, spread
-from slides.reader import Slide
+from slides.filled import MOST_FILLED
+from slides.reader import Slide, SlideError
 from slides.truth.interface import Truth
 from slides.truth.label import IGNORE
 from slides.truth.reading import Reading
@@ -52,11 +53,11 @@ from system.csv_tables import counted, csv_text
 NAME = "extract_patches"
 FOLDER = "patches"
 TUMOR, NORMAL, LITTLE, BLANK, BLACK, PEN = "tumor", "normal", "little_tumor", "blank", "black", "pen"
-NOT_SAVED = "normal_not_saved"
+NOT_SAVED, UNREADABLE = "normal_not_saved", "unreadable"
 # The possible fates of a place, and their colors (RGB) in the picture.
 FATES = {
     TUMOR: (220, 30, 30), NORMAL: (30, 150, 30), NOT_SAVED: (150, 150, 150), LITTLE: (240, 140, 0),
-    BLANK: (60, 120, 240), BLACK: (0, 0, 0), PEN: (200, 0, 200),
+    BLANK: (60, 120, 240), BLACK: (0, 0, 0), PEN: (200, 0, 200), UNREADABLE: (120, 70, 20),
 }  # fmt: skip
 COLUMNS = (
     "name", "slide", "class", "x_l0", "y_l0", "side_px", "um_px", "tissue_share", "tumor_share", "file", "mask", "key",
@@ -198,24 +199,40 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     outputs = [f"{FOLDER}/{case.slide_id}"]
     with written_folder(out / outputs[0]) as part:
         target = writer(part, case.slide_id, options.format, options.codec, options.quality, options.shard_patches)
-        fates, rows = _extract(places, slide, truth, options, target)
+        fates, rows, fault = _extract(places, slide, truth, options, target)
         store.write_text(part / f"{FOLDER}.csv", csv_text(COLUMNS, rows))
         if options.save_png:
             outputs.append(f"{FOLDER}/{case.slide_id}.png")
-            write_png(out / outputs[-1], picture(slide, places, fates))
+            write_png(out / outputs[-1], picture(options.reading.open_filled(case.slide_path), places, fates))
     counts = Counter(fates)
     values = {"places": in_grid, "tried": len(places)} | {fate: counts[fate] for fate in FATES}
-    return StepResult(values, tuple(_notes(slide, values, options)), tuple(outputs))
+    lost = counts[UNREADABLE]
+    damage = f"{counted(lost, 'place')} that cannot be decoded without patch: {fault}" if lost else ""
+    return StepResult(values, tuple(_notes(slide, values, options)), tuple(outputs), damage=damage)
 
 
 def _extract(
     places: Sequence[Place], slide: Slide, truth: Truth, options: Options, target: Writer
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Read, judge and write the places; returns the fate of each, and table rows of the patches written."""
-    fates, rows = [], []
+) -> tuple[list[str], list[dict[str, Any]], str]:
+    """Read, judge and write the places.
+
+    Returns:
+        The fate of each, table rows of the patches written, and the first message about a place that cannot be decoded.
+
+    Raises:
+        SlideError: more than half of the places that are not skipped unread cannot be decoded.
+    """
+    fates: list[str] = []
+    rows: list[dict[str, Any]] = []
+    fault = ""
     try:
         for place in places:
-            fate, tumor_share, image_HWC, label_HW = judge(place, slide, truth, options)
+            try:
+                fate, tumor_share, image_HWC, label_HW = judge(place, slide, truth, options)
+            except SlideError as error:
+                fault = fault or str(error)
+                fates.append(UNREADABLE)
+                continue
             fates.append(fate)
             if image_HWC is None or label_HW is None:
                 continue
@@ -228,7 +245,9 @@ def _extract(
             rows.append({"name": patch.name, "class": fate} | about | target.add(patch))
     finally:
         target.close()
-    return fates, rows
+    if fates.count(UNREADABLE) > MOST_FILLED * (len(fates) - fates.count(NOT_SAVED)):
+        raise SlideError(fault)
+    return fates, rows, fault
 
 
 def judge(
@@ -308,6 +327,7 @@ def finish(out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> lis
     for outcome in good:
         counts.update(outcome.result.values)
     skipped = ", ".join(f"{counts[fate]} {fate.replace('_', ' ')}" for fate in (LITTLE, BLANK, BLACK, PEN))
+    skipped += f", {counts[UNREADABLE]} unreadable" if counts[UNREADABLE] else ""
     normal = f"{counts[NORMAL]} normal" if counts[NORMAL] or not counts[NOT_SAVED] else (
         f"{counts[NOT_SAVED]} without tumor, not saved (--save_neg)"
     )  # fmt: skip

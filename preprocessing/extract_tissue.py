@@ -174,7 +174,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     share = write_mask(out / MASKS / mask, found, options.mask_step)
     row = {"image": f"images/{names[0]}", "mask": f"masks/{mask}", "mask_step": options.mask_step, **values(found)}
     outputs = (*(f"{IMAGES}/{name}" for name in names), f"{MASKS}/{mask}")
-    return StepResult(row | {"tissue_share": round(share, 5)}, (), outputs)
+    return StepResult(row | {"tissue_share": round(share, 5)}, (), outputs, damage=found.slide.damage())
 
 
 def write_mask(path: Path, found: Cut, mask_step: int) -> float:

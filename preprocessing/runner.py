@@ -23,6 +23,7 @@ from cohorts.staging import parts_of
 from preprocessing import store
 from preprocessing.executors import Executor
 from preprocessing.store import StepResult
+from system.atomic_files import remove
 from system.csv_tables import counted
 from system.progress import Progress
 
@@ -79,6 +80,7 @@ class Step:
         finish: writes tables over all slides once they are processed, and returns lines for the user. The outcomes
             include failed slides.
         target: folder, or only file, of the step in the output folder; empty: a folder with the name of the step.
+        strict: whether damage of a slide is a failure.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Step:
     reads: Callable[[Case, Path], list[Path]] = no_more
     finish: Callable[[Path, Sequence[Case], Sequence[Outcome]], list[str]] = no_tables
     target: str = ""
+    strict: bool = False
 
     def place(self, out: Path) -> Path:
         """The folder or file that the step writes."""
@@ -140,7 +143,7 @@ def run_step(
     for case in cases:
         result = store.read_mark(out, step.name, case.slide_id, step.fingerprint(case, out))
         # A fault may have passed since, for instance a file system that was not mounted: try again.
-        if result is None or result.fault:
+        if result is None or result.fault or (step.strict and result.damage):
             todo.append((_bytes(step, case, out), case))
         else:
             outcomes[case.slide_id] = _outcome(case.slide_id, UNCHANGED, result)
@@ -164,7 +167,8 @@ def run_step(
                 )
             if outcome.state == FAILED:
                 log(f"FAILED  {step.name:<15} {case.slide_id}: {outcome.error}")
-            for note in outcome.result.notes:
+            damage = (outcome.result.damage,) if outcome.result.damage else ()
+            for note in (*outcome.result.notes, *damage):
                 log(f"note    {step.name:<15} {case.slide_id}: {note}")
     store.remove_leftovers(step.place(out))
     return [outcomes[case.slide_id] for case in cases]
@@ -179,6 +183,10 @@ def attempt(step: Step, case: Case, out: Path) -> Outcome:
         name = step.fingerprint(case, out)
         store.forget(out, step.name, case.slide_id)
         result = step.make(case, out, step.options)
+        if step.strict and result.damage:
+            for output in result.outputs:
+                remove(out / output)
+            raise ValueError(f"{result.damage}; copy the slide again, or omit --strict")
         store.write_mark(out, step.name, case.slide_id, name, result)
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in _FULL

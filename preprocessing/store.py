@@ -32,12 +32,14 @@ class StepResult:
         notes: warnings for the user.
         outputs: files and folders written, relative to the output folder, with `/`.
         fault: why later steps must skip the slide; empty if they need not.
+        damage: what of the slide could not be decoded and is left out or white; a note, with `--strict` a failure.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     fault: str = ""
+    damage: str = ""
 
 
 # ------------------------------------------------------------------------------------------------------ atomic writing
@@ -184,7 +186,8 @@ def read_mark(root: Path, step: str, slide_id: str, name: str | None = None) -> 
         return None
     if any(_size(root / output) != size for output, size in stored["outputs"].items()):
         return None
-    return StepResult(stored["values"], tuple(stored["notes"]), tuple(stored["outputs"]), stored["fault"])
+    values, notes, outputs = stored["values"], tuple(stored["notes"]), tuple(stored["outputs"])
+    return StepResult(values, notes, outputs, stored["fault"], stored.get("damage", ""))
 
 
 def forget(root: Path, step: str, slide_id: str) -> None:

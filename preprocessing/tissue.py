@@ -132,7 +132,7 @@ def advice(picture: str, method: str) -> str:
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Find the tissue of one slide."""
-    slide = options.reading.open_slide(case.slide_path)
+    slide = options.reading.open_filled(case.slide_path)
     found = find_tissue(slide, options.um_px, options.method, options.keep_pen)
     tissue_mm2, pen_mm2, slide_mm2 = (
         cells_mm2(cells_HW, found.cell_l0, slide)
@@ -149,6 +149,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     picture_HWC, px_l0 = overview(slide)
     for cells_HW, color in ((found.tissue_HW, GREEN), (found.pen_HW, MAGENTA)):
         draw_outline(picture_HWC, cells_HW, px_l0 / found.cell_l0, color)
+    damage = slide.damage()
     write_cells(mask_path(out, case.slide_id), found.tissue_HW, found.um_px)
     write_png(out / NAME / f"{case.slide_id}.png", picture_HWC)
     values = {
@@ -157,7 +158,9 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
         "pen_mm2": round(pen_mm2, 4),
         "um_px": round(found.um_px, 6),
     }
-    return StepResult(values, tuple(notes), (f"{NAME}/{case.slide_id}.tif", f"{NAME}/{case.slide_id}.png"))
+    return StepResult(
+        values, tuple(notes), (f"{NAME}/{case.slide_id}.tif", f"{NAME}/{case.slide_id}.png"), damage=damage
+    )
 
 
 def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:

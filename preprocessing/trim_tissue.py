@@ -75,7 +75,7 @@ def make(case: Case, out: Path, options: ImageOptions) -> StepResult:
         return StepResult(fault=NO_TISSUE.format(case.slide_id))
     names = write_image(found, out / NAME, case.slide_id, options)
     row = {"image": names[0], **values(found), "runs_x": len(found.trim.runs_x), "runs_y": len(found.trim.runs_y)}
-    return StepResult(row, (), tuple(f"{NAME}/{name}" for name in names))
+    return StepResult(row, (), tuple(f"{NAME}/{name}" for name in names), damage=found.slide.damage())
 
 
 def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:

@@ -13,8 +13,8 @@ from cohorts.pairing import Case
 from preprocessing import store
 from preprocessing.overview import read_cells
 from preprocessing.tissue import mask_path
+from slides.filled import FilledSlide
 from slides.geometry import Pair, Trim
-from slides.reader import Slide
 from slides.tiff.jpeg_files import JPEG_MAX_PX, STRIP_ROWS, write_jpeg
 from slides.tiff.pyramid import write_jpeg_pyramid
 from slides.trimming import read_strips, trim_text, trimmed, whole_grid
@@ -60,7 +60,7 @@ class Cut:
         trim: the part that is kept.
     """
 
-    slide: Slide
+    slide: FilledSlide
     tissue_RS: NDArray[np.bool_]
     cell_l0: int
     grid: Trim
@@ -79,7 +79,7 @@ def cut(case: Case, out: Path, options: ImageOptions) -> Cut | None:
     Raises:
         ValueError: the slide or its mask cannot be read, or the spacing is finer than the slide's.
     """
-    slide = options.reading.open_slide(case.slide_path)
+    slide = options.reading.open_filled(case.slide_path)
     tissue_RS, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
     grid = whole_grid(slide, options.um_px)
     part = trimmed(grid, tissue_RS, cell_l0, options.gap_px or 0)

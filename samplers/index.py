@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely import Polygon
 
-from slides.reader import Slide
+from slides.filled import FilledSlide
+from slides.reader import Slide, SlideError
 from slides.tissue import fewer_cells, in_cells, tissue_mask
 from slides.truth.interface import Truth
 
@@ -59,7 +60,8 @@ class SlideIndex:
         tissue: cells with tissue, whatever their class.
         places: class -> cells; class 0 is tissue outside all other classes.
         regions: class -> annotated polygons, level-0 px; only classes with annotations of their own (`own_regions`).
-        notes: remarks for the user (clamped level, no tissue, skipped rings).
+        notes: remarks for the user (clamped level, no tissue, places that cannot be decoded, skipped rings).
+        damage: what of the slide could not be decoded in the search; empty if nothing. It is one of the notes.
     """
 
     slide_id: str
@@ -70,6 +72,7 @@ class SlideIndex:
     places: dict[int, Places]
     regions: dict[int, list[Polygon]]
     notes: tuple[str, ...]
+    damage: str = ""
 
 
 def own_regions(regions: dict[int, list[Polygon]]) -> dict[int, list[Polygon]]:
@@ -101,21 +104,43 @@ def cell_side_l0(slide: Slide, bb_downsample: int) -> tuple[int, str]:
     )
 
 
-def find_tissue(slide: Slide, bb_downsample: int) -> tuple[NDArray[np.bool_], int, str]:
-    """Find the tissue of a slide.
+@dataclass(frozen=True)
+class Search:
+    """The tissue of a slide.
+
+    Attributes:
+        tissue_HW: cells of the search grid with tissue.
+        cell_l0: side of a cell, level-0 px.
+        notes: remarks for the user (clamped level, places that cannot be decoded).
+        damage: what could not be decoded, and counts as glass; empty if nothing. It is one of the notes.
+    """
+
+    tissue_HW: NDArray[np.bool_]
+    cell_l0: int
+    notes: tuple[str, ...]
+    damage: str = ""
+
+
+def find_tissue(slide: Slide, bb_downsample: int) -> Search:
+    """Find the tissue of a slide; places that cannot be decoded have none.
 
     Args:
         slide: the slide.
         bb_downsample: pyramid level of the search grid; clamped to the slide's last level.
 
-    Returns:
-        tissue_HW of the search grid; the side of its cells, level-0 px; a note where the level was clamped, or "".
-
     Raises:
-        SlideError: the slide could not be read.
+        SlideError: more than half of the slide cannot be decoded.
     """
     cell_l0, clamped = cell_side_l0(slide, bb_downsample)
-    return tissue_mask(in_cells(slide, cell_l0), cell_l0 * slide.um_px_xy_l0[0]), cell_l0, clamped
+    damage = ""
+    try:
+        rgb_HWC = in_cells(slide, cell_l0)
+    except SlideError:
+        filled = FilledSlide(slide.path, slide.um_px_xy_l0)
+        rgb_HWC = in_cells(filled, cell_l0)
+        damage = f"{slide.id}: in the tissue search, {filled.damage()}"
+    tissue_HW = tissue_mask(rgb_HWC, cell_l0 * slide.um_px_xy_l0[0])
+    return Search(tissue_HW, cell_l0, tuple(note for note in (clamped, damage) if note), damage)
 
 
 def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) -> SlideIndex:
@@ -128,9 +153,10 @@ def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) ->
         classes: number of classes K.
 
     Raises:
-        SlideError: a pixel or label could not be read.
+        SlideError: more than half of the slide, or any of its label, could not be read.
     """
-    tissue_HW, cell_l0, clamped = find_tissue(slide, bb_downsample)
+    search = find_tissue(slide, bb_downsample)
+    tissue_HW, cell_l0 = search.tissue_HW, search.cell_l0
     places: dict[int, Places] = {}
     annotated_HW = np.zeros_like(tissue_HW)
     for cls in range(1, classes):
@@ -141,7 +167,7 @@ def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) ->
     normal_HW = tissue_HW & ~annotated_HW
     if normal_HW.any():
         places[0] = Places(normal_HW)
-    notes = [clamped] if clamped else []
+    notes = [*search.notes]
     if not tissue_HW.any():
         notes.append(f"{slide.id}: no tissue found; only its annotations can be sampled")
     return SlideIndex(
@@ -153,4 +179,5 @@ def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) ->
         places=places,
         regions=own_regions({cls: truth.regions(cls) for cls in sorted(truth.classes)}),
         notes=(*notes, *truth.notes),
+        damage=search.damage,
     )

@@ -170,6 +170,9 @@ class Inputs:
         )
         self.stream = {**stream, "slides": [slide.id for slide in self.train_set.slides], "mine_from": None}
         together(comm, lambda: check_field_of_view(self.train_set, sampling.img_size, sampling.resolution))
+        damaged = [index.damage for part in (self.train_set, self.val_set) for index in part.indexes if index.damage]
+        if damaged and not sampling.max_unreadable:
+            raise AgreedError(f"{damaged[0]}. --max_unreadable is 0; copy the slide again, or allow more")
         self._log(f"classes     {describe(options.reading.class_of_group, CLASS_NAMES)}")
         for what, opened in (("training", self.train_set), ("validation", self.val_set)):
             tumor = sum(1 for index in opened.indexes if set(index.places) - {0})

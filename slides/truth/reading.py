@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from slides.filled import FilledSlide
 from slides.reader import Slide
 from slides.truth.annotation import DEFAULT_LABEL_MAP
 from slides.truth.interface import Truth, open_truth
@@ -39,6 +40,10 @@ class Reading:
     def open_slide(self, path: Path) -> Slide:
         """Open a slide; see `Slide` for errors."""
         return Slide(path, um_px=self.um_px)
+
+    def open_filled(self, path: Path) -> FilledSlide:
+        """Open a slide of which px that cannot be decoded are white; see `Slide` for errors."""
+        return FilledSlide(path, um_px=self.um_px)
 
     def open_truth(self, label_path: Path | None, slide: Slide) -> Truth:
         """Open the truth of a slide; see `interface.open_truth` for errors."""

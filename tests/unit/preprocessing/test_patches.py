@@ -68,7 +68,7 @@ def test_what_is_taken_and_what_is_left_out(slide_path: Path, tmp_path: Path):
     counts, rows = extract(slide_path, tmp_path)
     assert counts == {
         "places": 6, "tried": 6, "tumor": 0, "normal": 3, "normal_not_saved": 0, "little_tumor": 0,
-        "blank": 1, "black": 1, "pen": 1,
+        "blank": 1, "black": 1, "pen": 1, "unreadable": 0,
     }  # fmt: skip
     assert [(row["name"], row["x_l0"], row["y_l0"]) for row in rows] == [
         ("a slide.v1_x0_y0", "0", "0"), ("a slide.v1_x100_y100", "100", "100"), ("a slide.v1_x200_y100", "200", "100"),
