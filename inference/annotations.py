@@ -10,6 +10,7 @@ import numpy as np
 import shapely
 
 from inference.polygons import DECIMALS, Region
+from slides.geometry import Pair, bounds_from_l0
 from slides.truth.asap import write_outlines
 from slides.truth.asap_areas import Area, asap_group, outlines_of
 from system.atomic_files import written_whole
@@ -29,30 +30,36 @@ def rgb_of(color: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def write_geojson(path: Path, found: Sequence[Region], class_names: Mapping[int, str]) -> None:
-    """Write a FeatureCollection that QuPath imports as annotations; coordinates are level-0 px.
+def write_geojson(
+    path: Path, found: Sequence[Region], class_names: Mapping[int, str], corner_xy_l0: Pair = (0.0, 0.0)
+) -> None:
+    """Write a FeatureCollection that QuPath imports as annotations; coordinates are level-0 px from a corner on.
 
     Args:
         path: file to write, completely or not at all.
         found: the regions, one feature each.
         class_names: name of every class.
+        corner_xy_l0: what becomes (0, 0): see `slides.geometry.geojson_corner`.
     """
     with written_whole(path) as part, part.open("w", encoding="ascii") as file:
         # One line per feature keeps a large file readable and never in memory as a whole.
         file.write('{"type": "FeatureCollection", "features": [')
         for number, region in enumerate(found):
             file.write(",\n" if number else "\n")
-            file.write(json.dumps(_feature(region, class_names[region.cls])))
+            file.write(json.dumps(_feature(region, class_names[region.cls], corner_xy_l0)))
         file.write("\n]}\n")
 
 
-def _feature(region: Region, name: str) -> dict[str, object]:
-    rings = [region.polygon.exterior, *region.polygon.interiors]
+def _feature(region: Region, name: str, corner_xy_l0: Pair) -> dict[str, object]:
+    rings = [
+        np.round(bounds_from_l0(shapely.get_coordinates(ring), corner_xy_l0), DECIMALS).tolist()
+        for ring in (region.polygon.exterior, *region.polygon.interiors)
+    ]
     return {
         "type": "Feature",
         "geometry": {
             "type": "Polygon",
-            "coordinates": [np.round(shapely.get_coordinates(ring), DECIMALS).tolist() for ring in rings],
+            "coordinates": rings,
         },
         "properties": {
             "objectType": "annotation",

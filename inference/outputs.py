@@ -12,6 +12,8 @@ from inference.maps import Maps
 from inference.overlay import overlay, write_overlay
 from inference.polygons import regions
 from inference.summary import Predicted, summary, write_summary
+from options.choices import GeojsonFrame
+from slides.geometry import geojson_corner
 from slides.reader import Slide
 from slides.truth.interface import Truth
 from system.csv_tables import counted
@@ -25,11 +27,13 @@ class OutputOptions:
         simplify_um: largest distance of an outline from the exact one; None: two px of the label map.
         min_area_um2: smaller regions have no outline.
         detections: see `DetectionOptions`.
+        geojson_frame: where the coordinates of GeoJSON begin; see `slides.geometry.geojson_corner`.
     """
 
     simplify_um: float | None = None
     min_area_um2: float = 0.0
     detections: DetectionOptions = field(default_factory=DetectionOptions)
+    geojson_frame: GeojsonFrame = "qupath"
 
 
 def write_outputs(
@@ -63,14 +67,24 @@ def write_outputs(
     """
     options = OutputOptions() if options is None else options
     found, small = regions(maps, options.simplify_um, options.min_area_um2)
-    write_geojson(folder / "polygons.geojson", found, maps.class_names)
+    corner_xy_l0 = geojson_corner(slide.bounds_xy_l0, options.geojson_frame)
+    write_geojson(folder / "polygons.geojson", found, maps.class_names, corner_xy_l0)
     write_asap(folder / "polygons.xml", found, maps.class_names)
     best = detections(maps.probability, slide.size_xy_l0, options.detections)
     write_csv(folder / "detections.csv", best)
     true_regions = None if truth is None else {cls: truth.regions(cls) for cls in sorted(truth.classes - {0})}
     write_overlay(folder / "overlay.png", overlay(slide, maps, found, true_regions))
-    write_summary(folder / "summary.json", summary(slide, maps, best, run, time.monotonic() - started))
+    write_summary(
+        folder / "summary.json", summary(slide, maps, best, run, time.monotonic() - started, options.geojson_frame)
+    )
     notes = []
+    if slide.bounds_xy_l0 != (0, 0):
+        x, y = (f"{value:g}" for value in corner_xy_l0)
+        notes.append(
+            f"slide {slide.id}: polygons.geojson counts px from ({x}, {y}), the corner of "
+            + ("what QuPath shows" if options.geojson_frame == "qupath" else "the whole slide, which QuPath crops")
+            + " (--geojson_frame); the other files from that of the whole slide"
+        )
     if small:
         notes.append(f"slide {slide.id}: no outline of {counted(small, 'region')} below {options.min_area_um2:g} um2")
     return notes

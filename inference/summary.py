@@ -11,6 +11,8 @@ from typing import Any
 from inference.detections import Detection
 from inference.lesions import areas_mm2, lesion_sizes
 from inference.maps import Maps
+from options.choices import GeojsonFrame
+from slides.geometry import geojson_corner
 from slides.reader import Slide
 from system.atomic_files import write_bytes
 from system.version import __version__
@@ -40,7 +42,14 @@ class Predicted:
     options: Mapping[str, Any]
 
 
-def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Predicted, seconds: float) -> dict[str, Any]:
+def summary(
+    slide: Slide,
+    maps: Maps,
+    found: Sequence[Detection],
+    run: Predicted,
+    seconds: float,
+    geojson_frame: GeojsonFrame = "qupath",
+) -> dict[str, Any]:
     """Return the record of one slide.
 
     Args:
@@ -49,6 +58,7 @@ def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Predicted
         found: its detections, best first.
         run: see `Predicted`.
         seconds: wall time of the slide so far.
+        geojson_frame: where `polygons.geojson` counts from; see `slides.geometry.geojson_corner`.
     """
     sizes = lesion_sizes(maps)
     return {
@@ -57,6 +67,10 @@ def summary(slide: Slide, maps: Maps, found: Sequence[Detection], run: Predicted
         "slide_path": str(slide.path.absolute()),
         "size_xy_l0": list(slide.size_xy_l0),
         "um_px_xy_l0": list(slide.um_px_xy_l0),
+        "bounds_xy_l0": list(slide.bounds_xy_l0),
+        "geojson_frame": geojson_frame,
+        # Added to points of polygons.geojson it gives level-0 px of the whole slide, as in all other files.
+        "geojson_offset_xy_l0": list(geojson_corner(slide.bounds_xy_l0, geojson_frame)),
         "um_px": run.um_px,
         "step_xy_l0": list(maps.step_xy_l0),
         "size_xy": list(maps.label.levels[0].size_xy),

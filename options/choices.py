@@ -60,6 +60,9 @@ OPTIMIZERS = {
     "lamb": OptimizerDefaults(0.001, 0.01),
 }
 
+GeojsonFrame = Literal["qupath", "slide"]  # from the corner of what QuPath shows, or of the whole slide
+GEOJSON_FRAMES: tuple[GeojsonFrame, ...] = get_args(GeojsonFrame)
+
 PixelSet = Literal["tissue", "all"]
 ExportFormat = Literal["savedmodel", "onnx", "keras"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

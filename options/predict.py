@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from options.choices import GeojsonFrame
 from options.fields import Group, option, read
 from options.groups import Machine, SlideFiles, TissueSearch
 from options.model import Model
@@ -57,6 +58,11 @@ class Results(Group):
         parse=not_negative, unit="um", help="tolerance of simplified outlines; default 2 px of the map"
     )
     min_area_um2: float = option(100.0, parse=not_negative, unit="um2", help="smaller outlines are omitted")
+    geojson_frame: GeojsonFrame = option(
+        "qupath",
+        help="where polygons.geojson counts level-0 px from, in slides with bounds (MRXS, SCN, BIF): the corner of "
+        "what QuPath shows, or of the whole slide",
+    )
 
     def __post_init__(self) -> None:
         if not self.min_probability:

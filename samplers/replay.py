@@ -21,13 +21,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from options.choices import SamplerName
+from options.choices import GEOJSON_FRAMES, GeojsonFrame, SamplerName
 from samplers import build
 from samplers.dataset import SetOptions, SlideSet, open_set
 from samplers.maps import write_maps
 from samplers.patch import HARD, Patch, PatchRequest, RequestSource
 from samplers.records import Row, read_described, read_samples
-from slides.geometry import Pair
+from slides.geometry import Pair, bounds_from_l0, geojson_corner
 from slides.truth.asap import Outline, write_outlines
 
 BANDS = ("loss: lowest quarter", "loss: second quarter", "loss: third quarter", "loss: highest quarter")
@@ -134,6 +134,10 @@ class Replay:
         stream = self._stream
         return build(stream.sampler, self.slide_set.indexes, stream.seed, self._classes, stream.tumor_ratio)
 
+    def geojson_corner(self, slide_id: str, frame: GeojsonFrame) -> Pair:
+        """Level-0 px of (0, 0) in the GeoJSON of a slide; see `slides.geometry.geojson_corner`."""
+        return geojson_corner(self.slide_set.slides[self._position[slide_id]].bounds_xy_l0, frame)
+
     def corners_l0(self, row: Row) -> list[Pair]:
         """Return the corners of a row's window, level-0 px, clockwise from the upper left."""
         slide = self.slide_set.slides[self._position[row["slide"]]]
@@ -170,13 +174,20 @@ def hex_color(band: int) -> str:
     return "#{:02X}{:02X}{:02X}".format(*BAND_RGB[band])
 
 
-def write_geojson(path: Path, windows: Iterable[tuple[Row, int, list[Pair]]]) -> None:
-    """Write windows as GeoJSON that QuPath opens as annotations; see `write_asap`."""
+def write_geojson(path: Path, windows: Iterable[tuple[Row, int, list[Pair]]], corner_xy_l0: Pair = (0.0, 0.0)) -> None:
+    """Write windows as GeoJSON that QuPath opens as annotations; see `write_asap`.
+
+    Args:
+        path: file to write.
+        windows: row, quarter, corners (level-0 px).
+        corner_xy_l0: what becomes (0, 0): see `slides.geometry.geojson_corner`.
+    """
+    rings = [(row, band, bounds_from_l0([*ring, ring[0]], corner_xy_l0).tolist()) for row, band, ring in windows]
     features = [
         {
             "type": "Feature",
             "id": f"widefov-{row['index']}",
-            "geometry": {"type": "Polygon", "coordinates": [[*map(list, corners), list(corners[0])]]},
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
             "properties": {
                 "objectType": "annotation",
                 "name": f"index {row['index']}",
@@ -184,12 +195,12 @@ def write_geojson(path: Path, windows: Iterable[tuple[Row, int, list[Pair]]]) ->
                 "measurements": {"loss": float(row["loss"]), "class": int(row["cls"]), "index": int(row["index"])},
             },
         }
-        for row, band, corners in windows
+        for row, band, ring in rings
     ]
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}) + "\n", encoding="utf-8")
 
 
-def write_windows(replay: Replay, out: Path) -> list[Path]:
+def write_windows(replay: Replay, out: Path, frame: GeojsonFrame) -> list[Path]:
     """Write map, ASAP XML and GeoJSON of every slide that was sampled; returns the files."""
     written = write_maps(out, replay.slide_set, replay.rows, replay.patch_um)
     by_slide: dict[str, list[tuple[Row, int, list[Pair]]]] = {}
@@ -198,7 +209,7 @@ def write_windows(replay: Replay, out: Path) -> list[Path]:
     for slide_id, windows in by_slide.items():
         xml, geojson = out / f"{slide_id}.xml", out / f"{slide_id}.geojson"
         write_asap(xml, windows)
-        write_geojson(geojson, windows)
+        write_geojson(geojson, windows, replay.geojson_corner(slide_id, frame))
         written += [xml, geojson]
     return written
 
@@ -217,13 +228,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("log_dir", type=Path, help="--log_dir of the run")
     parser.add_argument("--index", type=int, nargs="+", help="draw these patches of the stream again")
     parser.add_argument("--out", type=Path, help="folder to write to (default: LOG_DIR/replay)")
+    parser.add_argument(
+        "--geojson_frame", choices=GEOJSON_FRAMES, default=GEOJSON_FRAMES[0],
+        help="where GeoJSON counts level-0 px from, in slides that have bounds (MRXS, SCN, BIF): the corner of what "
+        "QuPath shows, or of the whole slide (default: %(default)s)",
+    )  # fmt: skip
     opts = parser.parse_args(argv)
     out = opts.out or opts.log_dir / "replay"
     try:
         replay = Replay(opts.log_dir)
         out.mkdir(parents=True, exist_ok=True)
         if opts.index is None:
-            written = write_windows(replay, out)
+            written = write_windows(replay, out, opts.geojson_frame)
         else:
             written = [_write_index(replay, index, out) for index in opts.index]
     except (ValueError, OSError) as error:

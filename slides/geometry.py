@@ -7,6 +7,7 @@ Frames (all are (x, y), x to the right, y down; arrays are (row, column) = (y, x
     xy_out  the same for the output pixels of one window; array element [r, c] covers [c, c+1) x [r, r+1).
     xy_grid the same for the pixels of the whole slide at one spacing, from its corner on; xy_l0 = xy_grid * step_xy_l0.
     xy_trim the same for the pixels of an image that holds only some rows and columns of that grid (`Trim`).
+    xy_bounds level-0 pixels from the corner of the slide's bounds on, which QuPath shows; xy_l0 = xy_bounds + corner.
 
 A point is never "a pixel": converting a pixel means converting its center or its corners.
 """
@@ -19,6 +20,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from options.choices import GeojsonFrame
 
 Pair = tuple[float, float]
 Points = NDArray[np.float64]  # shape (..., 2), last axis (x, y)
@@ -148,6 +151,23 @@ def _integer_factors(n0: int, nl: int) -> set[int]:
     else:
         first, last = n0 // (nl + 1), n0 // (nl - 1) + 1
     return {k for k in range(max(first, 1), last + 1) if nl in (n0 // k, -(-n0 // k))}
+
+
+def l0_from_bounds(xy_bounds: ArrayLike, bounds_xy_l0: Pair) -> Points:
+    """Level-0 px of points given from the corner of the slide's bounds on (`Slide.bounds_xy_l0`); both (..., 2)."""
+    xy_l0: Points = np.asarray(xy_bounds, np.float64) + np.asarray(bounds_xy_l0)
+    return xy_l0
+
+
+def geojson_corner(bounds_xy_l0: Pair, frame: GeojsonFrame) -> Pair:
+    """Level-0 px of (0, 0) in a GeoJSON file: the corner of the bounds for `qupath`, that of the slide for `slide`."""
+    return bounds_xy_l0 if frame == "qupath" else (0.0, 0.0)
+
+
+def bounds_from_l0(xy_l0: ArrayLike, bounds_xy_l0: Pair) -> Points:
+    """Points (level-0 px) from the corner of the slide's bounds on (`Slide.bounds_xy_l0`); both (..., 2)."""
+    xy_bounds: Points = np.asarray(xy_l0, np.float64) - np.asarray(bounds_xy_l0)
+    return xy_bounds
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ class Slide:
         id: File name without its suffix, in Unicode's composed form.
         size_xy_l0: Width and height, level-0 px.
         um_px_xy_l0: Micrometers per level-0 px along x and y.
+        bounds_xy_l0: Corner of the scanned part that QuPath crops to, level-0 px; (0, 0) unless the file names one
+            (`openslide.bounds-x`, `-y`: MRXS, SCN, BIF). Everything here counts from the corner of the whole slide.
         levels: Finest first, strictly shrinking.
 
     Raises:
@@ -87,6 +89,7 @@ class Slide:
         self.path = Path(path)
         self.id = id_of(self.path)
         self._planes: tuple[tuple[Page, ...], ...] | None = None
+        self.bounds_xy_l0: tuple[int, int] = (0, 0)
         if not self.path.is_file():
             raise SlideError(f"slide {self.path}: no such file")
         try:
@@ -96,7 +99,7 @@ class Slide:
                 self._planes, found = _tiff_planes(self.path)
                 sizes = [page.size_xy for page in self._planes[0]]
             else:
-                sizes, found = _openslide_levels(self.path, vendor)
+                sizes, found, self.bounds_xy_l0 = _openslide_levels(self.path, vendor)
         except READ_ERRORS as error:
             raise SlideError(f"slide {self.path} cannot be opened: {_reason(error)}") from error
         self.size_xy_l0: tuple[int, int] = sizes[0]
@@ -300,8 +303,8 @@ def _tiff_planes(path: Path) -> tuple[tuple[tuple[Page, ...], ...], Pair | None]
     return (pages,), pages[0].um_px_xy
 
 
-def _openslide_levels(path: Path, vendor: str | None) -> tuple[list[tuple[int, int]], Pair | None]:
-    """Sizes of the levels and micrometers per level-0 px as OpenSlide has them."""
+def _openslide_levels(path: Path, vendor: str | None) -> tuple[list[tuple[int, int]], Pair | None, tuple[int, int]]:
+    """Sizes of the levels, micrometers per level-0 px and corner of the bounds as OpenSlide has them."""
     if vendor is None:
         raise ValueError("neither a TIFF nor a format of OpenSlide (SVS, NDPI, MRXS, SCN, BIF, ...)")
     if vendor == "aperio":
@@ -309,7 +312,10 @@ def _openslide_levels(path: Path, vendor: str | None) -> tuple[list[tuple[int, i
     with openslide.OpenSlide(str(path)) as slide:
         mpp_x, mpp_y = (slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
         sizes = [(int(width), int(height)) for width, height in slide.level_dimensions]
-    return sizes, (float(mpp_x), float(mpp_y)) if mpp_x and mpp_y else None
+        # As QuPath, which crops only where all four are there.
+        bounds = [slide.properties.get(f"openslide.bounds-{name}", "") for name in ("x", "y", "width", "height")]
+    corner_xy_l0 = (int(bounds[0]), int(bounds[1])) if all(value.isdecimal() for value in bounds) else (0, 0)
+    return sizes, (float(mpp_x), float(mpp_y)) if mpp_x and mpp_y else None, corner_xy_l0
 
 
 def _spacing(path: Path, vendor: str | None, found: Pair | None, given: float | Pair | None) -> Pair:

@@ -163,6 +163,9 @@ def test_the_record_has_what_was_agreed(tmp_path, slide):
         "lesions": 1,
         "seconds": 12.346,
         "options": {"batch": 4},
+        "bounds_xy_l0": [0, 0],
+        "geojson_frame": "qupath",
+        "geojson_offset_xy_l0": [0, 0],
     }
     assert summary(slide, maps, [], RUN, 0.0)["tumor_probability"] == 0.0
 
