@@ -9,9 +9,11 @@ from __future__ import annotations
 import system.start  # noqa: F401  # first: it says what to do where packages are missing
 
 # isort: split
+import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from options.evaluate import EvaluateOptions, evaluate_options
@@ -51,7 +53,7 @@ def evaluate(opts: EvaluateOptions) -> int:
     from evaluation.predictions import pair_predictions
     from evaluation.slide import measure
     from metrics.summary import SlideScores, plain, summarize
-    from slides.truth.annotation import describe
+    from slides.truth.mask_values import count_all
 
     begin = time.monotonic()
     # ---- inputs ------------------------------------------------------------------------------------------------------
@@ -65,7 +67,12 @@ def evaluate(opts: EvaluateOptions) -> int:
     out.mkdir(parents=True, exist_ok=True)
     class_names = found.pairs[0][0].class_names
     notes = [*found.notes, *known_problems([case for _, case in found.pairs])]
-    print(f"classes     {describe(reading.class_of_group, dict(enumerate(class_names)))}")
+    labels_read = [case.label_path for _, case in found.pairs]
+    # A mask that cannot be read is left out with its slide, below.
+    count = partial(count_all, threads=len(os.sched_getaffinity(0)), lenient=True)
+    reading, lines = reading.settled(labels_read, count, dict(enumerate(class_names)))
+    for line in lines:
+        print(f"classes     {line}")
     # ---- slide by slide ----------------------------------------------------------------------------------------------
     measured: list[SlideScores] = []
     left_out = dict(found.left_out)

@@ -22,7 +22,7 @@ SECONDS = 60.0
 WINDOW_PX = 512
 # Masks up to this many px are searched for tumor; larger ones are assumed to contain some.
 SEARCHED_PX = 64 * 2**20
-_WORKERS = 4
+WORKERS = 4
 _NAMED = 3
 
 
@@ -78,7 +78,7 @@ def examine_all(cases: Sequence[Case], reading: Reading, task: Task) -> tuple[li
     def one(case: Case) -> Examined | None:
         return examine(case, reading, task) if time.monotonic() < deadline else None
 
-    with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
+    with ThreadPoolExecutor(max_workers=WORKERS) as pool:
         return [examined for examined in pool.map(one, chosen) if examined is not None], len(chosen)
 
 

@@ -13,18 +13,20 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cohorts.pairing import Case
 from doctor import data, launch, option_lints, rank, ranks, resources, software
 from doctor.job import Launch, Task, read_launch
-from doctor.report import Report, failed
+from doctor.report import Report, failed, passed
 from options.fields import Group, add_options, collect, option
 from options.parser import OptionError
 from options.train import TrainOptions, TrainSlides, train_options
 from parallel.comm import connect
 from segmentation.inputs import find_cases, set_options
+from slides.truth.mask_values import count_all
 from system.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,8 +143,16 @@ class Doctor:
         except ValueError as error:
             report.add([failed("classes", str(error), "see the message")])
             return [*train, *val]
-        examined_train, chosen_train = data.examine_all(train, options.reading, task)
-        examined_val, chosen_val = data.examine_all(val, options.reading, task)
+        try:
+            count = partial(count_all, threads=data.WORKERS, lenient=True)
+            reading, lines = options.reading.settled([case.label_path for case in (*train, *val)], count)
+        except ValueError as error:
+            message, _, fix = str(error).rpartition("; ")
+            report.add([failed("masks", message or str(error), fix)])
+            return [*train, *val]
+        report.add([passed("masks", line.removeprefix("masks: ")) for line in lines if line.startswith("masks: ")])
+        examined_train, chosen_train = data.examine_all(train, reading, task)
+        examined_val, chosen_val = data.examine_all(val, reading, task)
         both = [*examined_train, *examined_val]
         report.run("slides", data.opened, both, chosen_train + chosen_val, len(train) + len(val))
         report.run("spacing", data.spacing, both, task)

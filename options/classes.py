@@ -42,7 +42,7 @@ class MaskClasses(Group):
     # None for the default.
     mask_values: Mapping[int, int] | None = option(
         parse=pair, nargs="+", metavar="VALUE:CLASS", stream=True,
-        help="mask value to class (255: ignore); default: non-zero is 1",
+        help="mask value to class (255: ignore); default: by the values of all masks",
     )  # fmt: skip
 
     @classmethod

@@ -12,6 +12,7 @@ python -m preprocessing.check --slide_path DIR --label_path DIR --out OUT
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -35,6 +36,7 @@ from preprocessing.tissue import LEAST_SHARE, advice, find_tissue
 from slides.reader import Slide
 from slides.truth.annotation import read_annotations
 from slides.truth.interface import EmptyTruth, Truth
+from slides.truth.mask_values import count_values, is_plain, listed
 from slides.truth.reading import Reading
 from slides.truth.xml_truth import XmlTruth
 from system.csv_tables import counted
@@ -173,7 +175,7 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
         return
     assert case.label_path is not None
     if not isinstance(truth, XmlTruth):
-        yield passed("label", f"mask {case.label_path.name} of the slide's size")
+        yield _mask(case.label_path, slide, reading)
         return
     found, notes = read_annotations(case.label_path, reading.class_of_group, reading.ignore_groups)
     groups = sorted({annotation.group for annotation in found})
@@ -202,6 +204,25 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
             yield warned(
                 "outlines", note.removeprefix(f"{case.label_path}: "), "is it the annotation of another slide?"
             )
+
+
+def _mask(path: Path, slide: Slide, reading: Reading) -> Finding:
+    """Values of a mask, and the area of each class; a failure where nothing says which class a value is."""
+    counts = count_values(path)
+    px_mm2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
+    found = f"mask {path.name} of the slide's size: values {listed(counts)}"
+    classes = reading.class_of_value
+    if classes is None:
+        if not is_plain(counts):
+            return failed("label", f"{found}; their classes are unknown", "say them with --mask_values VALUE:CLASS ...")
+        classes = {value: min(value, 1) for value in counts}
+    elif unlisted := sorted(counts.keys() - classes.keys()):
+        raise ValueError(f"mask {path} holds values {unlisted}, not in --mask_values; add them")
+    area: Counter[int] = Counter()
+    for value, count in counts.items():
+        area[classes[value]] += count
+    areas = ", ".join(f"class {cls} {px * px_mm2:.4g} mm2" for cls, px in sorted(area.items()))
+    return passed("label", f"{found}; {areas}")
 
 
 def _tumor(case: Case, tumor_HW: NDArray[np.bool_], tissue_HW: NDArray[np.bool_]) -> Iterator[Finding]:

@@ -5,11 +5,13 @@ Steps pass themselves to `main` as `StepProgram`; this module imports none of th
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -28,6 +30,7 @@ from preprocessing import store
 from preprocessing.executors import Executor, on_all_ranks
 from preprocessing.runner import FAILED, Outcome, Step, failures, reserve, run_step, summary
 from preprocessing.store import marked
+from slides.truth.mask_values import count_all
 from slides.truth.reading import Reading
 from system.csv_tables import counted
 from system.folder_lock import FolderLock
@@ -52,6 +55,7 @@ class StepProgram(Generic[Options]):
         options: dataclass of the groups of options that the step has.
         step: the step with its options; raises ValueError if options and slides do not fit each other.
         select: slides that the run uses, for all of its steps; raises ValueError as `step`.
+        reads_labels: the step opens labels, so the values of all masks must have a class.
         reports_faults: the step reports files that do not pair; if it runs alone, they do not end the run.
     """
 
@@ -60,6 +64,7 @@ class StepProgram(Generic[Options]):
     options: type[Options]
     step: Callable[[Options, Reading, Slides], Step]
     select: Callable[[Options, Slides], Slides] = all_slides
+    reads_labels: bool = True
     reports_faults: bool = False
 
 
@@ -88,21 +93,43 @@ class _Run:
 
     def slides(self) -> Slides:
         """The slides that the options name; see `find_slides` for errors."""
-        lenient = all(program.reports_faults for program, _ in self.programs)
-        slides = find_slides(self.common.slides, lenient)
+        slides = find_slides(self.common.slides, self._lenient)
         for program, options in self.programs:
             slides = program.select(options, slides)
         return slides
 
-    def steps(self, slides: Slides) -> list[Step]:
-        """The steps, ready to run.
+    def steps(self, slides: Slides) -> tuple[list[Step], Slides]:
+        """The steps, ready to run, and the slides with notes and faults of their masks.
 
         Raises:
-            ValueError: options contradict each other, or do not fit the slides.
+            ValueError: options contradict each other, or do not fit the slides; the values of masks have no class.
         """
-        reading = self.common.labels.reading(self.common.slides.mpp)
-        steps = [program.step(options, reading, slides) for program, options in self.programs]
-        return [replace(step, strict=self.common.work.strict) for step in steps]
+        given = self.common.labels.reading(self.common.slides.mpp)
+        settled = given
+        if any(program.reads_labels for program, _ in self.programs):
+            # Slides whose masks cannot be read fail one by one.
+            threads = self.common.work.num_processes or len(os.sched_getaffinity(0))
+            count = partial(count_all, threads=threads, lenient=True)
+            try:
+                settled, lines = given.settled([case.label_path for case in slides.cases], count)
+            except ValueError as error:
+                if not self._lenient:
+                    raise
+                slides = replace(slides, faults=(*slides.faults, str(error)))
+            else:
+                masks = [line for line in lines if line.startswith("masks: ")]
+                slides = replace(slides, notes=[*slides.notes, *masks])
+        readings = (settled if program.reads_labels else given for program, _ in self.programs)
+        steps = [
+            program.step(options, reading, slides)
+            for (program, options), reading in zip(self.programs, readings, strict=True)
+        ]
+        return [replace(step, strict=self.common.work.strict) for step in steps], slides
+
+    @property
+    def _lenient(self) -> bool:
+        """Whether every step reports files that do not pair."""
+        return all(program.reports_faults for program, _ in self.programs)
 
 
 @dataclass
@@ -179,7 +206,7 @@ def _execute(run: _Run, executor: Executor) -> int:
     out = run.common.work.out
     try:
         slides = run.slides()
-        steps = run.steps(slides)
+        steps, slides = run.steps(slides)
         with FolderLock(out) as lock:
             log(f"{counted(len(slides.cases), 'slide')}, on {executor.description}, into {out}")
             for note in [*slides.notes, *lock.notes]:

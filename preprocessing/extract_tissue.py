@@ -212,7 +212,7 @@ def finish(labels: Mapping[str, str], out: Path, _cases: Sequence[Case], outcome
     return [f"{NAME:<15} {per_label or 'no slides'}: {path}"]
 
 
-PROGRAM = StepProgram(NAME, __doc__, ExtractTissueOptions, step, select)
+PROGRAM = StepProgram(NAME, __doc__, ExtractTissueOptions, step, select, reads_labels=False)
 
 if __name__ == "__main__":
     sys.exit(main([PROGRAM]))

@@ -187,6 +187,10 @@ def one_file(argv: Sequence[str] | None = None) -> int:
     files, values, start = options.files, options.labels.mask_values, time.perf_counter()
     try:
         check_output(files.out, (".xml",), [files.mask])
+        reading = Reading(mask_values=None if values is None else tuple(values.items()))
+        reading, lines = reading.settled([files.mask])
+        values = reading.class_of_value
+        print(*lines, sep="\n")
         count = mask_to_xml(files.mask, files.out, values)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

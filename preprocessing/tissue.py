@@ -180,7 +180,7 @@ def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> li
     return lines
 
 
-PROGRAM = StepProgram(NAME, __doc__, TissueOptions, step)
+PROGRAM = StepProgram(NAME, __doc__, TissueOptions, step, reads_labels=False)
 
 if __name__ == "__main__":
     sys.exit(main([PROGRAM]))

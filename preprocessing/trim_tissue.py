@@ -90,7 +90,7 @@ def finish(out: Path, _cases: Sequence[Case], outcomes: Sequence[Outcome]) -> li
     return [f"{NAME:<15} {px / 1e6:.1f} Mpx, {share:.0%} of {counted(len(rows), 'slide')}: {out / NAME}"]
 
 
-PROGRAM = StepProgram(NAME, __doc__, TrimTissueOptions, step)
+PROGRAM = StepProgram(NAME, __doc__, TrimTissueOptions, step, reads_labels=False)
 
 if __name__ == "__main__":
     sys.exit(main([PROGRAM]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,13 +154,13 @@ class Inputs:
         """
         from samplers.dataset import check_field_of_view, open_set
         from slides.tiff import tiled_tiff
-        from slides.truth.annotation import describe
 
         slides, sampling, training, comm = self._slides, self._sampling, self._training, self._comm
         tiled_tiff.tile_cache.resize(self._machine.tile_cache * 2**20)
         options = set_options(self._labels, slides.mpp, self._tissue.bb_downsample, training.class_weights)
         self.classes = options.classes
         train_cases, val_cases, notes = together(comm, lambda: find_cases(slides, training.seed))
+        options, classes = self._settled(options, [case.label_path for case in (*train_cases, *val_cases)])
         self.described = {"reading": options.as_json(), "cases": [case_json(case) for case in train_cases]}
         if slides.stage_dir is not None:
             train_cases, val_cases, note = self._stage(slides.stage_dir, train_cases, val_cases)
@@ -173,7 +174,7 @@ class Inputs:
         damaged = [index.damage for part in (self.train_set, self.val_set) for index in part.indexes if index.damage]
         if damaged and not sampling.max_unreadable:
             raise AgreedError(f"{damaged[0]}. --max_unreadable is 0; copy the slide again, or allow more")
-        self._log(f"classes     {describe(options.reading.class_of_group, CLASS_NAMES)}")
+        self._log(*(f"classes     {line}" for line in classes))
         for what, opened in (("training", self.train_set), ("validation", self.val_set)):
             tumor = sum(1 for index in opened.indexes if set(index.places) - {0})
             names = [slide.id for slide in opened.slides]
@@ -181,6 +182,25 @@ class Inputs:
             self._log(f"{what:<11} {counted(len(names), 'slide')}, {tumor} of them with tumor: {shown}")
             notes += [note for index in opened.indexes for note in index.notes]
         self._log(*(f"note        {note}" for note in notes))
+
+    def _settled(self, options: SetOptions, labels: list[Path | None]) -> tuple[SetOptions, list[str]]:
+        """The options with the classes of mask values, decided over both sets, and lines that describe the classes."""
+        from slides.truth.mask_values import count_all
+
+        comm, threads = self._comm, self._machine.sample_processes
+
+        def counts(masks: list[Path]) -> dict[Path, Counter[int]]:
+            # Ranks: each reads every size-th mask.
+            mine = masks[comm.rank :: comm.size]
+            parts = comm.gather(together(comm, lambda: count_all(mine, threads)))
+            found = {path: values for part in parts for path, values in part.items()}
+            return {path: found[path] for path in masks}
+
+        try:
+            reading, lines = options.reading.settled(labels, counts, CLASS_NAMES)
+        except ValueError as error:
+            raise AgreedError(str(error)) from error
+        return replace(options, reading=reading), lines
 
     def _stage(
         self, folder: Path, train_cases: list[Case], val_cases: list[Case]

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from slides.geometry import Window, level_downsample_xy, pixel_centers_l0
 from slides.reader import Level, Slide
-from slides.tiff.backends import READ_ERRORS, Backend, Value, drop_handle, file_key, handle, tiff_levels
-from slides.tiff.tags import Page, is_tiff
-from slides.tiff.tiled_tiff import open_tiff
 from slides.truth.label import IGNORE, check_classes
+from slides.truth.mask_file import MaskFile
 from slides.truth.outline import outlines
 from slides.truth.raster import polygons_of
 
@@ -28,7 +26,7 @@ SCAN_UM_PX = 2.0
 FINE_STEP = 4.0
 
 
-class MaskTruth:
+class MaskTruth(MaskFile):
     """Truth from a TIFF mask, with or without coarser levels.
 
     `label` takes the stored pixel under each center: from level 0 up to a step of 4 level-0 px, beyond that from the
@@ -40,23 +38,23 @@ class MaskTruth:
         path: The mask.
         slide: Its slide, of the same size at level 0.
         value_map: Stored value to class, 255 for areas to ignore; a value not listed is an error when it is met.
-            Default: 0 is class 0, any other value class 1. Palette masks: the stored index, not the color.
+            Default: 0 is class 0, any other value class 1; programs decide by all masks (`mask_values.decide`).
 
     Raises:
-        ValueError: Unreadable, truncated, not one-channel 8-bit, or of another size than the slide.
+        ValueError: See `MaskFile`; also a mask of another size than the slide.
     """
 
     notes: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path, slide: Slide, value_map: Mapping[int, int] | None = None) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self.slide_id = slide.id
         self._size_xy_l0 = slide.size_xy_l0
         self._um_px = max(slide.um_px_xy_l0)
-        self._pages = self._open_pages(slide)
+        self._check_size(slide)
         self._levels = tuple(
             Level(index, page.size_xy, level_downsample_xy(slide.size_xy_l0, page.size_xy))
-            for index, page in enumerate(self._pages)
+            for index, page in enumerate(self.pages)
         )
         self._class_of = np.ones(256, np.uint8)
         self._class_of[0] = 0
@@ -68,7 +66,6 @@ class MaskTruth:
             self._unknown = np.ones(256, np.uint8)
             for value, cls in value_map.items():
                 self._class_of[value], self._unknown[value] = cls, 0
-        self._loaded, self._stored = _stored_values(self._pages[0])
         self._classes: frozenset[int] | None = None
 
     @property
@@ -144,25 +141,13 @@ class MaskTruth:
         box = shapely.box(0, 0, width, height)
         return [piece for part in polygons for piece in polygons_of(part.intersection(box))]
 
-    def _open_pages(self, slide: Slide) -> tuple[Page, ...]:
-        try:
-            if not is_tiff(self.path):
-                raise ValueError("not a TIFF")
-            self._key = "mask", *file_key(self.path)
-            pages = tiff_levels(self.path)
-        except READ_ERRORS as error:
-            raise ValueError(f"mask {self.path} cannot be opened: {error}") from error
-        first = pages[0]
-        if first.size_xy != slide.size_xy_l0:
+    def _check_size(self, slide: Slide) -> None:
+        size_xy = self.pages[0].size_xy
+        if size_xy != slide.size_xy_l0:
             raise ValueError(
-                f"mask {self.path} has {first.size_xy[0]} x {first.size_xy[1]} px, its slide {slide.path} "
+                f"mask {self.path} has {size_xy[0]} x {size_xy[1]} px, its slide {slide.path} "
                 f"{slide.size_xy_l0[0]} x {slide.size_xy_l0[1]}; a mask must have the size of level 0"
             )
-        if first.samples != 1 or first.bits not in (1, 2, 4, 8):
-            raise ValueError(
-                f"mask {self.path} has {first.samples} channels of {first.bits} bits; masks have one of at most 8 bits"
-            )
-        return pages
 
     def _label_level(self, window: Window) -> Level:
         if max(window.step_xy_l0) <= FINE_STEP:
@@ -185,16 +170,7 @@ class MaskTruth:
 
     def _read(self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> NDArray[np.uint8]:
         """Classes of a rectangle inside a level."""
-        try:
-            backend = handle(self._key, self._open)
-            pixels = backend.fetch(level.index, corner_xy_lv, hw)[0]
-        except READ_ERRORS as error:
-            drop_handle(self._key)
-            reason = str(error).strip().splitlines()[:2]
-            raise ValueError(
-                f"mask {self.path} cannot be read in level {level.index}, corner {corner_xy_lv}, size {hw}: {reason}"
-            ) from error
-        stored = self._stored_of(pixels)
+        stored = self.read(level.index, corner_xy_lv, hw)
         # OpenCV's table look-up: ten times faster than NumPy's indexing.
         if self._unknown is not None and (unknown_HW := cv2.LUT(stored, self._unknown)).any():
             strange = np.unique(stored[unknown_HW > 0]).tolist()
@@ -203,25 +179,6 @@ class MaskTruth:
             )
         label_HW: NDArray[np.uint8] = cv2.LUT(stored, self._class_of).astype(np.uint8, copy=False)
         return label_HW
-
-    def _open(self) -> Backend:
-        """Open the file; tiles that were never written hold the stored value 0, whatever libvips makes of it."""
-        unwritten: Value = int(self._loaded[np.argmin(self._stored)])
-        palette = self._pages[0].colormap
-        if palette is not None and (palette != palette[:, :1]).any():
-            unwritten = tuple(palette[0].tolist())
-        return open_tiff(self.path, self._key, self._pages, unwritten)
-
-    def _stored_of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Undo what libvips does to samples on loading; (H, W, bands) to (H, W)."""
-        if pixels.shape[2] == 1 and np.array_equal(self._loaded, self._stored):
-            return pixels[..., 0]
-        keys = _color_key(pixels)
-        at = np.minimum(np.searchsorted(self._loaded, keys), self._loaded.size - 1)
-        if (self._loaded[at] != keys).any():
-            raise ValueError("colors that its palette does not have")
-        stored: NDArray[np.uint8] = self._stored[at]
-        return stored
 
 
 def _px_under(along_l0: NDArray[np.float64], level: Level, axis: int) -> NDArray[np.int64]:
@@ -233,31 +190,3 @@ def _px_under(along_l0: NDArray[np.float64], level: Level, axis: int) -> NDArray
 def _neighbors(px: NDArray[np.int64]) -> bool:
     """Whether every px is the one after its predecessor."""
     return bool((np.diff(px) == 1).all())
-
-
-def _stored_values(page: Page) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Sorted sample (or 0xRRGGBB) as libvips loads it, and the value stored in the file, of a mask.
-
-    libvips stretches samples of 1, 2 and 4 bits to 0..255, turns "white is zero" round and replaces a palette's
-    indices by its colors; a mask's values are the stored numbers. Of two indices of one color the smaller is taken.
-    """
-    top = 2**page.bits - 1
-    stored = np.arange(top + 1)
-    if page.colormap is not None:
-        loaded = _color_key(page.colormap[None, : top + 1])[0]
-        if (page.colormap == page.colormap[:, :1]).all():
-            loaded = page.colormap[: top + 1, 0].astype(np.int64)
-    else:
-        loaded = stored * (255 // top)
-        if page.photometric == 0:
-            loaded = 255 - loaded
-    keys, first = np.unique(loaded, return_index=True)
-    return keys, stored[first].astype(np.uint8)
-
-
-def _color_key(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    if pixels.shape[2] == 1:
-        return pixels[..., 0].astype(np.int64)
-    rgb = pixels.astype(np.int64)
-    key: NDArray[np.int64] = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
-    return key

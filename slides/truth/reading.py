@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slides.filled import FilledSlide
 from slides.reader import Slide
-from slides.truth.annotation import DEFAULT_LABEL_MAP
+from slides.truth.annotation import DEFAULT_LABEL_MAP, describe
 from slides.truth.interface import Truth, open_truth
+from slides.truth.mask_values import Counts, count_all, decide, described
+
+CountMasks = Callable[[list[Path]], Mapping[Path, Counts]]
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Reading:
     Attributes:
         label_map: pairs of annotation group (lower case) and class, in painting order.
         ignore_groups: annotation groups to skip, lower case.
-        mask_values: pairs of mask value and class; None: every value but 0 is class 1.
+        mask_values: pairs of mask value and class; None: every value but 0 is class 1, or `settled` decides.
         um_px: spacing of level 0, um per px, instead of what the slides say; None to use theirs.
     """
 
@@ -36,6 +40,34 @@ class Reading:
     def class_of_value(self) -> dict[int, int] | None:
         """`mask_values` as a dictionary."""
         return None if self.mask_values is None else dict(self.mask_values)
+
+    def settled(
+        self, labels: Iterable[Path | None], count: CountMasks = count_all, names: Mapping[int, str] | None = None
+    ) -> tuple[Reading, list[str]]:
+        """Decide what the values of masks mean, from all masks of a set, unless `mask_values` says it.
+
+        Args:
+            labels: the labels of the whole set.
+            count: counts the values of masks; it is called once, or not at all where no mask needs it.
+            names: class to name, for groups of annotations; default 0 normal, 1 tumor.
+
+        Returns:
+            The reading to open these labels with, and lines that describe the classes: one for annotations and
+            one for masks, where there are any.
+
+        Raises:
+            ValueError: a mask cannot be read, or its values say nothing; see `mask_values.decide`.
+        """
+        kinds = {path: path.suffix.lower() == ".xml" for path in labels if path is not None}
+        masks = [path for path, is_xml in kinds.items() if not is_xml]
+        lines = [describe(self.class_of_group, names)] if len(masks) < len(kinds) else []
+        if not masks:
+            return self, lines
+        if self.mask_values is not None:
+            return self, [*lines, f"masks: {described(dict(self.mask_values))}"]
+        decision = decide(count(masks))
+        values = None if decision.classes is None else tuple(decision.classes.items())
+        return replace(self, mask_values=values), [*lines, f"masks: {decision.text}"]
 
     def open_slide(self, path: Path) -> Slide:
         """Open a slide; see `Slide` for errors."""

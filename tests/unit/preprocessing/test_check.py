@@ -239,3 +239,42 @@ def test_tissue_is_what_the_step_tissue_takes_for_it(tmp_path: Path):
     made = make(case, tmp_path, Options(Reading(), 0.5, "otsu"))
     (told,) = (found for found in made.values["findings"] if "tissue" in found)
     assert "--tissue_method" not in str(told)
+
+
+def masks_of(data: Path, tumor: np.ndarray, name: str = "tumor_1") -> list[str]:
+    """Masks in place of annotations; returns the options that read them."""
+    (data / "masks").mkdir(exist_ok=True)
+    write_levels(data / "masks" / f"{name}_mask.tif", [tumor], tile=64, um_px=0.5)
+    return ["--label_path", str(data / "masks"), "--label_format", "tif"]
+
+
+def test_values_and_areas_of_masks_are_listed(data: Path, capsys: pytest.CaptureFixture[str]):
+    mask_HW = np.ones(SIZE[::-1], np.uint8)
+    mask_HW[:, :11] = 0
+    mask_HW[70:200, 60:180] = 2
+    check(data, *masks_of(data, mask_HW))
+    page = (data / "out/check/index.html").read_text(encoding="utf-8")
+    # 11 columns of 263 px; 120 x 130 px of 0.25 um2 are 0.0039 mm2.
+    assert "values 0 (2893 px), 1 (63300 px), 2 (15600 px); class 0 0.01655 mm2, class 1 0.0039 mm2" in page
+    said = capsys.readouterr().out
+    assert (
+        "note    masks: 0 (background), 1 (tissue) -> normal (class 0), 2 -> tumor (class 1), as in CAMELYON's" in said
+    )
+
+
+def test_masks_whose_values_have_no_class_are_found(data: Path, capsys: pytest.CaptureFixture[str]):
+    mask_HW = np.zeros(SIZE[::-1], np.uint8)
+    mask_HW[70:200, 60:180] = 3
+    words = masks_of(data, mask_HW)
+    found = check(data, *words, code=1)
+    assert "masks hold the values 0 (66193 px), 3 (15600 px), first with 3: " in only(found, "")
+    assert only(found, "tumor_1") == (
+        "FAIL label: mask tumor_1_mask.tif of the slide's size: values 0 (66193 px), 3 (15600 px); their classes are "
+        "unknown"
+    )
+    # A whole run ends there; steps that open no label run.
+    words += ["--slide_path", str(data / "img"), "--num_processes", "1", "--out"]
+    capsys.readouterr()
+    assert run_steps(["check", "manifest"], [*words, str(data / "out2")]) == 2
+    assert "--mask_values 0:0 3:1 where all but 0 is tumor" in capsys.readouterr().err
+    assert run_steps(["tissue"], [*words, str(data / "out3")]) == 0

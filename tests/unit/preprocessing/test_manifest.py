@@ -66,10 +66,11 @@ def test_areas_of_masks_are_px_of_level_0(data: Path, tmp_path: Path, monkeypatc
     mask_HW = np.zeros((263, 301), np.uint8)
     mask_HW[13, 17:24] = 1
     mask_HW[200:203, 299:] = 255
+    values = ["--mask_values", "0:0", "1:1", "255:1"]
     (data / "masks").mkdir()
     for name in ("tumor_1", "tumor_2"):
         write_pyramid(data / "masks" / f"{name}_Mask.tif", mask_HW, 2.0, lossless=True)
-    rows = {row["slide"]: row for row in prepare(data, tmp_path / "out", labels="masks")}
+    rows = {row["slide"]: row for row in prepare(data, tmp_path / "out", *values, labels="masks")}
     assert float(rows["tumor_1"]["tumor_mm2"]) == pytest.approx(13 * 4e-6, abs=1e-9)
     assert rows["tumor_1"]["annotations"] == ""
 

@@ -110,9 +110,11 @@ def run(*arguments):
 def test_the_command_line(tmp_path):
     write_levels(tmp_path / "ä m.tif", [rings() * 3], tile=16, um_px=None)
     done = run("--mask", tmp_path / "ä m.tif", "--out", tmp_path / "m.xml")
+    assert done.returncode == 2
+    assert "say which class each is: --mask_values 0:0 3:1 where all but 0 is tumor" in done.stderr
+    done = run("--mask", tmp_path / "ä m.tif", "--out", tmp_path / "m.xml", "--mask_values", "0:0", "3:2")
     assert done.returncode == 0, done.stderr
     assert "m.xml: 4 areas in" in done.stdout
-    done = run("--mask", tmp_path / "ä m.tif", "--out", tmp_path / "m.xml", "--mask_values", "0:0", "3:2")
     assert "read with --label_map _0:1 class_2:2 _2:0" in done.stdout
     assert (tmp_path / "m.xml").read_text().count('PartOfGroup="class_2"') == 4
 

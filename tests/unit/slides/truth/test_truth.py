@@ -247,10 +247,9 @@ def test_damaged_masks_raise_instead_of_saying_normal(tmp_path, slide):
 
 
 def test_1_bit_masks_hold_0_and_1(tmp_path, slide):
-    for photometric in ("minisblack", "miniswhite"):
-        path = tmp_path / f"{photometric}.tif"
-        tifffile.imwrite(path, spots().astype(bool), tile=(16, 16), photometric=photometric, metadata=None)
-        assert np.array_equal(MaskTruth(path, slide, {0: 0, 1: 3}).label(whole(slide)), spots() * 3)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, spots().astype(bool), tile=(16, 16), photometric="minisblack", metadata=None)
+    assert np.array_equal(MaskTruth(path, slide, {0: 0, 1: 3}).label(whole(slide)), spots() * 3)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
