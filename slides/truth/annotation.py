@@ -6,6 +6,7 @@ Coordinates are level-0 px (x, y). The XML may come from anywhere: no entities, 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ MAX_XML_BYTES = 256 * 2**20
 MAX_COORDINATE = 2.0**31
 
 _AREAS = ("Polygon", "Spline", "Rectangle")
+# How a note of an ignored group ends.
+_IGNORED = re.compile(r"group '(.*)' is ignored$")
 _NO_AREAS = ("Dot", "PointSet", "Measurement", "None")
 
 
@@ -104,6 +107,28 @@ def read_annotations(
             notes.append(f"{where}: the outline crosses or touches itself, repaired into {len(polygons)} polygons")
         annotations.append(Annotation(name, group, polygons))
     return tuple(annotations), tuple(notes)
+
+
+def check_some_left(path: Path, annotations: Collection[Annotation], notes: Collection[str]) -> None:
+    """Refuse a file of which `read_annotations` skipped every annotation: its slide would be all normal, unnoticed.
+
+    Raises:
+        AnnotationError: Notes, but no annotations.
+    """
+    if annotations or not notes:
+        return
+    found = f"{path}: " + ("its only annotation is" if len(notes) == 1 else f"all {len(notes)} annotations are")
+    ignored = sorted({match[1] for note in notes if (match := _IGNORED.search(note))})
+    if not ignored:
+        first = next(iter(notes)).removeprefix(f"{path}: ")
+        raise AnnotationError(
+            f"{found} skipped, first: {first}; draw areas, or remove the file if the slide has no tumor"
+        )
+    groups = ", ".join("None (no group assigned)" if group == "none" else repr(group) for group in ignored)
+    raise AnnotationError(
+        f"{found} ignored, as of group {groups}; assign groups in ASAP, give such a group a class with --label_map "
+        f"{ignored[0]}:CLASS, or remove the file if the slide has no tumor"
+    )
 
 
 def paint(annotations: Collection[Annotation], label_map: Mapping[str, int]) -> dict[int, tuple[shapely.Polygon, ...]]:

@@ -14,7 +14,14 @@ import shapely
 from numpy.typing import NDArray
 
 from slides.geometry import Window
-from slides.truth.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, AnnotationError, paint, read_annotations
+from slides.truth.annotation import (
+    DEFAULT_IGNORE_GROUPS,
+    DEFAULT_LABEL_MAP,
+    AnnotationError,
+    check_some_left,
+    paint,
+    read_annotations,
+)
 from slides.truth.label import IGNORE, check_classes, ignore_outside
 from slides.truth.raster import edges_of, polygons_of, rasterize, touched_cells
 
@@ -45,7 +52,7 @@ class XmlTruth:
         ignore_groups: Groups to skip.
 
     Raises:
-        AnnotationError: See `annotation.read_annotations`; also when every annotation lies outside the slide.
+        AnnotationError: See `annotation.read_annotations`; also when all annotations are skipped or outside.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class XmlTruth:
     ) -> None:
         check_classes(label_map.values(), "--label_map")
         annotations, notes = read_annotations(Path(path), label_map, ignore_groups)
+        check_some_left(Path(path), annotations, notes)
         self.slide_id = slide.id
         self._size_xy_l0 = slide.size_xy_l0
         self._box = shapely.box(0, 0, *slide.size_xy_l0)

@@ -281,6 +281,27 @@ def test_palette_masks_give_their_index(tmp_path, slide, gray):
     assert np.array_equal(label[1:], spots()[1:])
 
 
+def test_annotations_of_which_none_is_left_are_an_error(tmp_path, slide):
+    areas = [("None", square(1, 2, 30, 20)), ("None", square(40, 2, 30, 20))]
+    with pytest.raises(
+        AnnotationError, match=r"all 2 annotations are ignored, as of group None \(no group .*none:CLASS"
+    ):
+        xml_truth(tmp_path, slide, areas)
+    assert xml_truth(tmp_path, slide, areas, {"none": 1}).classes == {1}
+    # One that is left, of whatever class, is enough; so is a file without annotations.
+    assert xml_truth(tmp_path, slide, [*areas, ("_2", square(1, 40, 3, 3))]).classes == {0}
+    assert xml_truth(tmp_path, slide, []).classes == frozenset()
+    write_asap(tmp_path / "a.xml", [("Artifact", square(1, 2, 30, 20))])
+    with pytest.raises(
+        AnnotationError, match=r"its only annotation is ignored, as of group 'artifact'; .*artifact:CLASS"
+    ):
+        XmlTruth(tmp_path / "a.xml", slide, ignore_groups=("none", "ARTIFACT"))
+    with pytest.raises(
+        AnnotationError, match=r"only annotation is skipped, first: annotation .* 2 points without area"
+    ):
+        xml_truth(tmp_path, slide, [("_0", square(1, 2, 30, 20)[:2])])
+
+
 # One interface
 
 
