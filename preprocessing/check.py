@@ -189,7 +189,7 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
             "delete them if they are slips",
         )
     kinds = (
-        ("crosses or touches", "crossing or touching themselves, repaired by the even-odd rule"),
+        ("crosses or touches", "crossing or touching themselves, filled as ASAP does"),
         ("without area", "with fewer than three points, skipped"),
         ("has no area", "without area (dots or measurements), skipped"),
         ("is ignored", "in ignored groups"),

@@ -17,6 +17,7 @@ from lxml import etree
 from numpy.typing import NDArray
 
 from slides.truth.raster import polygons_of
+from slides.truth.winding import filled
 
 # CAMELYON's conventions; exclusions are painted last, so they cut what stands before them.
 DEFAULT_LABEL_MAP: dict[str, int] = {
@@ -62,8 +63,9 @@ def read_annotations(
 ) -> tuple[tuple[Annotation, ...], tuple[str, ...]]:
     """Read an ASAP XML file.
 
-    Rings that cross themselves are repaired by the even-odd rule. Rings with fewer than three different points, groups
-    in `ignore_groups` and annotations without area (Dot, PointSet, Measurement) are skipped and reported.
+    Rings that cross themselves are filled by the non-zero winding rule, as in ASAP (`winding`). Rings with fewer than
+    three different points, groups in `ignore_groups` and annotations without area (Dot, PointSet, Measurement) are
+    skipped and reported.
 
     Args:
         path: The file.
@@ -225,7 +227,7 @@ def _not_numbers(where: str, number: int, coordinate: etree._Element) -> Annotat
 
 
 def _polygons(ring: NDArray[np.float64]) -> tuple[tuple[shapely.Polygon, ...], bool]:
-    """Valid polygons of a ring (N, 2) by the even-odd rule, and whether it had to be repaired for that.
+    """Valid polygons of a ring (N, 2) by the non-zero rule, and whether it had to be repaired for that.
 
     None for fewer than three different points.
     """
@@ -237,4 +239,4 @@ def _polygons(ring: NDArray[np.float64]) -> tuple[tuple[shapely.Polygon, ...], b
         return tuple(polygons_of(polygon)), False
     if len(np.unique(ring, axis=0)) < 3:
         return (), False
-    return tuple(polygons_of(shapely.make_valid(polygon))), True
+    return tuple(filled(ring)), True

@@ -2,8 +2,8 @@
 
 Class 1 is group `_0`, class C group `class_C`. A hole is an annotation of its own in the exclusion group `_2`, as in
 CAMELYON. Exclusions cut everything; so a hole with another area in it is no exclusion: there the outline runs in to the
-hole along a line of no width, around it, and back along the same line, which leaves the hole out by the even-odd rule
-and needs no second annotation.
+hole along a line of no width, around it against the direction of the outline, and back along the same line. That leaves
+the hole out by the non-zero winding rule (ASAP's) and by the even-odd rule, and needs no second annotation.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def outlines_of(areas: Sequence[Area]) -> Iterator[Outline]:
     for area, filled in zip(areas, filled_holes([area.polygon for area in areas]), strict=True):
         rings = [shapely.get_coordinates(ring)[:-1] for ring in area.polygon.interiors]
         holes += [ring for ring, is_filled in zip(rings, filled, strict=True) if not is_filled]
-        entered = [ring for ring, is_filled in zip(rings, filled, strict=True) if is_filled]
+        entered = [
+            _against(area.polygon.exterior, ring) for ring, is_filled in zip(rings, filled, strict=True) if is_filled
+        ]
         ring = _around(shapely.get_coordinates(area.polygon.exterior)[:-1], entered)
         yield Outline(area.name, area.group, ring.tolist(), area.color)
     for number, ring in enumerate(holes):
@@ -78,6 +80,12 @@ def filled_holes(disjoint: Sequence[shapely.Polygon]) -> list[list[bool]]:
         filled[tree.query(holes, predicate="contains")[0]] = True
         answers.append(filled.tolist())
     return answers
+
+
+def _against(shell: shapely.LinearRing, hole: Points) -> Points:
+    """A hole that turns the other way than the shell around it."""
+    same = shapely.is_ccw(shell) == shapely.is_ccw(shapely.LinearRing(hole))
+    return hole[::-1] if same else hole
 
 
 def _around(shell: Points, holes: Sequence[Points]) -> Points:

@@ -99,7 +99,7 @@ def partly_outside(data: Path) -> str:
 
 def crossing(data: Path) -> str:
     write_label(data / "xml" / "tumor_1.xml", shape_xy=TUMOR_XY[[0, 2, 1, 3]])
-    return r"WARN outlines: 1 crossing or touching themselves, repaired"
+    return r"WARN outlines: 1 crossing or touching themselves, filled as ASAP does"
 
 
 def tiny_outline(data: Path) -> str:

@@ -99,6 +99,33 @@ def test_a_ring_that_crosses_itself_keeps_both_lobes(tmp_path):
     assert "repaired into 2" in notes[0]
 
 
+def ring_of(*corners):
+    return [(order, x, y) for order, (x, y) in enumerate(corners)]
+
+
+OUTER = [(0, 0), (30, 0), (30, 20), (0, 20)]
+INNER = [(5, 5), (15, 5), (15, 10), (5, 10)]
+
+
+@pytest.mark.parametrize(
+    ("corners", "area"),
+    [
+        pytest.param([*OUTER, *OUTER], 600, id="traced twice"),
+        pytest.param([*OUTER, (0, 0), (1, 1), (29, 1), (29, 19), (1, 19), (1, 1)], 600, id="traced twice, not exactly"),
+        # To a hole and back along one line.
+        pytest.param([*OUTER, (0, 0), INNER[0], *INNER[:0:-1], INNER[0], (0, 0)], 600 - 50, id="hole, turned round"),
+        pytest.param([*OUTER, (0, 0), *INNER, INNER[0], (0, 0)], 600, id="hole in the same direction"),
+        # 10 x 10 px from (10, 10) on are gone around twice.
+        pytest.param([(0, 0), (20, 0), (20, 20), (10, 20), (10, 10), (30, 10), (30, 30), (0, 30)], 800, id="loop"),
+    ],
+)
+def test_rings_that_cross_themselves_are_filled_by_the_non_zero_rule(tmp_path, corners, area):
+    for ring in (corners, corners[::-1]):
+        (found,), notes = read_annotations(xml(tmp_path, annotation(ring_of(*ring))), DEFAULT_LABEL_MAP)
+        assert area_of(found.polygons) == area
+        assert "crosses or touches itself" in notes[0]
+
+
 @pytest.mark.parametrize(
     "points",
     [[], SQUARE[:1], SQUARE[:2], [SQUARE[0], SQUARE[1], (2, 10, 20)], [(0, 1, 1), (1, 2, 2), (2, 3, 3)]],
@@ -218,8 +245,8 @@ def test_map_in_words():
 
 EXPECTED = {
     "camelyon16_tumor_001": 11377414.5,
-    "camelyon16_tumor_003": 7068646.4,
-    "camelyon16_tumor_054": 1518193436.0,
+    "camelyon16_tumor_003": 7068648.7,
+    "camelyon16_tumor_054": 1518194829.4,
     "camelyon16_tumor_073": 9061409.0,
     "camelyon16_tumor_081": 498262.0,
     "camelyon16_tumor_083": 47847275.3,
@@ -229,13 +256,19 @@ EXPECTED = {
 }
 
 
+# px2 that the table's even-odd rule leaves out: places that an outline goes around twice, in slide 003 the crumbs
+# beside crossings in 7 outlines, in slide 054 the overlaps in outlines _6 and _7. ASAP fills them.
+TWICE = {"camelyon16_tumor_003": 2.3, "camelyon16_tumor_054": 1393.4}
+
+
 @needs_data
 def test_expected_areas_are_those_of_the_data_set():
     with (DATA / "expected_areas.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7
     wanted = {f"camelyon16_{row['slide'].lower()}": float(row["positive_minus_negative_px2"]) for row in rows}
-    assert {name: EXPECTED[name] for name in wanted} == wanted
+    ours = {name: EXPECTED[name] - TWICE.get(name, 0) for name in wanted}
+    assert ours == pytest.approx(wanted, rel=0, abs=0.05)
 
 
 @needs_data
