@@ -179,7 +179,7 @@ import sys
 
 module_of_package = {
     "tensorflow": "tensorflow", "keras": "keras", "horovod": "horovod", "numpy": "numpy", "scipy": "scipy",
-    "tensorboard": "tensorboard", "h5py": "h5py", "mpi4py": "mpi4py", "psutil": "psutil", "tqdm": "tqdm",
+    "tensorboard": "tensorboard", "h5py": "h5py", "safetensors": "safetensors", "mpi4py": "mpi4py", "psutil": "psutil", "tqdm": "tqdm",
     "openslide-python": "openslide", "pyvips": "pyvips", "opencv-python-headless": "cv2", "pillow": "PIL",
     "tifffile": "tifffile", "imagecodecs": "imagecodecs", "simplejpeg": "simplejpeg", "isal": "isal",
     "google-crc32c": "google_crc32c", "lxml": "lxml", "shapely": "shapely", "scikit-learn": "sklearn", "matplotlib": "matplotlib",

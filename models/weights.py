@@ -19,9 +19,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from models import automl, build
+from models import automl, build, torch_files
 
-SUFFIXES = (".h5", ".hdf5", ".keras")
+SUFFIXES = (".h5", ".hdf5", ".keras", *torch_files.SUFFIXES)
 ENDINGS = ", ".join((*SUFFIXES, ".index (a checkpoint)"))
 
 # The largest network with its optimizer takes an eighth of it; an archive of zeros must not fill the disk.
@@ -72,9 +72,9 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
     """Copies weights into a model's layers of the same name; layers whose arrays do not all fit in shape are skipped.
 
     A first convolution of 3 channels fits a model of several views: the weights of further channels start at 0.
-    Reads Keras 2 `.h5` (weights or whole models), Keras 3 `.weights.h5` and `.keras`, and the TensorFlow checkpoints
-    of EfficientDet's authors (`models/automl.py`). The model changes only after the whole file was read without a
-    fault.
+    Reads Keras 2 `.h5` (weights or whole models), Keras 3 `.weights.h5` and `.keras`, the TensorFlow checkpoints of
+    EfficientDet's authors (`models/automl.py`), and PyTorch's `.safetensors`, `.pth` and `.pt`
+    (`models/torch_files.py`). The model changes only after the whole file was read without a fault.
 
     Args:
         model: A built model.
@@ -90,6 +90,8 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
     """
     file = weight_file(Path(path))
     try:
+        if file.suffix in torch_files.SUFFIXES:
+            return _transfer(model, torch_files.layers_of(torch_files.read(file)), file)
         if file.suffix == ".index":
             layers, left = automl.read(file, model.name)
             return _transfer(model, layers, file, left)
