@@ -62,7 +62,7 @@ def evaluate(opts: EvaluateOptions) -> int:
     reading = labels.reading(slides.mpp)
     classes = labels.count(class_count(reading.class_of_group, reading.class_of_value))
     found = pair_predictions(
-        predictions, slides.slide_path, label_path, slides.slide_format, slides.label_format, classes
+        predictions, slides.slide_path, label_path, slides.slide_format, slides.label_format, classes, slides.recursive
     )
     out.mkdir(parents=True, exist_ok=True)
     class_names = found.pairs[0][0].class_names

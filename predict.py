@@ -65,7 +65,7 @@ def listed_slides(opts: PredictOptions) -> list[tuple[str, Path]]:
     def slides_of(path: Path) -> list[tuple[str, Path]]:
         suffix = path.suffix.lower().lstrip(".")
         single = path.is_file() and suffix in SLIDE_SUFFIXES
-        cases = find_slides(path, suffix if single else opts.slides.slide_format)
+        cases = find_slides(path, suffix if single else opts.slides.slide_format, opts.slides.recursive)
         return [(case.slide_id, case.slide_path.resolve()) for case in cases]
 
     return listed(opts.slides.slide_path, slides_of)

@@ -7,7 +7,7 @@ it after `_mask`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ _CENTER_FOLDER = re.compile(r"cent(?:er|re)_(\d+)", re.IGNORECASE)
 _PATIENT = re.compile(r"(patient_(\d{3}))(?:_|$)", re.IGNORECASE)
 _MASK_ENDING = "_mask"
 _OME = ".ome"
+# Files of folders that preprocessing or prediction wrote, where masks and maps would be taken for slides.
+_OWN_OUTPUT = ((".done",), ("summary.json", "label.tif"))
 _NAMED_AT_MOST = 10
 
 
@@ -57,7 +59,13 @@ class Case:
         return self.label_path is not None
 
 
-def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", label_format: str = "tif") -> list[Case]:
+def pair(
+    slide_path: Path,
+    label_path: Path | None,
+    slide_format: str = "tif",
+    label_format: str = "tif",
+    recursive: bool = False,
+) -> list[Case]:
     """Pair slides with their labels; a slide without a label counts as normal.
 
     For slides whose truth is unknown (prediction), use `find_slides`.
@@ -67,6 +75,7 @@ def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", l
         label_path: the same for the labels; may be the folder of the slides; None if all slides are normal.
         slide_format: a key of `SLIDE_SUFFIXES`; `tif` also takes `.tiff`.
         label_format: a key of `LABEL_SUFFIXES`.
+        recursive: search all folders below, too; one of the labels inside that of the slides holds no slides.
 
     Returns:
         One case per slide, sorted by id.
@@ -76,7 +85,8 @@ def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", l
             labels; a label has no slide; a CAMELYON16 `tumor_*` slide has no label; a label path was given but nothing
             pairs; none was given but masks lie beside the slides.
     """
-    slides, masks = slides_and_masks(slide_path, slide_format)
+    inside = label_path is not None and label_path.is_dir() and slide_path.resolve() in label_path.resolve().parents
+    slides, masks = slides_and_masks(slide_path, slide_format, recursive, label_path if inside else None)
     if label_path is None:
         if masks:
             raise ValueError(
@@ -86,7 +96,7 @@ def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", l
         return pair_files(slides, [])
     neighbors = slides_and_masks(slide_path.parent, slide_format)[0] if slide_path.is_file() else slides
     taken = {path.resolve() for path in neighbors}
-    found = list_files(label_path, label_format, "label")
+    found = list_files(label_path, label_format, "label", recursive)
     labels = [path for path in found if path.resolve() not in taken]
     # A single slide of a data set: the labels of the other slides are not orphans.
     if slide_path.is_file() and label_path.is_dir():
@@ -102,12 +112,13 @@ def pair(slide_path: Path, label_path: Path | None, slide_format: str = "tif", l
     return cases
 
 
-def find_slides(slide_path: Path, slide_format: str = "tif") -> list[Case]:
+def find_slides(slide_path: Path, slide_format: str = "tif", recursive: bool = False) -> list[Case]:
     """Find slides whose truth is unknown, for prediction; `label_path` is None without meaning "normal".
 
     Args:
         slide_path: a folder or one file, as in `pair`.
         slide_format: a key of `SLIDE_SUFFIXES`.
+        recursive: search all folders below, too.
 
     Returns:
         One case per slide, sorted by id, without the masks beside the slides.
@@ -115,7 +126,7 @@ def find_slides(slide_path: Path, slide_format: str = "tif") -> list[Case]:
     Raises:
         ValueError: as in `pair`, for the errors that concern slides.
     """
-    slides, masks = slides_and_masks(slide_path, slide_format)
+    slides, masks = slides_and_masks(slide_path, slide_format, recursive)
     by_id = _slides_by_id(slides)
     _labels_by_id(by_id, masks)
     return [case_of(slide_id, path, None) for slide_id, path in sorted(by_id.items())]
@@ -154,13 +165,14 @@ def pair_files(slides: Iterable[Path], labels: Iterable[Path], masks_beside: Ite
     ]
 
 
-def list_files(path: Path, file_format: str, what: str) -> list[Path]:
+def list_files(path: Path, file_format: str, what: str, recursive: bool = False) -> list[Path]:
     """List the files of one format at a path, sorted.
 
     Args:
         path: one file; or a folder: its top level, or its `center_K` folders if the top level has no such file.
         file_format: a key of `SLIDE_SUFFIXES` or `LABEL_SUFFIXES`, upper or lower case, with or without a leading dot.
         what: `slide` or `label`: selects the allowed formats and names the option in messages.
+        recursive: search all folders below, too, but hidden ones and those that preprocessing or prediction wrote.
 
     Returns:
         At least one file; never folders (such as the data folders of MRXS) or hidden files.
@@ -183,19 +195,22 @@ def list_files(path: Path, file_format: str, what: str) -> list[Path]:
         raise ValueError(
             f"{what}_path {path} does not exist; give a folder of {' or '.join(suffixes)} files, or one such file"
         )
-    entries = _entries(path)
+    entries = sorted(_below(path, set())) if recursive else _entries(path)
     found = _of_format(entries, suffixes)
-    if not found:
+    if not found and not recursive:
         centers = [entry for entry in entries if entry.is_dir() and _CENTER_FOLDER.fullmatch(entry.name)]
         entries = entries + [entry for center in centers for entry in _entries(center)]
         found = _of_format(entries, suffixes)
     if not found:
         there = sorted({entry.suffix.lower() or "files without a suffix" for entry in entries if entry.is_file()})
         held = f"it has {', '.join(there)}" if there else ("only folders" if entries else "it is empty")
-        raise ValueError(
-            f"{what}_path {path} has no {' or '.join(suffixes)} file ({held}); only its top level and folders called "
-            f"center_K are searched; check the path and {what}_format"
+        searched = (
+            f"all folders in it were searched; check the path and {what}_format"
+            if recursive
+            else f"only its top level and folders called center_K are searched (--recursive: all folders in it); check "
+            f"the path and {what}_format"
         )
+        raise ValueError(f"{what}_path {path} has no {' or '.join(suffixes)} file ({held}); {searched}")
     dangling = [entry for entry in found if not entry.exists()]
     if dangling:
         raise ValueError(
@@ -251,13 +266,18 @@ def case_of(slide_id: str, slide_path: Path, label_path: Path | None) -> Case:
     return Case(slide_id, slide_path, label_path, patient[1].lower() if patient else None, center_of(slide_path))
 
 
-def slides_and_masks(slide_path: Path, slide_format: str) -> tuple[list[Path], list[Path]]:
-    """Slides at a path, and masks (by name) among its files."""
-    found = list_files(slide_path, slide_format, "slide")
+def slides_and_masks(
+    slide_path: Path, slide_format: str, recursive: bool = False, without: Path | None = None
+) -> tuple[list[Path], list[Path]]:
+    """Slides at a path, and masks (by name) among its files, those in the folder `without` left out."""
+    found = list_files(slide_path, slide_format, "slide", recursive)
+    if without is not None:
+        found = [path for path in found if without.resolve() not in path.resolve().parents]
     masks = [path for path in found if is_mask(path) or path.stem.lower().endswith(_MASK_ENDING)]
     slides = [path for path in found if path not in masks]
     if not slides:
-        raise ValueError(f"slide_path {slide_path} has only masks: {named(masks)}; give the folder of the slides")
+        held = f"only masks: {named(masks)}" if masks else f"files of slides only in the label path {without}"
+        raise ValueError(f"slide_path {slide_path} has {held}; give the folder of the slides")
     return slides, masks
 
 
@@ -328,6 +348,19 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise ValueError(f"folder {folder} cannot be listed: {error.strerror}; check its permissions") from error
+
+
+def _below(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Files in a folder and in all below it; each folder once, whatever links lead to it."""
+    where = folder.resolve()
+    if where in seen or (seen and any(all((folder / name).exists() for name in names) for names in _OWN_OUTPUT)):
+        return
+    seen.add(where)
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _below(entry, seen)
+        else:
+            yield entry
 
 
 def _of_format(entries: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:

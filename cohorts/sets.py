@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cohorts.camelyon import by_centers, camelyon, filter_centers
-from cohorts.pairing import Case, case_of, ids_of_label, known_problems, list_files, pair, slides_and_masks
+from cohorts.pairing import Case, case_of, find_slides, ids_of_label, known_problems, list_files, pair, slides_and_masks
 from cohorts.splits import NORMAL, split
 from slides.names import composed, existing, id_of
 from system.csv_tables import counted
@@ -23,12 +23,14 @@ class Source:
         label_path: folder or file; None if all slides are normal.
         slide_format: suffix of the slides.
         label_format: `tif` or `xml`.
+        recursive: search all folders below, too.
     """
 
     slide_path: Path
     label_path: Path | None
     slide_format: str
     label_format: str
+    recursive: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,18 +163,20 @@ def _case(where: str, row: dict[str, str], root: Path) -> tuple[Case, str]:
     return Case(slide_id, slide_path, label_path, row.get("patient") or None, int(center) if center else None), split
 
 
-def all_in_folders(train: Source, val: Source | None, centers: Sequence[int]) -> Slides:
+def all_in_folders(train: Source, val: Source | None, centers: Sequence[int], labeled: bool = True) -> Slides:
     """All slides of folders.
 
     Args:
         train: training data.
         val: validation data, if it has folders of its own.
         centers: CAMELYON17 centers to use; -1 for all.
+        labeled: pair slides with their labels; else their truth is unknown.
 
     Raises:
         ValueError: files do not pair, a center has no slides, or an id occurs in both.
     """
-    first, second = _pairs(train), _pairs(val) if val is not None else []
+    found = _pairs if labeled else _unlabeled
+    first, second = found(train), found(val) if val is not None else []
     twice = {case.slide_id for case in first} & {case.slide_id for case in second}
     if twice:
         raise ValueError(
@@ -197,10 +201,10 @@ def paired_only(sources: Sequence[Source], fault: str) -> Slides:
     slides: dict[str, list[Path]] = {}
     labels: dict[str, list[Path]] = {}
     for source in sources:
-        for path in slides_and_masks(source.slide_path, source.slide_format)[0]:
+        for path in slides_and_masks(source.slide_path, source.slide_format, source.recursive)[0]:
             slides.setdefault(id_of(path), []).append(path)
         if source.label_path is not None:
-            for path in list_files(source.label_path, source.label_format, "label"):
+            for path in list_files(source.label_path, source.label_format, "label", source.recursive):
                 for slide_id in ids_of_label(path):
                     labels.setdefault(slide_id, []).append(path)
     cases = [
@@ -221,7 +225,11 @@ def all_of_camelyon(which: str, root: Path, formats: tuple[str, str], centers: S
 
 
 def _pairs(source: Source) -> list[Case]:
-    return pair(source.slide_path, source.label_path, source.slide_format, source.label_format)
+    return pair(source.slide_path, source.label_path, source.slide_format, source.label_format, source.recursive)
+
+
+def _unlabeled(source: Source) -> list[Case]:
+    return find_slides(source.slide_path, source.slide_format, source.recursive)
 
 
 def _split_if_needed(chosen: tuple[list[Case], list[Case] | None, list[str]], val_share: float, seed: int) -> Chosen:

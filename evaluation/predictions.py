@@ -123,7 +123,13 @@ def _two_positive(values: Sequence[Any], kind: type) -> tuple[Any, Any]:
 
 
 def pair_predictions(
-    folder: Path, slide_path: Path | None, label_path: Path, slide_format: str, label_format: str, classes: int
+    folder: Path,
+    slide_path: Path | None,
+    label_path: Path,
+    slide_format: str,
+    label_format: str,
+    classes: int,
+    recursive: bool = False,
 ) -> Found:
     """Pair predictions with slides and labels.
 
@@ -134,6 +140,7 @@ def pair_predictions(
         slide_format: suffix of slides.
         label_format: "tif" or "xml".
         classes: number of classes of the truth.
+        recursive: search all folders below those of slides and labels, too.
 
     Raises:
         ValueError: there is no prediction, labels do not pair, or numbers of classes differ.
@@ -141,9 +148,9 @@ def pair_predictions(
     found = Found([], {}, [])
     predictions = _predictions(folder, found)
     if slide_path is not None:
-        cases = {case.slide_id: case for case in pair(slide_path, label_path, slide_format, label_format)}
+        cases = {case.slide_id: case for case in pair(slide_path, label_path, slide_format, label_format, recursive)}
     else:
-        cases = _cases_of_predictions(folder, label_path, label_format, predictions, found)
+        cases = _cases_of_predictions(folder, label_path, label_format, predictions, found, recursive)
     for slide_id, case in sorted(cases.items()):
         if slide_id in predictions:
             found.pairs.append((predictions[slide_id], case))
@@ -187,7 +194,12 @@ def _predictions(folder: Path, found: Found) -> dict[str, Prediction]:
 
 
 def _cases_of_predictions(
-    folder: Path, label_path: Path, label_format: str, predictions: dict[str, Prediction], found: Found
+    folder: Path,
+    label_path: Path,
+    label_format: str,
+    predictions: dict[str, Prediction],
+    found: Found,
+    recursive: bool,
 ) -> dict[str, Case]:
     """Take slides from the predictions; labels of other slides are noted as missing predictions."""
     there: dict[str, Path] = {}
@@ -201,7 +213,7 @@ def _cases_of_predictions(
     taken = {path.resolve() for path in there.values()}
     folders = {path.parent for path in taken}
     labels: list[Path] = []
-    for path in list_files(label_path, label_format, "label"):
+    for path in list_files(label_path, label_format, "label", recursive):
         ids = ids_of_label(path)
         # Slides and masks may share a folder; in it, only files named as masks are labels.
         beside = path.resolve().parent in folders and path.suffix != ".xml"

@@ -21,6 +21,9 @@ class SlideFiles(Group):
     """Slides."""
 
     slide_format: str = option("tif", metavar="SUFFIX", help=SUFFIXES)
+    recursive: bool = option(
+        False, help="search all folders below those of slides and labels, too (archives deliver a folder per slide)"
+    )
     mpp: float | None = option(
         parse=positive, unit="um/px", stream=True, help="um per px of level 0, instead of what the slides state"
     )

@@ -19,6 +19,8 @@ class PreparedSlides(SlideFiles, Cohort):
 
     def __post_init__(self) -> None:
         if self.dataset:
+            if self.recursive:
+                raise ValueError("--recursive searches the folders of --slide_path: omit it with --dataset")
             if any(self.folders):
                 raise ValueError("--dataset replaces the path options: use one or the other")
             if self.data_root is None:

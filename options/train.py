@@ -72,6 +72,8 @@ class TrainSlides(SlideFiles, Cohort):
         """
         if self.slide_root is not None and self.manifest is None:
             raise ValueError("--slide_root is the folder of a manifest's files: also give --manifest")
+        if self.recursive and not any(self.folders):
+            raise ValueError("--recursive searches the folders of --slide_path: omit it with --manifest or --dataset")
         if self.manifest:
             if any(self.folders) or self.dataset:
                 raise ValueError("--manifest replaces the four path options and --dataset: use one or the other")

@@ -55,7 +55,8 @@ class StepProgram(Generic[Options]):
         options: dataclass of the groups of options that the step has.
         step: the step with its options; raises ValueError if options and slides do not fit each other.
         select: slides that the run uses, for all of its steps; raises ValueError as `step`.
-        reads_labels: the step opens labels, so the values of all masks must have a class.
+        reads_labels: the step opens labels, so the values of all masks must have a class. A run of steps that do not
+            needs no labels, whatever the slides are called.
         reports_faults: the step reports files that do not pair; if it runs alone, they do not end the run.
     """
 
@@ -93,7 +94,8 @@ class _Run:
 
     def slides(self) -> Slides:
         """The slides that the options name; see `find_slides` for errors."""
-        slides = find_slides(self.common.slides, self._lenient)
+        labeled = any(program.reads_labels for program, _ in self.programs)
+        slides = find_slides(self.common.slides, self._lenient, labeled)
         for program, options in self.programs:
             slides = program.select(options, slides)
         return slides
@@ -252,12 +254,13 @@ def _forget_stale(steps: Sequence[Step], case: Case, out: Path) -> None:
             store.forget(out, step.name, case.slide_id)
 
 
-def find_slides(files: PreparedSlides, lenient: bool = False) -> Slides:
+def find_slides(files: PreparedSlides, lenient: bool = False, labeled: bool = True) -> Slides:
     """Find the slides that the options name.
 
     Args:
         files: the options.
         lenient: report files that do not pair in `Slides.faults` instead of raising an error.
+        labeled: labels are needed; else they are paired only if they are given.
 
     Raises:
         ValueError: files do not pair; see `pairing.pair` and `camelyon.camelyon`.
@@ -266,12 +269,13 @@ def find_slides(files: PreparedSlides, lenient: bool = False) -> Slides:
         formats = (files.slide_format, files.label_format)
         return all_of_camelyon(files.dataset, files.data_root, formats, files.proc_center)
     assert files.slide_path is not None
-    train = Source(files.slide_path, files.label_path, files.slide_format, files.label_format)
+    more = (files.slide_format, files.label_format, files.recursive)
+    train = Source(files.slide_path, files.label_path, *more)
     val = None
     if files.valid_slide_path is not None:
-        val = Source(files.valid_slide_path, files.valid_label_path, files.slide_format, files.label_format)
+        val = Source(files.valid_slide_path, files.valid_label_path, *more)
     try:
-        return all_in_folders(train, val, files.proc_center)
+        return all_in_folders(train, val, files.proc_center, labeled or files.label_path is not None)
     except ValueError as error:
         if not lenient:
             raise

@@ -53,11 +53,11 @@ def find_cases(slides: TrainSlides, seed: int) -> Chosen:
         return from_camelyon(slides.dataset, slides.data_root, formats, centers, slides.val_split, seed)
     if slides.slide_path is None:
         raise ValueError("no training data: give --slide_path, --dataset or --manifest")
-    train = Source(slides.slide_path, slides.label_path, *formats)
+    train = Source(slides.slide_path, slides.label_path, *formats, slides.recursive)
     val = None
     if slides.valid_slide_path is not None:
         val_formats = (slides.valid_slide_format, slides.valid_label_format)
-        val = Source(slides.valid_slide_path, slides.valid_label_path, *val_formats)
+        val = Source(slides.valid_slide_path, slides.valid_label_path, *val_formats, slides.recursive)
     return from_folders(train, val, centers, slides.val_split, seed)
 
 

@@ -206,6 +206,31 @@ def test_no_label_path_states_that_all_slides_are_normal(tmp_path: Path) -> None
     assert [case.slide_id for case in find_slides(tmp_path / "t")] == ["tumor_1"]
 
 
+def test_archives_deliver_a_folder_per_slide(tmp_path: Path) -> None:
+    root = make(tmp_path / "r", "1f/a.tif", "1f/logs/a.txt", "2e/deep/er/b.tif", "c.tif", ".trash/d.tif", "2e/b.xml")
+    (root / "2e" / "loop").symlink_to(root)
+    make(root, "out/.done/tissue/a.json", "out/tissue/a.tif", "p/a/summary.json", "p/a/label.tif")
+    assert [case.slide_id for case in find_slides(root)] == ["c"]
+    assert [case.slide_id for case in find_slides(root, recursive=True)] == ["a", "b", "c"]
+    cases = pair(root, root, "tif", "xml", recursive=True)
+    assert labels_of(cases) == {"a": None, "b": "b.xml", "c": None}
+    make(root, "3d/a.tif")
+    with pytest.raises(ValueError, match=r"more than one slide with the same id: .*1f/a\.tif, .*3d/a\.tif"):
+        find_slides(root, recursive=True)
+    with pytest.raises(ValueError, match=r"center_K are searched \(--recursive: all folders in it\)"):
+        find_slides(root, "svs")
+    with pytest.raises(ValueError, match=r"no \.svs file .*; all folders in it were searched"):
+        find_slides(root, "svs", recursive=True)
+
+
+def test_a_folder_of_labels_below_the_slides_holds_no_slides(tmp_path: Path) -> None:
+    root = make(tmp_path / "r", "images/1/a.tif", "images/2/b.tif", "masks/a.tif")
+    assert labels_of(pair(root, root / "masks", recursive=True)) == {"a": "a.tif", "b": None}
+    assert pair(root, root / "masks", recursive=True)[0].slide_path == root / "images/1/a.tif"
+    with pytest.raises(ValueError, match=r"files of slides only in the label path .*masks; give the folder"):
+        pair(make(tmp_path / "only", "masks/a.tif"), tmp_path / "only" / "masks", recursive=True)
+
+
 def test_ten_files_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     slides = make(tmp_path / "s", "a.tif")
     labels = make(tmp_path / "l", *(f"b{number:02}.xml" for number in range(13)))
