@@ -18,7 +18,7 @@ cd -- "$root" || exit 1
 # Strict types everywhere but in tests/ and benchmarks/.
 typed=(
     train.py predict.py evaluate.py export.py
-    artifacts cohorts doctor evaluation inference launch metrics models options parallel preprocessing samplers
+    artifacts cohorts doctor evaluation inference launch metrics models options pages parallel preprocessing samplers
     segmentation slides system training .ci/phrases.py .ci/sizes.py
 )
 

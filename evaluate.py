@@ -49,9 +49,10 @@ def evaluate(opts: EvaluateOptions) -> int:
     """Read predictions, score them, write the results; returns the exit code."""
     from artifacts.metadata import class_count
     from cohorts.pairing import known_problems
-    from evaluation.outputs import headline, slide_line, write_outputs
-    from evaluation.predictions import pair_predictions
+    from evaluation.outputs import write_outputs
+    from evaluation.predictions import models_of, pair_predictions
     from evaluation.slide import measure
+    from evaluation.words import headline, slide_line
     from metrics.summary import SlideScores, plain, summarize
     from slides.truth.mask_values import count_all
 
@@ -75,6 +76,7 @@ def evaluate(opts: EvaluateOptions) -> int:
         print(f"classes     {line}")
     # ---- slide by slide ----------------------------------------------------------------------------------------------
     measured: list[SlideScores] = []
+    pictures: dict[str, tuple[str, str]] = {}
     left_out = dict(found.left_out)
     for number, (prediction, case) in enumerate(found.pairs, start=1):
         try:
@@ -83,23 +85,26 @@ def evaluate(opts: EvaluateOptions) -> int:
             # One bad slide does not stop the others; every output names it.
             left_out[prediction.slide_id] = str(error)
             continue
-        measured.append(one)
-        notes += one.notes
-        print(f"{number:>4} of {len(found.pairs)}  {slide_line(one)}", flush=True)
+        measured.append(one.scores)
+        pictures[one.scores.slide_id] = (one.truth, one.predicted)
+        notes += one.scores.notes
+        print(f"{number:>4} of {len(found.pairs)}  {slide_line(one.scores)}", flush=True)
     for slide_id, reason in left_out.items():
         print(f"left out    {slide_id}: {reason}", file=sys.stderr)
     if not measured:
         raise ValueError(f"no slide could be evaluated; the first: {next(iter(left_out.values()))}")
     # ---- scores ------------------------------------------------------------------------------------------------------
     summary = summarize(measured, class_names, scores.bootstrap, scores.seed, scores.froc_threshold)
+    evaluated = [pair for pair in found.pairs if pair[0].slide_id in pictures]
     metrics = plain(
         summary.metrics
+        | {"models": models_of([prediction for prediction, _ in evaluated])}
+        | {"slide_folders": sorted({str(case.slide_path.parent) for _, case in evaluated})}
         | {"left_out": left_out, "notes": notes, "options": as_json(slides) | as_json(labels) | as_json(scores)}
         | {"seconds": time.monotonic() - begin}
     )
     # ---- outputs -----------------------------------------------------------------------------------------------------
-    overlays = {prediction.slide_id: prediction.folder / "overlay.png" for prediction, _ in found.pairs}
-    write_outputs(out, metrics, summary, measured, overlays)
+    write_outputs(out, metrics, summary, measured, pictures)
     print(headline(metrics))
     for note in notes:
         print(f"note        {note}")

@@ -1,8 +1,7 @@
-"""Outputs of an evaluation: metrics.json, tables as CSV, the report with small pictures, and scores as text."""
+"""Outputs of an evaluation: metrics.json, tables as CSV, the report with small pictures."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -10,20 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from evaluation.report import html
 from metrics.stages import submission_text
 from metrics.summary import SlideScores, Summary, plain
 from system.atomic_files import write_bytes
 from system.version import __version__
 
-# Longer side and bytes of a picture in the report, and the number of slides that have one.
-PICTURE_PX = 480
-PICTURE_BYTES = 60_000
+# Slides that have pictures in the report.
 PICTURES = 200
-# predict.py writes no overlay with more px than this.
-OVERLAY_PX = 64 * 2**20
 
 
 def write_outputs(
@@ -31,7 +24,7 @@ def write_outputs(
     metrics: Mapping[str, Any],
     summary: Summary,
     slides: Sequence[SlideScores],
-    overlays: Mapping[str, Path],
+    pictures: Mapping[str, tuple[str, str]],
 ) -> None:
     """Write all files of an evaluation, each completely or not at all.
 
@@ -40,7 +33,7 @@ def write_outputs(
         metrics: contents of metrics.json, JSON types.
         summary: scores of the set.
         slides: scores of each slide.
-        overlays: slide id -> picture of the prediction, which may be missing.
+        pictures: slide id -> pictures of truth and prediction as data URIs.
 
     Raises:
         OSError: a file cannot be written.
@@ -52,40 +45,8 @@ def write_outputs(
     write(out / "false_positives.csv", table(*false_positives(slides)))
     if summary.submission is not None:
         write(out / "submission.csv", submission_text(summary.submission))
-    pictures = {row["slide_id"]: picture(overlays[row["slide_id"]]) for row in rows[:PICTURES]}
-    write(out / "report.html", html(metrics, rows, summary.froc, summary.roc, pictures))
-
-
-def slide_line(slide: SlideScores) -> str:
-    """Describe the scores of a slide in one line."""
-    lesions = f"{len(slide.hits.lesion_L) - slide.missed} of {len(slide.hits.lesion_L)} lesions found"
-    return f"{slide.slide_id}: tumor Dice {slide.tumor_dice:.3f}, {lesions}, {len(slide.hits.false)} false positives"
-
-
-def headline(metrics: Mapping[str, Any]) -> str:
-    """List the scores of the set, one per line.
-
-    Args:
-        metrics: as in metrics.json.
-    """
-    pixels, patients = metrics["pixels"], metrics["patients"]
-    named = [
-        ("mIoU", pixels["miou"]),
-        ("pixel AUC", pixels["auc"]),
-        ("lesion FROC", metrics["lesions"]["froc"]),
-        ("slide AUC", metrics["slide_auc"]),
-        ("node accuracy", metrics["nodes"]["accuracy"]),
-        *([("patient kappa", patients["kappa"])] if patients else []),
-    ]
-    return "\n".join(f"{name:<14}{score_text(score)}" for name, score in named)
-
-
-def score_text(score: Mapping[str, Any]) -> str:
-    """Format a score with its interval."""
-    if score["value"] is None:
-        return "not defined"
-    interval = "" if score["low"] is None else f"  (95% {score['low']:.4f} to {score['high']:.4f})"
-    return f"{score['value']:.4f}{interval}"
+    shown = {row["slide_id"]: pictures[row["slide_id"]] for row in rows[:PICTURES]}
+    write(out / "report.html", html(metrics, rows, summary.froc, summary.roc, shown))
 
 
 def false_positives(slides: Sequence[SlideScores]) -> tuple[list[str], list[list[str]]]:
@@ -117,21 +78,3 @@ def write(path: Path, text: str) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"{path} cannot be written: {reason}; free space or choose another --out") from error
-
-
-def picture(path: Path) -> str:
-    """Return a small JPEG of an image as a data URI; empty if the image is missing or unreadable."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > OVERLAY_PX:
-                return ""
-            image.thumbnail((PICTURE_PX, PICTURE_PX))
-            small = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return ""
-    for quality in (80, 60, 40, 20, 5):
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=quality)
-        if buffer.tell() <= PICTURE_BYTES:
-            break
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

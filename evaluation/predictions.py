@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from artifacts import metadata
 from cohorts.pairing import Case, ids_of_label, is_mask, list_files, named, pair, pair_files
 from inference.maps import MapPyramid, Maps
+from inference.summary import CUT
 from slides.names import composed
 
 SUMMARY = "summary.json"
 DETECTIONS = "detections.csv"
 # Key of predictions made before version 0.1.0.
 OLD_PROBABILITY = "tumour_probability"  # old spelling
+# What a prediction that was not finished, or lost its summary, has of these.
+RESULTS = ("label.tif", "probability*.tif", "polygons.*", DETECTIONS)
 DETECTIONS_HEADER = ["probability", "x", "y"]
 
 
@@ -43,6 +46,8 @@ class Prediction:
         classes: number of classes K.
         class_names: names of the K classes.
         tumor_probability: tumor probability of the slide.
+        model: the model's file when the slide was predicted; empty where the summary does not say.
+        options: options of the prediction that determine its result.
     """
 
     folder: Path
@@ -55,6 +60,13 @@ class Prediction:
     classes: int
     class_names: tuple[str, ...]
     tumor_probability: float
+    model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def uncut(self) -> bool:
+        """Whether only tissue was predicted, but the maps were not cut to it, as before version 0.2."""
+        return bool(self.options.get("tissue_only")) and not self.options.get(CUT)
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,8 @@ def read_prediction(folder: Path) -> Prediction:
             classes=classes,
             class_names=class_names,
             tumor_probability=float(stored["tumor_probability"]),
+            model=str(stored.get("model") or ""),
+            options=dict(stored.get("options") or {}),
         )
     except KeyError as error:
         raise ValueError(f"{path} has no {error}: predict this slide again") from error
@@ -177,7 +191,9 @@ def _predictions(folder: Path, found: Found) -> dict[str, Prediction]:
     predictions: dict[str, Prediction] = {}
     for path in folders:
         if not (path / SUMMARY).is_file():
-            found.left_out[path.name] = f"{path} has no {SUMMARY}: its prediction was not finished"
+            # Results of an evaluation, for one, may lie among predictions.
+            if any(any(path.glob(name)) for name in RESULTS):
+                found.left_out[path.name] = f"{path} has no {SUMMARY}: its prediction was not finished"
             continue
         try:
             prediction = read_prediction(path)
@@ -287,3 +303,12 @@ def _detections(rows: Iterable[list[str]]) -> tuple[NDArray[np.float64], NDArray
         raise ValueError("rows of three cells are needed")
     values = np.array(body, np.float64).reshape(-1, 3)
     return values[:, 0], values[:, 1:]
+
+
+def models_of(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Return model, options and number of slides of each kind of prediction, JSON types, the most frequent first."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for one in predictions:
+        kind = json.dumps([one.model, one.options], sort_keys=True)
+        kinds.setdefault(kind, {"model": one.model, "slides": 0, "options": dict(one.options)})["slides"] += 1
+    return sorted(kinds.values(), key=lambda kind: -int(kind["slides"]))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from inference.blending import Weights
 from inference.windows import MapGrid, TissueCells, in_stripes, map_grid, with_tissue
-from samplers.index import Places, find_tissue
+from samplers.index import Places, Search, find_tissue
 from slides.reader import Slide
 from slides.tissue import cells_mm2
 
@@ -77,9 +74,8 @@ def plan_slide(
         SlideError: the slide cannot be opened, or more than half of it cannot be decoded.
     """
     slide = Slide(path, um_px=um_px_l0)
-    search = find_tissue(slide, bb_downsample)
-    cell_l0 = search.cell_l0
-    cells_HW = _to_the_border(search.tissue_HW, cell_l0, slide)
+    search = tissue_cells(slide, bb_downsample)
+    cells_HW, cell_l0 = search.tissue_HW, search.cell_l0
     tissue_mm2 = cells_mm2(cells_HW, cell_l0, slide)
     grid = map_grid(slide, img_size, um_px, overlap)
     windows, begins = in_stripes(
@@ -97,12 +93,16 @@ def plan_slide(
     return PlannedSlide(slide.id, path, grid, windows, begins, tissue_mm2, tissue, cell_l0, tuple(notes), search.damage)
 
 
-def _to_the_border(cells_HW: NDArray[np.bool_], cell_l0: int, slide: Slide) -> NDArray[np.bool_]:
-    """Extend tissue over last cells that lie partly beyond the slide: seen with the white there, they look pale."""
-    extended_HW = cells_HW.copy()
+def tissue_cells(slide: Slide, bb_downsample: int) -> Search:
+    """Find the tissue that is predicted: that of `samplers.index.find_tissue`, up to the slide's border.
+
+    Seen with the white beyond, last cells that lie partly beyond the slide look pale: they take over their neighbors.
+    """
+    search = find_tissue(slide, bb_downsample)
+    extended_HW = search.tissue_HW.copy()
     width, height = slide.size_xy_l0
-    if height % cell_l0 and len(cells_HW) > 1:
+    if height % search.cell_l0 and len(extended_HW) > 1:
         extended_HW[-1] |= extended_HW[-2]
-    if width % cell_l0 and cells_HW.shape[1] > 1:
+    if width % search.cell_l0 and extended_HW.shape[1] > 1:
         extended_HW[:, -1] |= extended_HW[:, -2]
-    return extended_HW
+    return replace(search, tissue_HW=extended_HW)

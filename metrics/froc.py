@@ -77,15 +77,10 @@ def slide_hits(
         raise ValueError("detections with a probability outside [0, 1]")
     if not np.isfinite(row_column_D2).all():
         raise ValueError("detections without a place: coordinates must be finite numbers")
-    height, width = lesions.label_HW.shape
-    row_D, column_D = np.floor(row_column_D2).T
-    inside_D = (row_D >= 0) & (row_D < height) & (column_D >= 0) & (column_D < width)
-    hit_D = np.zeros(len(probability_D), np.int64)
-    at = row_D[inside_D].astype(np.int64), column_D[inside_D].astype(np.int64)
-    hit_D[inside_D] = lesions.label_HW[at]
+    hit_D = values_at(lesions.label_HW, row_column_D2)
     unknown_D = np.zeros(len(probability_D), np.bool_)
     if unknown_HW is not None:
-        unknown_D[inside_D] = unknown_HW[at]
+        unknown_D = values_at(unknown_HW, row_column_D2) > 0
     best = np.zeros(len(lesions.is_itc_L) + 1)
     np.maximum.at(best, hit_D, probability_D)
     on_itc_D = np.concatenate([[False], lesions.is_itc_L])[hit_D]
@@ -95,6 +90,16 @@ def slide_hits(
         itc=int(lesions.is_itc_L.sum()),
         ignored=int((on_itc_D | ((hit_D == 0) & unknown_D)).sum()),
     )
+
+
+def values_at(map_HW: NDArray[np.int32] | NDArray[np.bool_], row_column_D2: Values) -> NDArray[np.int64]:
+    """Return the value of a map at each place, px of the map as for `slide_hits`; 0 outside it; shape (D,)."""
+    height, width = map_HW.shape
+    row_D, column_D = np.floor(row_column_D2).T
+    inside_D = (row_D >= 0) & (row_D < height) & (column_D >= 0) & (column_D < width)
+    value_D = np.zeros(len(row_column_D2), np.int64)
+    value_D[inside_D] = map_HW[row_D[inside_D].astype(np.int64), column_D[inside_D].astype(np.int64)]
+    return value_D
 
 
 def froc(

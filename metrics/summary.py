@@ -3,6 +3,7 @@
 K classes, N bins, S slides, R resamples.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,10 @@ class SlideScores:
         truth_mm: longest diameter of its largest true lesion, 0 without one.
         predicted_mm: the same of the prediction.
         px_mm2: area of a px.
+        slide_mm2: area of the slide, mm2; px at its border may reach beyond it.
+        all_confusion_KK, all_histogram_2N: the first two of all px, glass too; None where the first two are those.
+        detections: number of its detections.
+        tumor_predicted: whether any px was called tumor.
         false_regions: predicted tumor that touches no true tumor, largest first.
         notes: remarks for the user.
     """
@@ -72,6 +77,11 @@ class SlideScores:
     truth_mm: float
     predicted_mm: float
     px_mm2: float
+    slide_mm2: float = math.inf
+    all_confusion_KK: Counts | None = None
+    all_histogram_2N: Counts | None = None
+    detections: int = 0
+    tumor_predicted: bool = True
     false_regions: tuple[FalseRegion, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -81,9 +91,27 @@ class SlideScores:
         return int((self.hits.lesion_L == 0).sum())
 
     @property
+    def evaluated_mm2(self) -> float:
+        """Area of px that count, mm2, at most that of the slide."""
+        return min(float(self.confusion_KK.sum()) * self.px_mm2, self.slide_mm2)
+
+    @property
     def wrong_mm2(self) -> float:
-        """Area of px with a wrong class, mm2."""
-        return float(self.confusion_KK.sum() - np.trace(self.confusion_KK)) * self.px_mm2
+        """Area of px with a wrong class, mm2, at most that of the slide."""
+        return min(float(self.confusion_KK.sum() - np.trace(self.confusion_KK)) * self.px_mm2, self.slide_mm2)
+
+    @property
+    def whole(self) -> tuple[Counts, Counts]:
+        """Confusion and histogram of all px."""
+        return (
+            self.confusion_KK if self.all_confusion_KK is None else self.all_confusion_KK,
+            self.histogram_2N if self.all_histogram_2N is None else self.all_histogram_2N,
+        )
+
+    @property
+    def finding(self) -> bool:
+        """Whether the prediction has any tumor or detection."""
+        return self.tumor_predicted or self.detections > 0
 
     @property
     def node_error(self) -> int:
@@ -141,7 +169,8 @@ def summarize(
     submission, patients = _patients(slides, count, seed)
     metrics = {
         "slides": len(slides),
-        "pixels": _pixels(slides, class_names, weight_RS),
+        "pixels": _pixels([(s.confusion_KK, s.histogram_2N) for s in slides], class_names, weight_RS),
+        "pixels_all": _pixels([s.whole for s in slides], class_names, weight_RS),
         "lesions": lesions,
         "slide_auc": ranking,
         "nodes": _nodes(slides, weight_RS),
@@ -156,18 +185,17 @@ def _score(value: float, values_R: NDArray[np.float64], slides: int) -> dict[str
     return {"value": float(value), "low": found.low, "high": found.high}
 
 
-def _pixels(slides: Sequence[SlideScores], class_names: Sequence[str], weight_RS: Counts) -> dict[str, Any]:
+def _pixels(counts: Sequence[tuple[Counts, Counts]], class_names: Sequence[str], weight_RS: Counts) -> dict[str, Any]:
     """Score the summed px, with intervals."""
 
     def scores(confusion_KK: Counts, histogram_2N: Counts) -> NDArray[np.float64]:
         single = [miou(confusion_KK), accuracy(confusion_KK), auc(histogram_2N)]
         return np.concatenate([single, iou_K(confusion_KK), dice_K(confusion_KK)])
 
-    confusion_SKK = np.stack([slide.confusion_KK for slide in slides])
-    histogram_S2N = np.stack([slide.histogram_2N for slide in slides])
+    confusion_SKK, histogram_S2N = (np.stack(each) for each in zip(*counts, strict=True))
     values = scores(confusion_SKK.sum(axis=0), histogram_S2N.sum(axis=0))
     values_R = of_counts([confusion_SKK, histogram_S2N], scores, weight_RS).reshape(-1, len(values))
-    named = [_score(value, values_R[:, index], len(slides)) for index, value in enumerate(values)]
+    named = [_score(value, values_R[:, index], len(counts)) for index, value in enumerate(values)]
     classes = len(class_names)
     return {
         "miou": named[0],
@@ -253,10 +281,11 @@ def _row(slide: SlideScores, class_names: Sequence[str]) -> dict[str, Any]:
         "has_tumor": slide.has_tumor,
         "tumor_probability": slide.tumor_probability,
         "tumor_dice": slide.tumor_dice,
+        "tumor_dice_all": float(dice_K(_two(slide.whole[0]))[1]),
         "miou": miou(slide.confusion_KK),
         **{f"iou {name}": value for name, value in iou.items()},
         "pixel_auc": auc(slide.histogram_2N),
-        "evaluated_mm2": float(slide.confusion_KK.sum()) * slide.px_mm2,
+        "evaluated_mm2": slide.evaluated_mm2,
         "wrong_mm2": slide.wrong_mm2,
         "lesions": len(slide.hits.lesion_L),
         "missed": slide.missed,
@@ -267,6 +296,7 @@ def _row(slide: SlideScores, class_names: Sequence[str]) -> dict[str, Any]:
         "predicted_mm": slide.predicted_mm,
         "node_truth": node_class(slide.truth_mm),
         "node_prediction": node_class(slide.predicted_mm),
+        "finding": slide.finding,
         "notes": "; ".join(slide.notes),
     }
 

@@ -1,0 +1,1 @@
+"""Parts of HTML pages that several reports share: the frame and its style, charts, small pictures."""
