@@ -28,6 +28,7 @@ from pages.pictures import data_uri
 from samplers.index import find_tissue
 from slides.geometry import Window, lv_from_l0, pixel_centers_l0
 from slides.reader import Slide
+from slides.tissue import NOT_BRIGHTFIELD
 from slides.truth.interface import Truth
 from slides.truth.reading import Reading
 
@@ -135,6 +136,8 @@ def measure(prediction: Prediction, case: Case, reading: Reading, tissue_only: b
     search = find_tissue(slide, TISSUE_LEVEL)
     tissue = search.cell_l0, search.tissue_HW
     notes = [search.damage] if search.damage else []
+    if not search.brightfield:
+        notes.append(f"{slide.id}: {NOT_BRIGHTFIELD}")
     notes += [*truth.notes] if search.tissue_HW.any() else [f"{slide.id}: no tissue found", *truth.notes]
     cut = _cut(prediction, slide)
     if cut is not None:

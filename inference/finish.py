@@ -113,7 +113,7 @@ def finish_slide(
             maps = Maps(partial, slide.size_xy_l0, slide.um_px_xy_l0, planned.grid.step_xy_l0, common.classes)
             um_px = planned.grid.step_xy_l0[0] * slide.um_px_xy_l0[0]
             counts = (len(planned.windows), len(faults))
-            record = Predicted(common.model, *counts, planned.tissue_mm2, um_px, common.options)
+            record = Predicted(common.model, *counts, planned.tissue_mm2, um_px, common.options, planned.brightfield)
             notes = write_outputs(partial, slide, maps, record, started, options=common.outputs)
     finally:
         cells.close()

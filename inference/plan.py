@@ -29,6 +29,7 @@ class PlannedSlide:
         cell_l0: side of a cell of the search grid, level-0 px.
         notes: remarks for the user.
         damage: what could not be decoded in the search for tissue; empty if nothing. It is one of the notes.
+        brightfield: whether it is a brightfield slide; others have no tissue.
     """
 
     slide_id: str
@@ -41,6 +42,7 @@ class PlannedSlide:
     cell_l0: int
     notes: tuple[str, ...]
     damage: str = ""
+    brightfield: bool = True
 
     def weights(self) -> Weights:
         """Return the weights of its windows, cut to its tissue."""
@@ -84,13 +86,27 @@ def plan_slide(
     notes = [*search.notes]
     if not cells_HW.any():
         notes.append(f"{slide.id}: no tissue found" + ("; its maps are empty" if tissue_only else ""))
+        if tissue_only and not search.brightfield:
+            notes.append(f"{slide.id}: this does not mean that it has no tumor; --no-tissue_only predicts all of it")
     if min(slide.um_px_xy_l0) > COARSE * um_px:
         notes.append(
             f"{slide.id}: scanned at {slide.um_px_xy_l0[0]:g} um/px, enlarged to {um_px:g} um/px: "
             "fine detail is missing"
         )
     tissue = Places(cells_HW) if tissue_only else None
-    return PlannedSlide(slide.id, path, grid, windows, begins, tissue_mm2, tissue, cell_l0, tuple(notes), search.damage)
+    return PlannedSlide(
+        slide.id,
+        path,
+        grid,
+        windows,
+        begins,
+        tissue_mm2,
+        tissue,
+        cell_l0,
+        tuple(notes),
+        search.damage,
+        search.brightfield,
+    )
 
 
 def tissue_cells(slide: Slide, bb_downsample: int) -> Search:

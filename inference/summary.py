@@ -32,6 +32,7 @@ class Predicted:
         tissue_mm2: area of the tissue that was predicted.
         um_px: spacing of the prediction, um per map px.
         options: options of the command, JSON types.
+        brightfield: whether the slide is brightfield; others have no tissue.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Predicted:
     tissue_mm2: float
     um_px: float
     options: Mapping[str, Any]
+    brightfield: bool = True
 
 
 def summary(
@@ -79,6 +81,7 @@ def summary(
         "model": run.model,
         "windows": run.windows,
         "windows_unreadable": run.windows_unreadable,
+        "brightfield": run.brightfield,
         "tissue_mm2": round(run.tissue_mm2, 6),
         "area_mm2": {str(cls): round(area, 6) for cls, area in areas_mm2(maps).items()},
         "tumor_probability": round(found[0].probability, 6) if found else 0.0,

@@ -32,8 +32,9 @@ from preprocessing.command import StepProgram, main
 from preprocessing.overview import draw_outline, overview, write_png
 from preprocessing.runner import Outcome, Step, one_line
 from preprocessing.store import StepResult
-from preprocessing.tissue import LEAST_SHARE, advice, find_tissue
+from preprocessing.tissue import LEAST_SHARE, Tissue, advice, find_tissue
 from slides.reader import Slide
+from slides.tissue import NOT_BRIGHTFIELD
 from slides.truth.annotation import read_annotations
 from slides.truth.interface import EmptyTruth, Truth
 from slides.truth.mask_values import count_values, is_plain, listed
@@ -103,7 +104,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     gray_HW = cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2GRAY)
     signature = cv2.resize(gray_HW, (SIGNATURE_PX, SIGNATURE_PX), interpolation=cv2.INTER_AREA)
     tissue_HW, cell_l0 = tissue.tissue_HW, tissue.cell_l0
-    findings = [*_slide(case, slide, options.um_px), *_tissue(tissue_HW, options.method)]
+    findings = [*_slide(case, slide, options.um_px), *_tissue(tissue, options.method)]
     if damage:
         findings.append(warned("damage", damage, "copy the slide again, or use it without these places"))
     draw_outline(picture_HWC, tissue_HW, px_l0 / cell_l0, GREEN, 1)
@@ -160,9 +161,11 @@ def _slide(case: Case, slide: Slide, um_px: float) -> Iterator[Finding]:
         yield warned("known", problem.partition("; ")[0], "it is used as it is: remove it if that matters")
 
 
-def _tissue(tissue_HW: NDArray[np.bool_], method: str) -> Iterator[Finding]:
-    share = float(tissue_HW.mean())
-    if share < LEAST_SHARE:
+def _tissue(found: Tissue, method: str) -> Iterator[Finding]:
+    share = float(found.tissue_HW.mean())
+    if not found.brightfield:
+        yield warned("tissue", NOT_BRIGHTFIELD, "leave it out: networks here are for stains seen in transmitted light")
+    elif share < LEAST_SHARE:
         yield warned("tissue", f"{share:.2%} of the slide", advice("its thumbnail", method))
     else:
         yield passed("tissue", f"{share:.0%} of the slide")

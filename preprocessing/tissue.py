@@ -28,7 +28,7 @@ from preprocessing.overview import cell_side_l0, draw_outline, overview, write_c
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult
 from slides.reader import Slide
-from slides.tissue import cells_mm2, in_cells, pen_marks, tissue_mask
+from slides.tissue import NOT_BRIGHTFIELD, cells_mm2, in_cells, is_brightfield, pen_marks, tissue_mask
 from slides.truth.reading import Reading
 from system.csv_tables import counted, csv_text
 
@@ -96,6 +96,7 @@ class Tissue:
         removed_HW: those of them that would be tissue otherwise.
         cell_l0: side of a cell, level-0 px.
         um_px: side of a cell along the coarser axis, um.
+        brightfield: whether it is a brightfield slide; others have neither tissue nor pen marks.
     """
 
     tissue_HW: NDArray[np.bool_]
@@ -103,6 +104,7 @@ class Tissue:
     removed_HW: NDArray[np.bool_]
     cell_l0: int
     um_px: float
+    brightfield: bool = True
 
 
 def find_tissue(slide: Slide, um_px: float, method: str, keep_pen: bool) -> Tissue:
@@ -121,8 +123,9 @@ def find_tissue(slide: Slide, um_px: float, method: str, keep_pen: bool) -> Tiss
     um_cell = cell_l0 * max(slide.um_px_xy_l0)
     rgb_HWC = in_cells(slide, cell_l0)
     tissue_HW = tissue_mask(rgb_HWC, um_cell, method)
-    pen_HW = np.zeros_like(tissue_HW) if keep_pen else pen_marks(rgb_HWC, um_cell)
-    return Tissue(tissue_HW & ~pen_HW, pen_HW, tissue_HW & pen_HW, cell_l0, um_cell)
+    brightfield = is_brightfield(rgb_HWC)
+    pen_HW = np.zeros_like(tissue_HW) if keep_pen or not brightfield else pen_marks(rgb_HWC, um_cell)
+    return Tissue(tissue_HW & ~pen_HW, pen_HW, tissue_HW & pen_HW, cell_l0, um_cell, brightfield)
 
 
 def advice(picture: str, method: str) -> str:
@@ -142,7 +145,9 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     notes = []
     if pen_mm2:
         notes.append(f"pen marks of {pen_mm2:.2f} mm2 are excluded from the tissue")
-    if share < LEAST_SHARE:
+    if not found.brightfield:
+        notes.append(NOT_BRIGHTFIELD)
+    elif share < LEAST_SHARE:
         notes.append(
             f"only {share:.2%} of the slide is tissue: {advice(f'{NAME}/{case.slide_id}.png', options.method)}"
         )

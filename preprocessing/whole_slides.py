@@ -26,7 +26,10 @@ SPACING_HELP = "um per px of the images"
 GAP_HELP = "empty rows or columns in a row that are kept at most"
 FORMAT_HELP = f"tiled pyramid, or one JPEG (up to {JPEG_MAX_PX} px a side)"
 QUALITY_HELP = "JPEG quality; chroma is not subsampled"
-NO_TISSUE = "no tissue was found: look at tissue/{}.png; another stain may need --tissue_method otsu in the step tissue"
+NO_TISSUE = (
+    "no tissue was found: look at tissue/{}.png; a slide that is not brightfield has none, another stain may need "
+    "--tissue_method otsu in the step tissue"
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from shapely import Polygon
 
 from slides.filled import FilledSlide
 from slides.reader import Slide, SlideError
-from slides.tissue import fewer_cells, in_cells, tissue_mask
+from slides.tissue import NOT_BRIGHTFIELD, fewer_cells, in_cells, is_brightfield, tissue_mask
 from slides.truth.interface import Truth
 
 MIN_CELL_UM = 2.0  # tissue is found by its texture at a few um; a slide without coarse levels is sampled down to this
@@ -111,14 +111,16 @@ class Search:
     Attributes:
         tissue_HW: cells of the search grid with tissue.
         cell_l0: side of a cell, level-0 px.
-        notes: remarks for the user (clamped level, places that cannot be decoded).
+        notes: remarks for the user (clamped level, not brightfield, places that cannot be decoded).
         damage: what could not be decoded, and counts as glass; empty if nothing. It is one of the notes.
+        brightfield: whether it is a brightfield slide; others have no tissue.
     """
 
     tissue_HW: NDArray[np.bool_]
     cell_l0: int
     notes: tuple[str, ...]
     damage: str = ""
+    brightfield: bool = True
 
 
 def find_tissue(slide: Slide, bb_downsample: int) -> Search:
@@ -140,7 +142,9 @@ def find_tissue(slide: Slide, bb_downsample: int) -> Search:
         rgb_HWC = in_cells(filled, cell_l0)
         damage = f"{slide.id}: in the tissue search, {filled.damage()}"
     tissue_HW = tissue_mask(rgb_HWC, cell_l0 * slide.um_px_xy_l0[0])
-    return Search(tissue_HW, cell_l0, tuple(note for note in (clamped, damage) if note), damage)
+    brightfield = is_brightfield(rgb_HWC)
+    dark = "" if brightfield else f"{slide.id}: {NOT_BRIGHTFIELD}"
+    return Search(tissue_HW, cell_l0, tuple(note for note in (clamped, dark, damage) if note), damage, brightfield)
 
 
 def index_slide(slide: Slide, truth: Truth, bb_downsample: int, classes: int) -> SlideIndex:

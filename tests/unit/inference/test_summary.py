@@ -157,6 +157,7 @@ def test_the_record_has_what_was_agreed(tmp_path, slide):
         "windows": 12,
         "windows_unreadable": 1,
         "tissue_mm2": 0.5,
+        "brightfield": True,
         "area_mm2": {"1": 0.000575},
         "tumor_probability": 0.75,
         "longest_diameter_mm": round(math.hypot(30, 20) / 1000, 6),
