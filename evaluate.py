@@ -15,9 +15,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from options.evaluate import EvaluateOptions, evaluate_options
 from options.fields import as_json
+
+if TYPE_CHECKING:
+    from slides.truth.reading import Reading
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +58,6 @@ def evaluate(opts: EvaluateOptions) -> int:
     from evaluation.slide import measure
     from evaluation.words import headline, slide_line
     from metrics.summary import SlideScores, plain, summarize
-    from slides.truth.mask_values import count_all
 
     begin = time.monotonic()
     # ---- inputs ------------------------------------------------------------------------------------------------------
@@ -68,12 +71,7 @@ def evaluate(opts: EvaluateOptions) -> int:
     out.mkdir(parents=True, exist_ok=True)
     class_names = found.pairs[0][0].class_names
     notes = [*found.notes, *known_problems([case for _, case in found.pairs])]
-    labels_read = [case.label_path for _, case in found.pairs]
-    # A mask that cannot be read is left out with its slide, below.
-    count = partial(count_all, threads=len(os.sched_getaffinity(0)), lenient=True)
-    reading, lines = reading.settled(labels_read, count, dict(enumerate(class_names)))
-    for line in lines:
-        print(f"classes     {line}")
+    reading = settled(reading, [case.label_path for _, case in found.pairs], class_names)
     # ---- slide by slide ----------------------------------------------------------------------------------------------
     measured: list[SlideScores] = []
     pictures: dict[str, tuple[str, str]] = {}
@@ -110,6 +108,18 @@ def evaluate(opts: EvaluateOptions) -> int:
         print(f"note        {note}")
     print(f"written to  {out}")
     return 0
+
+
+def settled(reading: Reading, label_paths: Sequence[Path | None], class_names: Sequence[str]) -> Reading:
+    """The reading with the classes that the values of all masks decide; prints which they are."""
+    from slides.truth.mask_values import count_all
+
+    # A mask that cannot be read is left out with its slide.
+    count = partial(count_all, threads=len(os.sched_getaffinity(0)), lenient=True)
+    reading, lines = reading.settled(label_paths, count, dict(enumerate(class_names)))
+    for line in lines:
+        print(f"classes     {line}")
+    return reading
 
 
 if __name__ == "__main__":
