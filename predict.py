@@ -13,7 +13,6 @@ import shutil
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,15 +77,10 @@ def predict(opts: PredictOptions, ranks: job.Ranks) -> int:
         opts: validated options; they are not passed on as a whole.
         ranks: the ranks of the job.
     """
-    from system.folder_lock import FolderLock
-
     start = time.perf_counter()
     comm = ranks.comm
     ranks.heartbeat.start()
-    with ExitStack() as held:
-        # Ranks: one holds the folder for all.
-        lock = FolderLock(opts.slides.out) if comm.rank == 0 else nullcontext()
-        together(comm, lambda: held.enter_context(lock))
+    with ranks.holding(opts.slides.out, "--out"):
         # Before TensorFlow is imported, so that wrong paths show at once.
         together(comm, lambda: require_model(opts.model.model))
         found = together(comm, lambda: listed_slides(opts))

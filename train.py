@@ -100,9 +100,14 @@ class Run:
         self.progress: Progress
 
     def go(self) -> int:
+        """The run in a folder of its own; returns the exit code."""
+        self.ranks.listen()
+        with self.ranks.holding(self.opts.run.log_dir, "--log_dir"):
+            return self.story()
+
+    def story(self) -> int:
         """The whole story; returns the exit code."""
         opts = self.opts
-        self.ranks.listen()
         if opts.run.elastic:
             self.comm.on_hosts_changed(self.preemption.hosts_changed)
         self.describe()

@@ -15,11 +15,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TextIO
 
-from parallel.comm import AgreedError, Comm, SoloComm, abort, broke, connect
+from parallel.comm import AgreedError, Comm, SoloComm, abort, broke, connect, together
 from parallel.heartbeat import GRACE_S, Heartbeat
 from parallel.launchers import (
     ends_with_first_failure,
@@ -32,6 +33,7 @@ from parallel.launchers import (
 )
 from parallel.preemption import EXIT_CODE, Preemption
 from system.allocator import SYSTEM_ALLOCATOR, give_back_memory
+from system.folder_lock import FolderLock
 from system.placement import describe, faults, placement
 
 RECONNECT = -1  # in place of an exit code: ranks of an elastic job have come or gone
@@ -95,6 +97,24 @@ class Ranks:
         self.comm.gather(None)
         if self.comm.rank == 0:
             tell_supervisor("listening")
+
+    @contextmanager
+    def holding(self, folder: Path | None, option: str) -> Iterator[None]:
+        """Hold the lock on an output folder; every rank must call it.
+
+        Args:
+            folder: the folder; None: nothing is locked.
+            option: the command-line option that named it.
+
+        Raises:
+            AgreedError: another run works in the folder, or it cannot be written.
+        """
+        with ExitStack() as held:
+            # Ranks: one holds the folder for all.
+            lock = FolderLock(folder, option) if folder is not None and self.comm.rank == 0 else None
+            together(self.comm, lambda: lock and held.enter_context(lock))
+            self.log(*(f"note        {note}" for note in (lock.notes if lock else ())))
+            yield
 
     def requests(self) -> str:
         """The signals by which any of the ranks was asked to stop; every rank must call it."""

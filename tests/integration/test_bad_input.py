@@ -281,9 +281,9 @@ def test_slide_that_only_one_rank_reads_is_damaged(tiny: TinySet) -> None:
 
 
 def test_only_rank_0_fails_with_more_ranks_than_slides(tmp_path: Path) -> None:
-    # One slide for two ranks is legal: the only error is that of the log folder, which rank 0 alone makes.
+    # One slide for two ranks is legal: the only error is that of the log folder, at which rank 0 alone looks.
     tiny = TinySet(tmp_path, train={"tumor_001": (311, 263)})
-    tiny.log_dir.write_text("a file", encoding="utf-8")
+    (tiny.log_dir / "options.json").mkdir(parents=True)
     done = run_train(*tiny.arguments(), NP="2", SCRIPT=SMALL)
     said = ranks_message(done, None)
     assert said.startswith("error: rank 0: ")

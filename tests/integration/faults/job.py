@@ -117,7 +117,8 @@ class Job:
         self._log.seek(0)
         lines = [line.rsplit("\r", 1)[-1] for line in self._log.read().split("\n")]
         self._log.close()
-        left += [str(p.relative_to(self.log_dir)) for p in self.log_dir.rglob(".*")]
+        # The lock names a run that was killed, until the next one.
+        left += [str(p.relative_to(self.log_dir)) for p in self.log_dir.rglob(".*") if p.name != ".lock"]
         return Outcome(process.returncode, ended - begin, "\n".join(lines), left)
 
     def processes(self) -> list[psutil.Process]:

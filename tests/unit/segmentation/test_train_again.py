@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import models
 import train
+from system.folder_lock import FolderLock
 from tests.integration.small_train import small
 from tests.support.tiny import TinySet
 
@@ -100,6 +102,18 @@ def test_the_checkpoint_comes_before_the_picture_for_which_there_is_no_space(
     # Nothing of it is trained or validated again.
     assert train.main(data.arguments("--resume", "auto", "--validate_every", "4", num_steps="8")) == 0
     assert [images for kind, images, _ in losses(data.log_dir) if kind == "val"] == [4, 8]
+
+
+def test_a_second_run_in_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = TinySet(tmp_path / "data")
+    with FolderLock(data.log_dir):
+        before = sorted(data.log_dir.iterdir())
+        assert train.main(data.arguments()) == 2
+        assert sorted(data.log_dir.iterdir()) == before
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"error: --log_dir {data.log_dir} is in use by process {os.getpid()} on {socket.gethostname()}" in said.err
+    assert said.err.count("\n") == 1
 
 
 def raises(error: BaseException):
