@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import openslide
 from numpy.typing import NDArray
-from PIL import Image
 
 from slides.geometry import Pair, Window, level_downsample_xy, lv_from_l0, window_centered
+from slides.memory import aligned, scratch
 from slides.names import id_of
+from slides.resample import resampled
 from slides.tiff.backends import (
     READ_ERRORS,
     Backend,
+    NewArray,
     OpenSlideFile,
     drop_handle,
     file_key,
@@ -39,9 +41,6 @@ COMMON_UM_PX, HINT_BYTES = "0.25", 2**16
 UM_PX_RANGE = (0.05, 100.0)
 THUMBNAIL_PX = 64 * 2**20
 WHITE = 255
-# Reach of Pillow's bicubic kernel in input px at scale 1, and the most source px decoded for one band of a window.
-BICUBIC_REACH = 2.0
-BAND_PX = 32 * 2**20
 
 
 class SlideError(ValueError):
@@ -120,16 +119,15 @@ class Slide:
     def window(self, center_xy_l0: Pair, hw_out: tuple[int, int], um_px: float) -> Window:
         """Return the window of `hw_out` (rows, columns) centered at `center_xy_l0`, `um_px` micrometers per output px.
 
-        When the spacing is that of a level to within 1e-4, the window is laid exactly on that level's px, so that
-        reading copies pixels; the center then moves by at most half a px of that level.
+        The window begins on a whole px of the level it is read from, which makes reading faster; the center moves by at
+        most half a px of that level. When the spacing is that of the level to within 1e-4, reading copies px.
         """
         step_xy_l0 = self.step_xy_l0(um_px)
         window = window_centered(center_xy_l0, hw_out, step_xy_l0)
-        if not any(step_xy_l0 == level.downsample_xy for level in self.levels):
-            return window
+        down_xy = self.level_for(step_xy_l0).downsample_xy
         # floor(v + 0.5), not round: halves must not alternate with round's "to even".
         x, y = (
-            math.floor(corner / down + 0.5) * down for corner, down in zip(window.corner_xy_l0, step_xy_l0, strict=True)
+            math.floor(corner / down + 0.5) * down for corner, down in zip(window.corner_xy_l0, down_xy, strict=True)
         )
         return replace(window, corner_xy_l0=(x, y))
 
@@ -155,9 +153,8 @@ class Slide:
         """Read a window.
 
         The nearest finer level is taken. Where the window lies on its px they are copied; otherwise they are resampled
-        with an antialiased bicubic kernel (Keys, a = -0.5, widened by the reduction) at the exact fractional place, so
-        that the result does not depend on where a window was cut. Memory is bounded at any spacing: coarse windows are
-        read in bands.
+        (`slides/resample.py`): linearly, reductions by more than 1.2 behind a low pass. The result does not depend on
+        where a window was cut. Memory is bounded at any spacing: coarse windows are read in parts.
 
         Args:
             window: Any window, also partly or wholly outside the slide.
@@ -176,7 +173,13 @@ class Slide:
                 image_HWC, shift_x, shift_y = self._padded(level, (round(x), round(y)), window.hw_out)
                 if max(abs(shift_x), abs(shift_y)) < MAX_SHIFT:
                     return image_HWC
-            return self._resampled(level, (x, y), window.hw_out, (scale_x, scale_y))
+            return resampled(
+                # The memory is free again for the next window: what is returned is another.
+                lambda corner_xy_lv, hw: self._padded(level, corner_xy_lv, hw, scratch),
+                (x, y),
+                window.hw_out,
+                (scale_x, scale_y),
+            )
         except READ_ERRORS as error:
             raise SlideError(f"slide {self.path} cannot be read in {window}: {_reason(error)}") from error
 
@@ -220,11 +223,11 @@ class Slide:
         return open_planes(self.path, self._key, self._planes)
 
     def _fetch(
-        self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]
+        self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int], new: NewArray = aligned
     ) -> tuple[NDArray[np.uint8], float, float]:
         """Decode px inside a level as RGB; see `Backend.fetch`."""
         try:
-            pixels, shift_x, shift_y = handle(self._key, self._open).fetch(level.index, corner_xy_lv, hw)
+            pixels, shift_x, shift_y = handle(self._key, self._open).fetch(level.index, corner_xy_lv, hw, new)
         except READ_ERRORS:
             # OpenSlide refuses everything after its first error, although other tiles may be whole.
             drop_handle(self._key)
@@ -241,7 +244,7 @@ class Slide:
         return pixels, shift_x, shift_y
 
     def _padded(
-        self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int]
+        self, level: Level, corner_xy_lv: tuple[int, int], hw: tuple[int, int], new: NewArray = aligned
     ) -> tuple[NDArray[np.uint8], float, float]:
         """Like `_fetch`, for any rectangle: white outside the level."""
         (x, y), (height, width) = corner_xy_lv, hw
@@ -249,37 +252,12 @@ class Slide:
         y0, y1 = max(y, 0), min(y + height, level.size_xy[1])
         if x0 >= x1 or y0 >= y1:
             return np.full((height, width, 3), WHITE, np.uint8), 0.0, 0.0
-        inside, shift_x, shift_y = self._fetch(level, (x0, y0), (y1 - y0, x1 - x0))
+        inside, shift_x, shift_y = self._fetch(level, (x0, y0), (y1 - y0, x1 - x0), new)
         if inside.shape[:2] == hw:
             return inside, shift_x, shift_y
         image_HWC = np.full((height, width, 3), WHITE, np.uint8)
         image_HWC[y0 - y : y1 - y, x0 - x : x1 - x] = inside
         return image_HWC, shift_x, shift_y
-
-    def _resampled(self, level: Level, corner_xy_lv: Pair, hw: tuple[int, int], scale_xy: Pair) -> NDArray[np.uint8]:
-        """Resample px of a level: output px of `scale_xy` level px each from `corner_xy_lv` on."""
-        height, width = hw
-        # One px more than the kernel reaches: the backend's shift is at most half a px.
-        reach_x, reach_y = (math.ceil(BICUBIC_REACH * max(scale, 1.0)) + 1 for scale in scale_xy)
-        left = math.floor(corner_xy_lv[0]) - reach_x
-        right = math.ceil(corner_xy_lv[0] + width * scale_xy[0]) + reach_x
-        rows = max(1, math.floor((BAND_PX / (right - left) - 2 * reach_y - 2) / scale_xy[1]))
-        image_HWC = np.empty((height, width, 3), np.uint8)
-        for row in range(0, height, rows):
-            end = min(row + rows, height)
-            y0 = corner_xy_lv[1] + row * scale_xy[1]
-            y1 = corner_xy_lv[1] + end * scale_xy[1]
-            top, bottom = math.floor(y0) - reach_y, math.ceil(y1) + reach_y
-            source, shift_x, shift_y = self._padded(level, (left, top), (bottom - top, right - left))
-            box = (
-                corner_xy_lv[0] - left - shift_x,
-                y0 - top - shift_y,
-                corner_xy_lv[0] + width * scale_xy[0] - left - shift_x,
-                y1 - top - shift_y,
-            )
-            resized = Image.fromarray(source).resize((width, end - row), Image.Resampling.BICUBIC, box=box)
-            image_HWC[row:end] = np.asarray(resized)
-        return image_HWC
 
 
 def _whole(value: float) -> bool:

@@ -22,6 +22,7 @@ import openslide
 import pyvips
 from numpy.typing import NDArray
 
+from slides.memory import aligned
 from slides.tiff.tags import MASK, REDUCED, Page, is_tiff, read_pages, tile_layout
 
 # libvips would keep the last 100 operations, slides included, alive and open; ours are bounded by the handle cache.
@@ -43,6 +44,7 @@ OPENSLIDE_CACHE_BYTES = 8 * 2**20
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Value = int | tuple[int, ...]  # of a px: of all its samples, or of each
+NewArray = Callable[[tuple[int, ...]], Image]  # by shape
 READ_ERRORS = (OSError, ValueError, openslide.OpenSlideError, pyvips.Error)
 
 
@@ -53,8 +55,16 @@ class Backend(Protocol):
     def held_bytes(self) -> int:
         """Upper bound of the decoded pixels it keeps for later reads."""
 
-    def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
+    def fetch(
+        self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int], new: NewArray = aligned
+    ) -> tuple[Image, float, float]:
         """Decode a rectangle that lies inside a level.
+
+        Args:
+            level: Index.
+            corner_xy_lv: First column and row, px of the level.
+            hw: Rows and columns.
+            new: Gives the memory of the result, where the backend joins it of parts.
 
         Returns:
             Pixels (H, W, C), and how far along x and y, in level px, their true corner lies from the asked one. Only
@@ -83,7 +93,13 @@ class VipsTiff:
         self._written: dict[int, Mask | None] = {}
         self.held_bytes = 0
 
-    def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
+    def fetch(
+        self,
+        level: int,
+        corner_xy_lv: tuple[int, int],
+        hw: tuple[int, int],
+        new: NewArray = aligned,  # noqa: ARG002  # libvips has memory of its own
+    ) -> tuple[Image, float, float]:
         """See `Backend.fetch`."""
         if self.held_bytes > MAX_HELD_BYTES_PER_HANDLE:
             self.close()
@@ -167,7 +183,13 @@ class OpenSlideFile:
         # Its own default is 32 MB.
         self._slide.set_cache(openslide.OpenSlideCache(OPENSLIDE_CACHE_BYTES))
 
-    def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
+    def fetch(
+        self,
+        level: int,
+        corner_xy_lv: tuple[int, int],
+        hw: tuple[int, int],
+        new: NewArray = aligned,  # noqa: ARG002  # OpenSlide has memory of its own
+    ) -> tuple[Image, float, float]:
         """See `Backend.fetch`. Transparent pixels, that is places never scanned, become white."""
         # OpenSlide is asked in whole level-0 px, which it divides by its own (averaged) downsample.
         downsample = self._slide.level_downsamples[level]

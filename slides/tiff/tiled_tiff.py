@@ -27,7 +27,8 @@ import PIL.Jpeg2KImagePlugin
 import simplejpeg
 from numpy.typing import NDArray
 
-from slides.tiff.backends import Backend, Value, VipsTiff
+from slides.memory import aligned
+from slides.tiff.backends import Backend, NewArray, Value, VipsTiff
 from slides.tiff.tags import Page, TileLayout, split, tile_layout
 
 JPEG, NONE = 7, 1  # Compression
@@ -40,7 +41,6 @@ LOSSLESS |= {LZW: "lzw_decode", PACKBITS: "packbits_decode"}
 CACHE_BYTES = 128 * 2**20
 # Tiles of so few bytes may show one value only (glass; most of a mask): these are decoded once and kept as a number.
 PLAIN_BYTES, PLAIN_TILES = 2048, 64
-ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that start at a multiple, and copies others
 _GRAY, _RGB, _YCBCR = 1, 2, 6  # PhotometricInterpretation
 _NO_PREDICTOR, _HORIZONTAL = 1, 2  # Predictor
 # imagecodecs raises RuntimeErrors.
@@ -135,12 +135,14 @@ class TiledTiff:
         self._layouts: dict[int, tuple[TileLayout, bytes]] = {}
         self._plain: dict[tuple[int, bytes], Image] = {}  # (level, tile's bytes) -> tile of one value
 
-    def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
+    def fetch(
+        self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int], new: NewArray = aligned
+    ) -> tuple[Image, float, float]:
         """See `Backend.fetch`."""
         (x, y), (height, width) = corner_xy_lv, hw
         page = self._pages[level]
         tile_width, tile_height = page.tile_xy
-        image_HWC = _aligned((height, width, page.samples))
+        image_HWC = new((height, width, page.samples))
         for row in range(y // tile_height, (y + height - 1) // tile_height + 1):
             top = row * tile_height
             y0, y1 = max(y, top), min(y + height, top + tile_height)
@@ -238,9 +240,11 @@ class Planes:
         """See `backends.Backend`."""
         return sum(part.held_bytes for part in self._parts)
 
-    def fetch(self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int]) -> tuple[Image, float, float]:
+    def fetch(
+        self, level: int, corner_xy_lv: tuple[int, int], hw: tuple[int, int], new: NewArray = aligned
+    ) -> tuple[Image, float, float]:
         """See `Backend.fetch`."""
-        image_HWC = _aligned((*hw, len(self._parts)))
+        image_HWC = new((*hw, len(self._parts)))
         for channel, part in enumerate(self._parts):
             image_HWC[..., channel] = part.fetch(level, corner_xy_lv, hw)[0][..., 0]
         return image_HWC, 0.0, 0.0
@@ -333,11 +337,3 @@ def _unusual_deflate(stream: bytearray, size: int, error: RuntimeError) -> Image
     if len(data) < size or (inflate.eof and not more):
         raise error
     return np.frombuffer(data, np.uint8)
-
-
-def _aligned(shape: tuple[int, ...]) -> Image:
-    """An array whose first byte lies at a multiple of `ALIGNMENT`."""
-    size = math.prod(shape)
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    first = -memory.ctypes.data % ALIGNMENT
-    return memory[first : first + size].reshape(shape)
