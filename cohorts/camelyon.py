@@ -6,8 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cohorts.pairing import Case, center_of, ids_of_label, list_files, named, pair_files, slides_and_masks
+from cohorts.pairing import (
+    LABEL_SUFFIXES,
+    Case,
+    center_of,
+    ids_of_label,
+    list_files,
+    named,
+    pair_files,
+    slides_and_masks,
+)
 from slides.names import id_of
+from slides.truth.label import OUTLINE_SUFFIXES
 from system.csv_tables import counted
 
 ALL_CENTERS = -1
@@ -85,7 +95,7 @@ def camelyon(
         root: folder of the data set, or the folder that holds it as `CAMELYON16` / `CAMELYON17`.
         train_centers: centers to train on; -1 for all. File names of CAMELYON16 do not give the center.
         val_centers: centers to validate on, which are then not trained on; -1 leaves `Sets.val` None.
-        label_format: `xml` or `tif`.
+        label_format: a key of `pairing.LABEL_SUFFIXES`.
         slide_format: suffix of the slides.
 
     Returns:
@@ -265,7 +275,8 @@ def _files(which: str, base: Path, slide_format: str, label_format: str) -> tupl
             "folder above them, or give slide and label paths instead"
         )
     layout = there[0]
-    candidates = layout.xml if label_format.lower().lstrip(".") == "xml" else layout.tif
+    outlines = set(LABEL_SUFFIXES.get(label_format.lower().lstrip("."), ())) <= set(OUTLINE_SUFFIXES)
+    candidates = layout.xml if outlines else layout.tif
     folders = _existing(base, candidates)
     slide_folders = _existing(base, layout.slides)
     if len(folders) != 1:

@@ -1,7 +1,8 @@
 """Pairs slides with labels by exact slide id, never by sort order or similarity.
 
 The id of a slide is its file name without the last suffix, in Unicode's composed form. The label of slide `tumor_001`
-is `tumor_001.xml`, `tumor_001_Mask.tif`, `tumor_001_mask.tif` or, outside the folder of the slides, `tumor_001.tif`.
+is `tumor_001.xml`, `tumor_001.geojson` (or `tumor_001.svs.geojson`), `tumor_001_Mask.tif`, `tumor_001_mask.tif` or,
+outside the folder of the slides, `tumor_001.tif`.
 Files that do not pair are an error that names them. OME-TIFF has `.ome` before the suffix: a label may omit it, or have
 it after `_mask`.
 """
@@ -12,13 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slides.names import id_of
+from slides.truth.label import has_outlines
 
 # Not DICOM: a slide there consists of many .dcm files.
 SLIDE_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff")} | {
     name: (f".{name}",) for name in ("svs", "ndpi", "mrxs", "vms", "vmu", "scn", "bif", "svslide", "czi")
 }
 SLIDE_SUFFIXES |= {"ome.tif": (".ome.tif", ".ome.tiff"), "ome.tiff": (".ome.tif", ".ome.tiff")}
-LABEL_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff"), "xml": (".xml",)}
+LABEL_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "tif": (".tif", ".tiff"),
+    "tiff": (".tif", ".tiff"),
+    "xml": (".xml",),
+    "geojson": (".geojson",),
+}
 
 # Source: notes of the CAMELYON16 organizers (README of the data set).
 _KNOWN_PROBLEMS = {
@@ -32,6 +39,7 @@ _MASK_ENDING = "_mask"
 _OME = ".ome"
 # Files of folders that preprocessing or prediction wrote, where masks and maps would be taken for slides.
 _OWN_OUTPUT = ((".done",), ("summary.json", "label.tif"))
+_ALL_SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in SLIDE_SUFFIXES.values() for suffix in suffixes))
 _NAMED_AT_MOST = 10
 
 
@@ -42,7 +50,7 @@ class Case:
     Attributes:
         slide_id: file name of the slide without its last suffix, composed (see `slides.names`).
         slide_path: the slide.
-        label_path: ASAP XML or mask TIFF; None for a normal slide, which is class 0 everywhere.
+        label_path: ASAP XML, QuPath GeoJSON or a mask; None for a normal slide, which is class 0 everywhere.
         patient: `patient_NNN` if the slide's name begins with it, else None.
         center: number of the medical center; None if unknown.
     """
@@ -106,8 +114,8 @@ def pair(
     if not any(case.labeled for case in cases):
         raise ValueError(
             f"no label in {label_path} belongs to a slide of {slide_path}: the slides are {named(slides)}; the files "
-            f"in the label path are {named(found)}; name a label <slide id>.xml or <slide id>{_MASK_ENDING}.tif, or "
-            "omit the label path if all slides are normal"
+            f"in the label path are {named(found)}; name a label <slide id>.xml, <slide id>.geojson or "
+            f"<slide id>{_MASK_ENDING}.tif, or omit the label path if all slides are normal"
         )
     return cases
 
@@ -300,6 +308,9 @@ def ids_of_label(path: Path) -> list[str]:
     """Slide ids that a label may belong to: its name, its name without `_mask` for a mask, and both with `.ome`."""
     stem = id_of(path)
     names = [stem]
+    if has_outlines(path):
+        # QuPath's scripts often keep the suffix of the slide: x.svs.geojson.
+        names += [stem[: -len(suffix)] for suffix in _ALL_SUFFIXES if stem.lower().endswith(suffix)]
     if is_mask(path):
         names.append(_without_ome(stem)[: -len(_MASK_ENDING)])
     elif path.suffix.lower() in LABEL_SUFFIXES["tif"]:
@@ -328,8 +339,8 @@ def _labels_by_id(by_id: dict[str, Path], labels: Iterable[Path]) -> dict[str, l
     near = {lower[name.lower()] for path in orphans for name in ids_of_label(path) if name.lower() in lower}
     hint = f"; these slides differ from them only in case: {', '.join(sorted(near))}" if near else ""
     raise ValueError(
-        f"labels without a slide: {named(orphans)}{hint}; a label is called <slide id>.xml or "
-        f"<slide id>{_MASK_ENDING}.tif: add the slides, or rename or remove the labels"
+        f"labels without a slide: {named(orphans)}{hint}; a label is called <slide id>.xml, "
+        f"<slide id>.geojson or <slide id>{_MASK_ENDING}.tif: add the slides, or rename or remove the labels"
     )
 
 

@@ -22,7 +22,7 @@ class Source:
         slide_path: folder or file.
         label_path: folder or file; None if all slides are normal.
         slide_format: suffix of the slides.
-        label_format: `tif` or `xml`.
+        label_format: a key of `pairing.LABEL_SUFFIXES`.
         recursive: search all folders below, too.
     """
 

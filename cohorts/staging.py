@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cohorts.pairing import Case
+from slides.truth.label import has_outlines
 from system.csv_tables import counted
 
 MARGIN = 0.95  # share of the free space that may be used
@@ -87,7 +88,7 @@ class Staging:
             OSError: a file could not be copied.
         """
         both = [path for case in cases for path in (case.slide_path, case.label_path) if path is not None]
-        files = list(dict.fromkeys(path for path in both if path.suffix.lower() != ".xml"))  # XML is read once
+        files = list(dict.fromkeys(path for path in both if not has_outlines(path)))  # outlines are read once
         copies: dict[Path, Path] = {}
         total = 0
         for number, path in enumerate(files):

@@ -12,6 +12,7 @@ from cohorts.pairing import Case
 from cohorts.staging import parts_of
 from doctor.job import Task
 from doctor.report import Finding, failed, passed, warned
+from slides.truth.label import has_outlines
 from system.csv_tables import counted
 from training.planner import MARGIN, costs
 
@@ -53,7 +54,7 @@ def staged(ranks: Reports, task: Task, cases: Sequence[Case]) -> Iterator[Findin
     if cannot:
         yield failed("--stage_dir", f"cannot be written, {cannot[0]}", "choose a local disk, e.g. $TMPDIR")
         return
-    files = {path for case in cases for path in (case.slide_path, case.label_path) if path and path.suffix != ".xml"}
+    files = {path for case in cases for path in (case.slide_path, case.label_path) if path and not has_outlines(path)}
     total = sum(part.stat().st_size for path in files for part in parts_of(path))
     least = min(ranks, key=lambda r: r["stage_dir"]["free"])
     space = min(task.stage_bytes, int(least["stage_dir"]["free"] * 0.95))

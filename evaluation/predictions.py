@@ -21,6 +21,7 @@ from cohorts.pairing import Case, ids_of_label, is_mask, list_files, named, pair
 from inference.maps import MapPyramid, Maps
 from inference.summary import CUT
 from slides.names import composed
+from slides.truth.label import has_outlines
 
 SUMMARY = "summary.json"
 DETECTIONS = "detections.csv"
@@ -152,7 +153,7 @@ def pair_predictions(
         slide_path: folder or file of slides; None for the slides that the predictions name.
         label_path: folder or file of labels.
         slide_format: suffix of slides.
-        label_format: "tif" or "xml".
+        label_format: a key of `cohorts.pairing.LABEL_SUFFIXES`.
         classes: number of classes of the truth.
         recursive: search all folders below those of slides and labels, too.
 
@@ -232,7 +233,7 @@ def _cases_of_predictions(
     for path in list_files(label_path, label_format, "label", recursive):
         ids = ids_of_label(path)
         # Slides and masks may share a folder; in it, only files named as masks are labels.
-        beside = path.resolve().parent in folders and path.suffix != ".xml"
+        beside = path.resolve().parent in folders and not has_outlines(path)
         if path.resolve() in taken or (beside and not is_mask(path)):
             continue
         if any(name in there for name in ids):

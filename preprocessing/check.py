@@ -35,11 +35,10 @@ from preprocessing.store import StepResult
 from preprocessing.tissue import LEAST_SHARE, Tissue, advice, find_tissue
 from slides.reader import Slide
 from slides.tissue import NOT_BRIGHTFIELD
-from slides.truth.annotation import read_annotations
 from slides.truth.interface import EmptyTruth, Truth
 from slides.truth.mask_values import count_values, is_plain, listed
 from slides.truth.reading import Reading
-from slides.truth.xml_truth import XmlTruth
+from slides.truth.xml_truth import XmlTruth, read_outlines
 from system.csv_tables import counted
 from system.findings import FAIL, WARN, Finding, failed, passed, warned
 
@@ -180,7 +179,7 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
     if not isinstance(truth, XmlTruth):
         yield _mask(case.label_path, slide, reading)
         return
-    found, notes = read_annotations(case.label_path, reading.class_of_group, reading.ignore_groups)
+    found, notes = read_outlines(case.label_path, slide, reading.class_of_group, reading.ignore_groups)
     groups = sorted({annotation.group for annotation in found})
     yield passed("label", f"{counted(len(found), 'annotation')} in {', '.join(groups) or 'no group'}")
     px_um2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1]

@@ -38,11 +38,10 @@ from preprocessing.tissue import mask_path, reads_mask
 from slides.geometry import Window
 from slides.reader import Slide
 from slides.tissue import cells_mm2
-from slides.truth.annotation import read_annotations
 from slides.truth.interface import EmptyTruth, Truth
-from slides.truth.label import IGNORE
+from slides.truth.label import IGNORE, has_outlines
 from slides.truth.reading import Reading
-from slides.truth.xml_truth import XmlTruth
+from slides.truth.xml_truth import XmlTruth, read_outlines
 from system.csv_tables import csv_text
 
 NAME = "manifest"
@@ -124,7 +123,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
         "um_px_x": round(slide.um_px_xy_l0[0], 6), "um_px_y": round(slide.um_px_xy_l0[1], 6),
         "width": slide.size_xy_l0[0], "height": slide.size_xy_l0[1], "levels": len(slide.levels),
         "tissue_mm2": round(cells_mm2(tissue_HW, cell_l0, slide), 4), "tumor_mm2": round(tumor_px * px_mm2, 6),
-        "annotations": _annotations(case, options.reading),
+        "annotations": _annotations(case, slide, options.reading),
         "slide_bytes": sum(path.stat().st_size for path in parts_of(case.slide_path)),
     }  # fmt: skip
     if options.checksums:
@@ -207,11 +206,11 @@ def _same_file_together(cases: Sequence[Case], rows: Mapping[str, Mapping[str, A
     ]
 
 
-def _annotations(case: Case, reading: Reading) -> str | None:
+def _annotations(case: Case, slide: Slide, reading: Reading) -> str | None:
     """Number of annotations per group; None for masks and slides without a label."""
-    if case.label_path is None or case.label_path.suffix.lower() != ".xml":
+    if case.label_path is None or not has_outlines(case.label_path):
         return None
-    found, _ = read_annotations(case.label_path, reading.class_of_group, reading.ignore_groups)
+    found, _ = read_outlines(case.label_path, slide, reading.class_of_group, reading.ignore_groups)
     counts = Counter(annotation.group for annotation in found)
     return " ".join(f"{group}:{count}" for group, count in sorted(counts.items()))
 

@@ -36,7 +36,7 @@ from slides.geometry import Window
 from slides.reader import Slide
 from slides.truth.asap import YELLOW, write_outlines
 from slides.truth.asap_areas import Area, asap_group, asap_label_map, outlines_of
-from slides.truth.label import IGNORE
+from slides.truth.label import IGNORE, has_outlines
 from slides.truth.mask_truth import MaskTruth
 from slides.truth.outline import outlines
 from slides.truth.raster import polygons_of
@@ -134,7 +134,7 @@ def step(_options: MaskToXmlOptions, reading: Reading, _slides: Slides) -> Step:
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Write the annotation of one slide, if its label is a mask."""
-    if case.label_path is None or case.label_path.suffix.lower() == ".xml":
+    if case.label_path is None or has_outlines(case.label_path):
         return StepResult()
     reading = options.reading
     # Raises an error for a mask of another size than the slide: its outlines would be misplaced.

@@ -38,6 +38,7 @@ from slides.geometry import Pair, Window
 from slides.reader import Slide
 from slides.tiff.pyramid import write_mask_pyramid
 from slides.truth.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP, describe
+from slides.truth.label import has_outlines
 from slides.truth.reading import Reading
 from slides.truth.xml_truth import XmlTruth
 from system.csv_tables import counted
@@ -62,6 +63,7 @@ class Field:
     path: Path
     size_xy_l0: tuple[int, int]
     um_px_xy_l0: Pair
+    bounds_xy_l0: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,8 @@ def step(options: XmlToMaskOptions, reading: Reading, _slides: Slides) -> Step:
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
-    """Write the mask of one slide, if its label is XML."""
-    if case.label_path is None or case.label_path.suffix.lower() != ".xml":
+    """Write the mask of one slide, if its label is a file of outlines."""
+    if case.label_path is None or not has_outlines(case.label_path):
         return StepResult()
     slide, reading = options.reading.open_slide(case.slide_path), options.reading
     path = out / FOLDER / f"{case.slide_id}_Mask.tif"
@@ -173,7 +175,7 @@ def finish(classes: Sequence[int], out: Path, _cases: Sequence[Case], outcomes: 
     """Lines with the number of masks, and with the option that reads them if the default does not."""
     good = [outcome.result.values for outcome in outcomes if outcome.state != FAILED]
     sizes = [values["bytes"] for values in good if values]
-    others = "; the others have no XML" if len(sizes) < len(good) else ""
+    others = "; the others have no outlines" if len(sizes) < len(good) else ""
     slides = f"{len(sizes)} of {counted(len(good), 'slide')}"
     line = f"{NAME:<15} masks of {slides}, {sum(sizes) / 1e6:.1f} MB: {out / FOLDER}{others}"
     if not sizes or set(classes) <= {0, 1}:
@@ -188,7 +190,7 @@ def finish(classes: Sequence[int], out: Path, _cases: Sequence[Case], outcomes: 
 class SingleFile(Group):
     """Files."""
 
-    xml: Path = option(required=True, help="ASAP annotation")
+    xml: Path = option(required=True, help="ASAP annotation or QuPath GeoJSON")
     out: Path = option(required=True, metavar="MASK", help="mask to write (.tif)")
     slide: Path | None = option(help="slide of the annotation: gives size, levels and spacing")
     size: tuple[int, int] | None = option(
@@ -227,7 +229,7 @@ class SingleFileOptions(Group):
 
 def one_file(argv: Sequence[str] | None = None) -> int:
     """Convert a single file; returns the exit code: 0, or 2 after an error."""
-    parser = Parser(f"python -m preprocessing.{NAME}", "Write one ASAP annotation as a pyramidal mask.")
+    parser = Parser(f"python -m preprocessing.{NAME}", "Write one annotation as a pyramidal mask.")
     options = read(SingleFileOptions, parser, argv)
     files, start = options.files, time.perf_counter()
     try:

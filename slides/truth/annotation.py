@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ _AREAS = ("Polygon", "Spline", "Rectangle")
 # How a note of an ignored group ends.
 _IGNORED = re.compile(r"group '(.*)' is ignored$")
 _NO_AREAS = ("Dot", "PointSet", "Measurement", "None")
+_KINDS = {kind.lower(): kind for kind in (*_AREAS, *_NO_AREAS)}
+_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
 
 
 class AnnotationError(ValueError):
@@ -63,9 +66,9 @@ def read_annotations(
 ) -> tuple[tuple[Annotation, ...], tuple[str, ...]]:
     """Read an ASAP XML file.
 
-    Rings that cross themselves are filled by the non-zero winding rule, as in ASAP (`winding`). Rings with fewer than
-    three different points, groups in `ignore_groups` and annotations without area (Dot, PointSet, Measurement) are
-    skipped and reported.
+    A group without a class counts as the one it is part of; decimal commas are read as points. Rings that cross
+    themselves are filled by the non-zero winding rule, as in ASAP (`winding`). Rings with fewer than three different
+    points, groups in `ignore_groups` and annotations without area (Dot, PointSet, Measurement) are skipped and noted.
 
     Args:
         path: The file.
@@ -82,26 +85,29 @@ def read_annotations(
     ignored = {group.lower() for group in ignore_groups} - known
     annotations: list[Annotation] = []
     notes: list[str] = []
-    for number, element in enumerate(_parse(path).iterfind("./Annotations/Annotation")):
+    root = _parse(path)
+    parents = {
+        element.get("Name", "").strip().lower(): element.get("PartOfGroup", "None").strip()
+        for element in root.iterfind("./AnnotationGroups//Group")
+    }
+    for number, element in enumerate(root.iterfind("./Annotations/Annotation")):
         name = element.get("Name") or f"number {number}"
         where = f"{path}: annotation {name!r}"
-        group = (element.get("PartOfGroup") or "None").lower()
+        given = _group(element, parents, known | ignored)
+        group = given.lower()
         if group in ignored:
             notes.append(f"{where}: group {group!r} is ignored")
             continue
         if group not in known:
-            raise AnnotationError(
-                f"{where}: unknown group {element.get('PartOfGroup')!r}; known are {', '.join(sorted(known))}. "
-                f"Give it a class with --label_map {group}:CLASS or skip it with --ignore_groups {group}"
-            )
-        kind = element.get("Type", "Polygon")
+            raise unknown_group(where, given, known)
+        kind = _KINDS.get(element.get("Type", "Polygon").strip().lower(), element.get("Type"))
         if kind in _NO_AREAS:
             notes.append(f"{where}: {kind} has no area, skipped")
             continue
         if kind not in _AREAS:
             raise AnnotationError(f"{where}: unknown type {kind!r}; allowed are {', '.join(_AREAS + _NO_AREAS)}")
         ring = _ring(element, where)
-        polygons, repaired = _polygons(ring)
+        polygons, repaired = rings_filled(ring)
         if not polygons:
             notes.append(f"{where}: {len(ring)} points without area, skipped")
             continue
@@ -109,6 +115,21 @@ def read_annotations(
             notes.append(f"{where}: the outline crosses or touches itself, repaired into {len(polygons)} polygons")
         annotations.append(Annotation(name, group, polygons))
     return tuple(annotations), tuple(notes)
+
+
+def unknown_group(where: str, group: str, known: Collection[str]) -> AnnotationError:
+    """Return the error of a group that has no class.
+
+    Args:
+        where: File and annotation.
+        group: As in the file.
+        known: Groups with a class.
+    """
+    pair, word = shlex.quote(f"{group.lower()}:CLASS"), shlex.quote(group.lower())
+    return AnnotationError(
+        f"{where}: unknown group {group!r}; known are {', '.join(sorted(known))}. "
+        f"Give it a class with --label_map {pair} or skip it with --ignore_groups {word}"
+    )
 
 
 def check_some_left(path: Path, annotations: Collection[Annotation], notes: Collection[str]) -> None:
@@ -128,8 +149,8 @@ def check_some_left(path: Path, annotations: Collection[Annotation], notes: Coll
         )
     groups = ", ".join("None (no group assigned)" if group == "none" else repr(group) for group in ignored)
     raise AnnotationError(
-        f"{found} ignored, as of group {groups}; assign groups in ASAP, give such a group a class with --label_map "
-        f"{ignored[0]}:CLASS, or remove the file if the slide has no tumor"
+        f"{found} ignored, as of group {groups}; assign groups in ASAP or classes in QuPath, give such a group a class "
+        f"with --label_map {ignored[0]}:CLASS, or remove the file if the slide has no tumor"
     )
 
 
@@ -198,13 +219,34 @@ def _parse(path: Path) -> etree._Element:
     return root
 
 
+def _group(element: etree._Element, parents: Mapping[str, str], named: Collection[str]) -> str:
+    """Group of an annotation as the file spells it, or the first of the groups around it that is `named`."""
+    given = (element.get("PartOfGroup") or "None").strip()
+    group, passed = given, set[str]()
+    while group.lower() not in named and group.lower() not in passed:
+        passed.add(group.lower())
+        group = parents.get(group.lower(), "None")
+    # The outermost group is part of None, which says nothing.
+    return given if group.lower() == "none" else group if group.lower() in named else given
+
+
+def _number(text: str | int) -> float:
+    """A number with a decimal point, or with the comma that some programs write by the language of the computer."""
+    try:
+        return float(text)
+    except ValueError:
+        if _COMMA.fullmatch(str(text)) is None:
+            raise
+        return float(str(text).replace(",", "."))
+
+
 def _ring(element: etree._Element, where: str) -> NDArray[np.float64]:
     """Points (N, 2) of an annotation in the order of their Order attribute (document order where there is none)."""
     rows = []
     for number, coordinate in enumerate(element.iterfind("./Coordinates/Coordinate")):
         given = coordinate.get
         try:
-            rows.append((float(given("Order", number)), float(given("X", "")), float(given("Y", ""))))
+            rows.append((float(given("Order", number)), _number(given("X", "")), _number(given("Y", ""))))
         except ValueError as error:
             raise _not_numbers(where, number, coordinate) from error
     points = np.array(rows, np.float64).reshape(-1, 3)
@@ -226,8 +268,8 @@ def _not_numbers(where: str, number: int, coordinate: etree._Element) -> Annotat
     )
 
 
-def _polygons(ring: NDArray[np.float64]) -> tuple[tuple[shapely.Polygon, ...], bool]:
-    """Valid polygons of a ring (N, 2) by the non-zero rule, and whether it had to be repaired for that.
+def rings_filled(ring: NDArray[np.float64]) -> tuple[tuple[shapely.Polygon, ...], bool]:
+    """Return valid polygons of a ring (N, 2) by the non-zero rule, and whether it had to be repaired for that.
 
     None for fewer than three different points.
     """

@@ -1,4 +1,4 @@
-"""Truth of a slide, one interface over ASAP XML, mask pyramids, and slides without any tumor.
+"""Truth of a slide, one interface over ASAP XML, QuPath GeoJSON, mask pyramids, and slides without any tumor.
 
 Tensor legend: H rows, W columns. Labels are uint8: classes 0-254, and IGNORE (255), which no loss or metric counts.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from slides.geometry import Window
 from slides.reader import Slide
 from slides.truth.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP
-from slides.truth.label import ignore_outside
+from slides.truth.label import OUTLINE_SUFFIXES, ignore_outside
 from slides.truth.mask_truth import MaskTruth
 from slides.truth.xml_truth import XmlTruth
 
@@ -98,10 +98,10 @@ def open_truth(
     """Open the truth of a slide by the suffix of its file.
 
     Args:
-        path: ASAP XML, a TIFF mask, or None for a slide without tumor.
+        path: ASAP XML, QuPath GeoJSON, a TIFF mask, or None for a slide without tumor.
         slide: The slide.
-        label_map: Group to class, for XML.
-        ignore_groups: Groups to skip, for XML.
+        label_map: Group to class, for outlines.
+        ignore_groups: Groups to skip, for outlines.
         mask_values: Stored value to class, for masks; default: 0 is class 0, all else class 1.
 
     Raises:
@@ -110,8 +110,10 @@ def open_truth(
     if path is None:
         return EmptyTruth(slide)
     suffix = Path(path).suffix.lower()
-    if suffix == ".xml":
+    if suffix in OUTLINE_SUFFIXES:
         return XmlTruth(path, slide, label_map, ignore_groups)
     if suffix in (".tif", ".tiff"):
         return MaskTruth(path, slide, mask_values)
-    raise ValueError(f"label {path}: suffix {suffix!r}; labels are ASAP .xml or mask .tif / .tiff")
+    raise ValueError(
+        f"label {path}: suffix {suffix!r}; labels are .xml (ASAP), .geojson (QuPath) or masks, .tif / .tiff"
+    )

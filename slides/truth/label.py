@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slides.geometry import Window, pixel_centers_l0
 
+# Files of outlines; all other labels are masks.
+OUTLINE_SUFFIXES = (".xml", ".geojson")
 # Counted by no loss and no metric.
 IGNORE = 255
+
+
+def has_outlines(path: Path | None) -> bool:
+    """Whether a label is a file of outlines (ASAP XML, QuPath GeoJSON), by its suffix."""
+    return path is not None and path.suffix.lower() in OUTLINE_SUFFIXES
 
 
 def check_classes(classes: Collection[int], option: str) -> None:

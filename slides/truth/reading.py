@@ -10,6 +10,7 @@ from slides.filled import FilledSlide
 from slides.reader import Slide
 from slides.truth.annotation import DEFAULT_LABEL_MAP, describe
 from slides.truth.interface import Truth, open_truth
+from slides.truth.label import has_outlines
 from slides.truth.mask_values import Counts, count_all, decide, described
 
 CountMasks = Callable[[list[Path]], Mapping[Path, Counts]]
@@ -58,8 +59,8 @@ class Reading:
         Raises:
             ValueError: a mask cannot be read, or its values say nothing; see `mask_values.decide`.
         """
-        kinds = {path: path.suffix.lower() == ".xml" for path in labels if path is not None}
-        masks = [path for path, is_xml in kinds.items() if not is_xml]
+        kinds = {path: has_outlines(path) for path in labels if path is not None}
+        masks = [path for path, outlines in kinds.items() if not outlines]
         lines = [describe(self.class_of_group, names)] if len(masks) < len(kinds) else []
         if not masks:
             return self, lines

@@ -1,4 +1,4 @@
-"""Truth from ASAP annotations: which class lies under the center of each px of a window.
+"""Truth from outlines (ASAP XML, QuPath GeoJSON): which class lies under the center of each px of a window.
 
 Tensor legend: H rows, W columns. Labels are uint8: classes 0-254, and IGNORE (255), which no loss or metric counts.
 """
@@ -14,9 +14,11 @@ import shapely
 from numpy.typing import NDArray
 
 from slides.geometry import Window
+from slides.truth import qupath
 from slides.truth.annotation import (
     DEFAULT_IGNORE_GROUPS,
     DEFAULT_LABEL_MAP,
+    Annotation,
     AnnotationError,
     check_some_left,
     paint,
@@ -41,18 +43,39 @@ class Extent(Protocol):
     def size_xy_l0(self) -> tuple[int, int]:
         """Width and height, level-0 px."""
 
+    @property
+    def bounds_xy_l0(self) -> tuple[int, int]:
+        """Corner of what QuPath shows, level-0 px."""
+
+
+def read_outlines(
+    path: Path,
+    slide: Extent,
+    label_map: Mapping[str, int] = DEFAULT_LABEL_MAP,
+    ignore_groups: Collection[str] = DEFAULT_IGNORE_GROUPS,
+) -> tuple[tuple[Annotation, ...], tuple[str, ...]]:
+    """Read ASAP XML or QuPath GeoJSON, by the suffix.
+
+    Returns:
+        Annotations, level-0 px, and notes; see `annotation.read_annotations` and `qupath.read_geojson`, which also
+        name the errors.
+    """
+    if path.suffix.lower() == qupath.SUFFIX:
+        return qupath.read_geojson(path, label_map, ignore_groups, slide.bounds_xy_l0)
+    return read_annotations(path, label_map, ignore_groups)
+
 
 class XmlTruth:
-    """Truth from ASAP XML (see `annotation.paint` for how groups paint over each other).
+    """Truth from ASAP XML or QuPath GeoJSON (see `annotation.paint` for how groups paint over each other).
 
     Args:
-        path: The XML file.
+        path: The file; GeoJSON by its suffix.
         slide: Its slide; what reaches outside it is clipped and noted.
         label_map: Group to class, in the order of painting. Class 255 marks areas to ignore.
         ignore_groups: Groups to skip.
 
     Raises:
-        AnnotationError: See `annotation.read_annotations`; also when all annotations are skipped or outside.
+        AnnotationError: See `read_outlines`; also when all annotations are skipped or outside.
     """
 
     def __init__(
@@ -63,7 +86,7 @@ class XmlTruth:
         ignore_groups: Collection[str] = DEFAULT_IGNORE_GROUPS,
     ) -> None:
         check_classes(label_map.values(), "--label_map")
-        annotations, notes = read_annotations(Path(path), label_map, ignore_groups)
+        annotations, notes = read_outlines(Path(path), slide, label_map, ignore_groups)
         check_some_left(Path(path), annotations, notes)
         self.slide_id = slide.id
         self._size_xy_l0 = slide.size_xy_l0

@@ -38,7 +38,7 @@ def test_masks_are_the_truth_of_training_and_a_second_run_has_nothing_to_do(fold
     assert run_steps(["xml_to_mask"], words) == 0
     said = capsys.readouterr().out
     assert "masks of 2 of 3 slides" in said
-    assert "the others have no XML" in said
+    assert "the others have no outlines" in said
     assert "--mask_values" not in said
     assert sorted(path.name for path in (folder / "out" / "masks").iterdir()) == [
         "tumor_1_Mask.tif",

@@ -52,6 +52,35 @@ def test_exclusion_cuts_a_hole_and_is_class_0_itself(tmp_path):
     assert area_of(found[0]) == 50
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('X="40" Y="20"', 'X="40,0" Y=" 20,00"'),
+        ('PartOfGroup="_0"', 'PartOfGroup="Tumor "'),
+        ('Type="Polygon"', 'Type="polygon"'),
+        ('PartOfGroup="_0"', 'PartOfGroup="Micro"'),
+    ],
+    ids=["decimal comma", "blank", "lower case", "part of a group"],
+)
+def test_spellings_of_other_programs(tmp_path, change):
+    path = xml(tmp_path, annotation(SQUARE))
+    groups = '<AnnotationGroups><Group Name="Inner" PartOfGroup="Tumor"/><Group Name="micro " PartOfGroup="inner"/>'
+    text = path.read_text().replace(*change)
+    path.write_text(text.replace("</Annotations>", f"</Annotations>{groups}</AnnotationGroups>"))
+    ((found,), notes) = read_annotations(path, DEFAULT_LABEL_MAP)
+    assert found.group in ("_0", "tumor")
+    assert area_of(found.polygons) == 300
+    assert notes == ()
+
+
+def test_groups_that_are_part_of_each_other_are_unknown(tmp_path):
+    path = xml(tmp_path, annotation(SQUARE, group="a"))
+    groups = '<AnnotationGroups><Group Name="a" PartOfGroup="b"/><Group Name="b" PartOfGroup="a"/></AnnotationGroups>'
+    path.write_text(path.read_text().replace("</Annotations>", f"</Annotations>{groups}"))
+    with pytest.raises(AnnotationError, match="unknown group 'a'"):
+        read_annotations(path, DEFAULT_LABEL_MAP)
+
+
 def test_later_groups_of_the_map_win(tmp_path):
     areas = [("a", square(0, 0, 20, 10)), ("b", square(10, 0, 20, 10))]
     first = regions(tmp_path, areas, {"a": 1, "b": 2})
@@ -174,7 +203,7 @@ def test_unlabelled_annotations_are_skipped_unless_mapped(tmp_path):
     assert len(read_annotations(path, {"None": 1})[0]) == 1
 
 
-@pytest.mark.parametrize(("x", "y"), [("nan", 1), (1, "inf"), ("12,5", 1), ("", 1), (1, "1e300")])
+@pytest.mark.parametrize(("x", "y"), [("nan", 1), (1, "inf"), ("1,234,5", 1), ("", 1), (1, "1e300")])
 def test_coordinates_that_are_no_places_are_refused(tmp_path, x, y):
     with pytest.raises(AnnotationError, match=r"a\.xml: annotation 'spot': coordinate 1"):
         read_annotations(xml(tmp_path, annotation([SQUARE[0], (1, x, y), *SQUARE[2:]])), DEFAULT_LABEL_MAP)
