@@ -54,10 +54,10 @@ def evaluate(opts: EvaluateOptions) -> int:
     from artifacts.metadata import class_count
     from cohorts.pairing import known_problems
     from evaluation.outputs import write_outputs
-    from evaluation.predictions import models_of, pair_predictions
-    from evaluation.slide import measure
+    from evaluation.predictions import pair_predictions, sources
+    from evaluation.slide import Measured, measure
     from evaluation.words import headline, slide_line
-    from metrics.summary import SlideScores, plain, summarize
+    from metrics.summary import plain, summarize
 
     begin = time.monotonic()
     # ---- inputs ------------------------------------------------------------------------------------------------------
@@ -73,8 +73,7 @@ def evaluate(opts: EvaluateOptions) -> int:
     notes = [*found.notes, *known_problems([case for _, case in found.pairs])]
     reading = settled(reading, [case.label_path for _, case in found.pairs], class_names)
     # ---- slide by slide ----------------------------------------------------------------------------------------------
-    measured: list[SlideScores] = []
-    pictures: dict[str, tuple[str, str]] = {}
+    measured: list[Measured] = []
     left_out = dict(found.left_out)
     for number, (prediction, case) in enumerate(found.pairs, start=1):
         try:
@@ -83,8 +82,7 @@ def evaluate(opts: EvaluateOptions) -> int:
             # One bad slide does not stop the others; every output names it.
             left_out[prediction.slide_id] = str(error)
             continue
-        measured.append(one.scores)
-        pictures[one.scores.slide_id] = (one.truth, one.predicted)
+        measured.append(one)
         notes += one.scores.notes
         print(f"{number:>4} of {len(found.pairs)}  {slide_line(one.scores)}", flush=True)
     for slide_id, reason in left_out.items():
@@ -92,21 +90,18 @@ def evaluate(opts: EvaluateOptions) -> int:
     if not measured:
         raise ValueError(f"no slide could be evaluated; the first: {next(iter(left_out.values()))}")
     # ---- scores ------------------------------------------------------------------------------------------------------
-    summary = summarize(measured, class_names, scores.bootstrap, scores.seed, scores.froc_threshold)
-    evaluated = [pair for pair in found.pairs if pair[0].slide_id in pictures]
+    rows = [one.scores for one in measured]
+    summary = summarize(rows, class_names, scores.bootstrap, scores.seed, scores.froc_threshold)
     metrics = plain(
         summary.metrics
-        | {"models": models_of([prediction for prediction, _ in evaluated])}
-        | {"slide_folders": sorted({str(case.slide_path.parent) for _, case in evaluated})}
+        | sources(found.pairs, {one.slide_id for one in rows})
         | {"left_out": left_out, "notes": notes, "options": as_json(slides) | as_json(labels) | as_json(scores)}
         | {"seconds": time.monotonic() - begin}
     )
     # ---- outputs -----------------------------------------------------------------------------------------------------
-    write_outputs(out, metrics, summary, measured, pictures)
+    write_outputs(out, metrics, summary, measured)
     print(headline(metrics))
-    for note in notes:
-        print(f"note        {note}")
-    print(f"written to  {out}")
+    print(*(f"note        {note}" for note in notes), f"written to  {out}", sep="\n")
     return 0
 
 

@@ -128,6 +128,7 @@ def result_options(opts: PredictOptions, network: LoadedModel) -> dict[str, Any]
         "mpp": opts.slides.mpp, "bb_downsample": opts.tissue.bb_downsample,
         "min_probability": results.min_probability, "nms_um": results.nms_um,
         "simplify_um": results.simplify_um, "min_area_um2": results.min_area_um2,
+        "overlay": results.overlay,
         "geojson_frame": results.geojson_frame,
         **({CUT: True} if windows.tissue_only else {}),
     }  # fmt: skip
@@ -166,7 +167,9 @@ class Prediction:
             classes=dict(enumerate(network.info.class_names)),
             model=str(network.path.resolve()),
             options=result_options(opts, network),
-            outputs=OutputOptions(results.simplify_um, results.min_area_um2, detections, results.geojson_frame),
+            outputs=OutputOptions(
+                results.simplify_um, results.min_area_um2, detections, results.geojson_frame, results.overlay
+            ),
         )
         self.slides: list[tuple[str, Path]] = []
         self.planned: list[PlannedSlide] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.report import html
+from evaluation.slide import Measured
 from metrics.stages import submission_text
 from metrics.summary import SlideScores, Summary, plain
 from system.atomic_files import write_bytes
@@ -23,8 +24,7 @@ def write_outputs(
     out: Path,
     metrics: Mapping[str, Any],
     summary: Summary,
-    slides: Sequence[SlideScores],
-    pictures: Mapping[str, tuple[str, str]],
+    measured: Sequence[Measured],
 ) -> None:
     """Write all files of an evaluation, each completely or not at all.
 
@@ -32,8 +32,7 @@ def write_outputs(
         out: existing folder to write to.
         metrics: contents of metrics.json, JSON types.
         summary: scores of the set.
-        slides: scores of each slide.
-        pictures: slide id -> pictures of truth and prediction as data URIs.
+        measured: each slide.
 
     Raises:
         OSError: a file cannot be written.
@@ -42,9 +41,10 @@ def write_outputs(
     stored = {"widefov_version": __version__} | dict(metrics)
     write(out / "metrics.json", json.dumps(stored, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write(out / "slides.csv", table(summary.rows[0], (row.values() for row in rows)))
-    write(out / "false_positives.csv", table(*false_positives(slides)))
+    write(out / "false_positives.csv", table(*false_positives([one.scores for one in measured])))
     if summary.submission is not None:
         write(out / "submission.csv", submission_text(summary.submission))
+    pictures = {one.scores.slide_id: (one.truth, one.predicted) for one in measured}
     shown = {row["slide_id"]: pictures[row["slide_id"]] for row in rows[:PICTURES]}
     write(out / "report.html", html(metrics, rows, summary.froc, summary.roc, shown))
 

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from slides.filled import least_side, read_or_fill
 from slides.geometry import Window, lv_from_l0
-from slides.reader import Slide, SlideError
+from slides.reader import Slide
 
 # Longer side of a picture.
 SIDE_PX = 640
@@ -80,10 +81,7 @@ def beside(slide: Slide, window: Window, scene: Scene) -> tuple[Picture, Picture
     Returns:
         The picture of the truth and that of the prediction.
     """
-    try:
-        image_HWC = slide.read(window)
-    except SlideError:
-        image_HWC = np.full((*window.hw_out, 3), 255, np.uint8)
+    image_HWC, _, _ = read_or_fill(slide.read, window, least_side(slide, window))
     truth_HWC, predicted_HWC = image_HWC.copy(), image_HWC.copy()
     missed_HW = scene.true_HW & np.isin(scene.lesion_HW, scene.missed)
     itc_HW = scene.true_HW & np.isin(scene.lesion_HW, scene.itc)

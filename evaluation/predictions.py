@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -306,10 +306,22 @@ def _detections(rows: Iterable[list[str]]) -> tuple[NDArray[np.float64], NDArray
     return values[:, 0], values[:, 1:]
 
 
-def models_of(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Return model, options and number of slides of each kind of prediction, JSON types, the most frequent first."""
+def sources(pairs: Sequence[tuple[Prediction, Case]], evaluated: Collection[str]) -> dict[str, Any]:
+    """Return what was evaluated, JSON types.
+
+    Args:
+        pairs: predictions with their slides and labels.
+        evaluated: ids of those that count.
+
+    Returns:
+        `models`: model, options and number of slides of each kind of prediction, the most frequent first;
+        `slide_folders`: where the slides lie.
+    """
     kinds: dict[str, dict[str, Any]] = {}
-    for one in predictions:
-        kind = json.dumps([one.model, one.options], sort_keys=True)
-        kinds.setdefault(kind, {"model": one.model, "slides": 0, "options": dict(one.options)})["slides"] += 1
-    return sorted(kinds.values(), key=lambda kind: -int(kind["slides"]))
+    folders = set()
+    for one, case in pairs:
+        if one.slide_id in evaluated:
+            folders.add(str(case.slide_path.parent))
+            kind = json.dumps([one.model, one.options], sort_keys=True)
+            kinds.setdefault(kind, {"model": one.model, "slides": 0, "options": dict(one.options)})["slides"] += 1
+    return {"models": sorted(kinds.values(), key=lambda kind: -int(kind["slides"])), "slide_folders": sorted(folders)}

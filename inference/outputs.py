@@ -12,7 +12,7 @@ from inference.maps import Maps
 from inference.overlay import overlay, write_overlay
 from inference.polygons import regions
 from inference.summary import Predicted, summary, write_summary
-from options.choices import GeojsonFrame
+from options.choices import GeojsonFrame, OverlayStyle
 from slides.geometry import geojson_corner
 from slides.reader import Slide
 from slides.truth.interface import Truth
@@ -28,12 +28,14 @@ class OutputOptions:
         min_area_um2: smaller regions have no outline.
         detections: see `DetectionOptions`.
         geojson_frame: where the coordinates of GeoJSON begin; see `slides.geometry.geojson_corner`.
+        overlay: how the prediction is drawn, see `inference.overlay.overlay`.
     """
 
     simplify_um: float | None = None
     min_area_um2: float = 0.0
     detections: DetectionOptions = field(default_factory=DetectionOptions)
     geojson_frame: GeojsonFrame = "qupath"
+    overlay: OverlayStyle = "auto"
 
 
 def write_outputs(
@@ -73,11 +75,14 @@ def write_outputs(
     best = detections(maps.probability, slide.size_xy_l0, options.detections)
     write_csv(folder / "detections.csv", best)
     true_regions = None if truth is None else {cls: truth.regions(cls) for cls in sorted(truth.classes - {0})}
-    write_overlay(folder / "overlay.png", overlay(slide, maps, found, true_regions))
+    coarsest = maps.label.levels[-1]  # by maximum: it has what any level has
+    finding = bool(best) or bool(maps.label.whole(coarsest).any())
+    picture_HWC = overlay(slide, maps, found, true_regions, style=options.overlay, finding=finding)
+    write_overlay(folder / "overlay.png", picture_HWC)
     write_summary(
         folder / "summary.json", summary(slide, maps, best, run, time.monotonic() - started, options.geojson_frame)
     )
-    notes = []
+    notes = [] if finding else [f"slide {slide.id}: no finding (no tumor predicted, no detection)"]
     if slide.bounds_xy_l0 != (0, 0):
         x, y = (f"{value:g}" for value in corner_xy_l0)
         notes.append(

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from inference.annotations import color_of, rgb_of
 from inference.maps import Maps
 from inference.polygons import Region
+from options.choices import OverlayStyle
 from slides.filled import least_side, read_or_fill
 from slides.geometry import Window, lv_from_l0, pixel_centers_l0
 from slides.reader import Slide
@@ -33,6 +34,9 @@ TRUTH_COLOR = "#000000"
 LINE_PX, HALO_PX = 2, 5
 # Sub-px places of OpenCV's lines: 1 / 16 px.
 SHIFT = 4
+# Single cells are seen at this spacing and finer; colors over them would hide what they look like.
+CELLS_UM_PX = 1.0
+LONGEST_NAME = 80
 FONT_PX, MARGIN_PX, BAR_PX = 22, 24, 26
 SCALE_BARS_MM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 
@@ -43,6 +47,8 @@ def overlay(
     found: Sequence[Region],
     truth: Mapping[int, Sequence[shapely.Polygon]] | None = None,
     side_px: int = SIDE_PX,
+    style: OverlayStyle = "auto",
+    finding: bool = True,
 ) -> Picture:
     """Draw the slide with its prediction.
 
@@ -52,21 +58,27 @@ def overlay(
         found: predicted regions, outlined in the color of their class.
         truth: class to true regions (level-0 px), outlined in black over white; None where the truth is unknown.
         side_px: longer side of the thumbnail; smaller slides are not enlarged.
+        style: "color" lays the probability over the tissue, "outline" leaves the tissue as it is; "auto" is "outline"
+            at `CELLS_UM_PX` and finer.
+        finding: whether anything was found; the legend states where nothing was.
 
     Returns:
-        image_HWC: the thumbnail above its legend. White where the slide cannot be read, as the legend states.
+        image_HWC: the thumbnail above the slide's name and a legend. White where the slide cannot be read, as the
+            legend states.
     """
     width, height = slide.size_xy_l0
     step = max(1.0, max(width, height) / side_px)
     window = Window((0.0, 0.0), (max(1, round(height / step)), max(1, round(width / step))), (step, step))
-    notes = []
+    notes = [] if finding else ["no finding"]
     # The prediction is worth seeing also without its background.
     image_HWC, _, lost = read_or_fill(slide.read, window, least_side(slide, window))
     image_HWC = image_HWC.copy()
     if lost:
         notes.append("slide unreadable here" if lost == image_HWC[..., 0].size else "white where slide unreadable")
-    probability_HW = _sampled(maps, window)
-    _blend(image_HWC, probability_HW)
+    mm_px = step * slide.um_px_xy_l0[0] / 1000
+    colored = style == "color" or (style == "auto" and mm_px * 1000 > CELLS_UM_PX)
+    if colored:
+        _blend(image_HWC, _sampled(maps, window))
     for polygons in (truth or {}).values():
         _outline(image_HWC, polygons, window, TRUTH_COLOR)
     for cls in range(1, maps.classes):
@@ -74,7 +86,7 @@ def overlay(
     lines = [(color_of(cls), f"predicted {maps.class_names[cls]}") for cls in range(1, maps.classes)]
     if truth is not None:
         lines.append((TRUTH_COLOR, "truth"))
-    legend_HWC = _legend(image_HWC.shape[1], lines, notes, step * slide.um_px_xy_l0[0] / 1000)
+    legend_HWC = _legend(image_HWC.shape[1], lines, notes, mm_px, slide.id, colored)
     wide = max(image_HWC.shape[1], legend_HWC.shape[1])
     return np.concatenate([_widened(image_HWC, wide), _widened(legend_HWC, wide)])
 
@@ -134,7 +146,14 @@ def _outline(image_HWC: Picture, polygons: Sequence[shapely.Polygon], window: Wi
         )
 
 
-def _legend(width: int, lines: Sequence[tuple[str, str]], notes: Sequence[str], mm_px: float) -> Picture:
+def _legend(
+    width: int,
+    lines: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    mm_px: float,
+    name: str = "",
+    colored: bool = True,
+) -> Picture:
     """Draw the legend in as many rows as the width needs.
 
     Args:
@@ -142,10 +161,12 @@ def _legend(width: int, lines: Sequence[tuple[str, str]], notes: Sequence[str], 
         lines: color and meaning of each kind of outline.
         notes: further text.
         mm_px: millimeters per px of the picture.
+        name: the slide's, in a row of its own.
+        colored: whether colors of probability are explained.
     """
     font = ImageFont.load_default(FONT_PX)
     bar_mm = max((mm for mm in SCALE_BARS_MM if mm / mm_px <= max(width, 300) / 5), default=SCALE_BARS_MM[0])
-    cells = [_scale_bar(bar_mm, mm_px, font), _color_bar(font)]
+    cells = [_scale_bar(bar_mm, mm_px, font), *([_color_bar(font)] if colored else [])]
     cells += [_line_sample(color, text, font) for color, text in lines]
     cells += [_text(note, font) for note in notes]
     rows: list[list[Image.Image]] = [[]]
@@ -153,6 +174,8 @@ def _legend(width: int, lines: Sequence[tuple[str, str]], notes: Sequence[str], 
         if rows[-1] and sum(c.width + MARGIN_PX for c in rows[-1]) + cell.width + MARGIN_PX > width:
             rows.append([])
         rows[-1].append(cell)
+    if name:
+        rows.insert(0, [_text(_shortened(name), font)])
     wide = max([width, *(MARGIN_PX + sum(c.width + MARGIN_PX for c in row) for row in rows)])
     row_px = FONT_PX * 2
     panel = Image.new("RGB", (wide, row_px * len(rows) + MARGIN_PX), "white")
@@ -198,6 +221,13 @@ def _line_sample(color: str, text: str, font: ImageFont.FreeTypeFont | ImageFont
     ImageDraw.Draw(cell).rectangle((0, BAR_PX // 2 - 2, 40, BAR_PX // 2 + 1), fill=color)
     cell.paste(words, (50, (BAR_PX - words.height) // 2))
     return cell
+
+
+def _shortened(name: str) -> str:
+    """Return a name that fits into a line; bytes that are not text become question marks."""
+    shown = name.encode("utf-8", "replace").decode("utf-8")
+    half = LONGEST_NAME // 2
+    return shown if len(shown) <= LONGEST_NAME else f"{shown[: half - 2]} ... {shown[3 - half :]}"
 
 
 def _text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:

@@ -64,6 +64,7 @@ GeojsonFrame = Literal["qupath", "slide"]  # from the corner of what QuPath show
 GEOJSON_FRAMES: tuple[GeojsonFrame, ...] = get_args(GeojsonFrame)
 
 PixelSet = Literal["tissue", "all"]
+OverlayStyle = Literal["auto", "color", "outline"]  # auto: outline where the picture shows single cells
 ExportFormat = Literal["savedmodel", "onnx", "keras"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 # False positives per slide at which CAMELYON16 reads the sensitivity.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from options.choices import GeojsonFrame
+from options.choices import GeojsonFrame, OverlayStyle
 from options.fields import Group, option, read
 from options.groups import Machine, SlideFiles, TissueSearch
 from options.model import Model
@@ -58,6 +58,10 @@ class Results(Group):
         parse=not_negative, unit="um", help="tolerance of simplified outlines; default 2 px of the map"
     )
     min_area_um2: float = option(100.0, parse=not_negative, unit="um2", help="smaller outlines are omitted")
+    overlay: OverlayStyle = option(
+        "auto", help="overlay.png with colors of probability or outlines only; auto: outlines where the "
+        "picture shows single cells (1 um/px and finer)",
+    )  # fmt: skip
     geojson_frame: GeojsonFrame = option(
         "qupath",
         help="where polygons.geojson counts level-0 px from, in slides with bounds (MRXS, SCN, BIF): the corner of "

@@ -34,7 +34,7 @@ def test_probability_lies_where_it_was_predicted(tmp_path):
     slide = white_slide(tmp_path / "s.tif")
     label = np.zeros((50, 75))
     label[10:30, 20:50] = 1
-    picture = overlay(slide, write_maps(tmp_path / "maps", label), [])
+    picture = overlay(slide, write_maps(tmp_path / "maps", label), [], style="color")
     assert picture.shape[1] >= 300
     assert where_colored(picture, 200) == (80, 40, 200, 120)
     # The yellow end of the colors, over white.
@@ -46,7 +46,7 @@ def test_smaller_pictures_show_the_same_place(tmp_path, side):
     slide = white_slide(tmp_path / "s.tif")
     label = np.zeros((50, 75))
     label[10:30, 20:50] = 1
-    picture = overlay(slide, write_maps(tmp_path / "maps", label), [], side_px=side)
+    picture = overlay(slide, write_maps(tmp_path / "maps", label), [], side_px=side, style="color")
     step = 300 / side
     expected = [np.ceil(v / step - 0.5) for v in (80, 40, 200, 120)]
     assert np.abs(np.subtract(where_colored(picture, round(200 / step)), expected)).max() <= 1
@@ -56,7 +56,7 @@ def test_a_map_coarser_than_the_picture(tmp_path):
     slide = white_slide(tmp_path / "s.tif")
     label = np.zeros((10, 15))
     label[2, 3] = 1
-    picture = overlay(slide, write_maps(tmp_path / "maps", label, step_xy=(20.0, 20.0)), [])
+    picture = overlay(slide, write_maps(tmp_path / "maps", label, step_xy=(20.0, 20.0)), [], style="color")
     assert where_colored(picture, 200) == (60, 40, 80, 60)
 
 
@@ -111,7 +111,7 @@ def test_the_scale_bar_is_as_long_as_it_says():
 def test_the_legend_of_a_narrow_slide_is_not_cut(tmp_path):
     slide = white_slide(tmp_path / "s.tif", (40, 200))
     maps = write_maps(tmp_path / "maps", np.zeros((50, 10)), classes=4)
-    picture = overlay(slide, maps, [], {})
+    picture = overlay(slide, maps, [], {}, style="color")
     assert picture.shape[1] > 350
     assert (picture[:, -10:] == 255).all()
     assert (picture[200:] != 255).any()
@@ -119,7 +119,7 @@ def test_the_legend_of_a_narrow_slide_is_not_cut(tmp_path):
 
 def test_one_px_slides_have_a_picture(tmp_path):
     slide = white_slide(tmp_path / "s.tif", (1, 1))
-    picture = overlay(slide, write_maps(tmp_path / "maps", np.ones((1, 1)), size_xy_l0=(1, 1)), [])
+    picture = overlay(slide, write_maps(tmp_path / "maps", np.ones((1, 1)), size_xy_l0=(1, 1)), [], style="color")
     assert (picture[0, 0] != 255).any()
 
 
@@ -128,13 +128,13 @@ def test_a_slide_that_cannot_be_read_is_white_and_the_legend_says_so(tmp_path, m
     label = np.zeros((50, 75))
     label[10:30, 20:50] = 1
     maps = write_maps(tmp_path / "maps", label)
-    whole = overlay(slide, maps, [])
+    whole = overlay(slide, maps, [], style="color")
 
     def unreadable(*_):
         raise SlideError("damaged")
 
     monkeypatch.setattr(Slide, "read", unreadable)
-    picture = overlay(slide, maps, [])
+    picture = overlay(slide, maps, [], style="color")
     assert where_colored(picture, 200) == (80, 40, 200, 120)
     assert picture.shape[0] > whole.shape[0]  # one row of the legend more
 
@@ -153,3 +153,53 @@ def test_the_file_is_png_and_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_overlay(tmp_path / "b.png", picture)
     assert [path.name for path in tmp_path.iterdir()] == ["ä 'b'.png"]
+
+
+def picture_of(tmp_path, um_px, **more):
+    """A white slide with tumor at x 80 to 200, y 40 to 120, outlined."""
+    slide = white_slide(tmp_path / "s 1.tif", um_px=um_px)
+    label = np.zeros((50, 75))
+    label[10:30, 20:50] = 1
+    maps = write_maps(tmp_path / "maps", label, um_px_xy_l0=(um_px, um_px))
+    return overlay(slide, maps, [Region(1, shapely.box(80, 40, 200, 120), 1.0, 1.0)], **more)
+
+
+@pytest.mark.parametrize(
+    ("um_px", "style", "colored"),
+    [(0.25, "auto", False), (1.0, "auto", False), (1.01, "auto", True), (0.25, "color", True), (8.0, "outline", False)],
+)
+def test_cells_are_outlined_and_large_slides_colored(tmp_path, um_px, style, colored):
+    picture = picture_of(tmp_path, um_px, style=style)
+    assert bool((picture[60:100, 100:180] != 255).any()) == colored
+    # The outline is there in any case.
+    assert np.abs(picture[80, 78:83].astype(int) - rgb_of("#D55E00")).sum(axis=1).min() < 60
+
+
+def test_auto_looks_at_the_picture_and_not_at_the_slide(tmp_path):
+    assert (picture_of(tmp_path, 0.5, side_px=100)[18:36, 32:62] != 255).any()
+
+
+def test_colors_are_explained_where_they_are_used(tmp_path):
+    colored, outlined = picture_of(tmp_path, 0.25, style="color"), picture_of(tmp_path, 0.25, style="outline")
+    yellow = (253, 231, 37)
+    near = [bool((np.abs(p[200:].astype(int) - yellow).sum(axis=2) < 12).any()) for p in (colored, outlined)]
+    assert near == [True, False]
+
+
+def test_the_name_of_the_slide_is_a_row_of_its_own(tmp_path):
+    named = _legend(800, [], [], 0.01, "patient_001_node_2")
+    bare = _legend(800, [], [], 0.01)
+    assert named.shape[0] - bare.shape[0] == 44
+    row = named[12:56]
+    assert (row[:, 24:60] < 128).any()
+    np.testing.assert_array_equal(named[56:], bare[12:])
+    # Long names and bytes that are not text have a picture, too.
+    long = _legend(800, [], [], 0.01, "x" * 500 + os.fsdecode(b"\xff"))
+    assert long.shape[1] < 1500
+    assert picture_of(tmp_path, 0.25).shape[0] > 244
+
+
+def test_nothing_found_is_stated(tmp_path):
+    with_finding, without = picture_of(tmp_path, 0.25), picture_of(tmp_path, 0.25, finding=False)
+    assert (without[:200, :300] == with_finding[:200, :300]).all()
+    assert np.count_nonzero(without[200:] != 255) > np.count_nonzero(with_finding[200:] != 255)

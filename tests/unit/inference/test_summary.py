@@ -214,6 +214,12 @@ def write_truth(path, slide):
     return path
 
 
+def test_a_slide_without_finding_is_reported(tmp_path, slide):
+    maps = write_maps(tmp_path, np.zeros((50, 75)), size_xy_l0=slide.size_xy_l0)
+    expected = [f"slide {slide.id}: no finding (no tumor predicted, no detection)"]
+    assert write_outputs(tmp_path, slide, maps, RUN, time.monotonic()) == expected
+
+
 def test_small_regions_are_counted_in_a_note(tmp_path, slide):
     label = some_label()
     label[40, 60] = 1
