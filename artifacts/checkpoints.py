@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,37 @@ def exported(folder: Path, images: int) -> bool:
     return counted_then == images and (folder / "final.keras").exists() and (folder / "final_savedmodel").is_dir()
 
 
+class _FirstError:
+    """A file to write to that keeps its first error, and takes everything after it for written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                return self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+
+def _write_arrays(file: IO[bytes], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an `.npz` to an open file.
+
+    Raises:
+        OSError: once, where the disk is full; a zip file that cannot be closed would print it again, with a traceback.
+    """
+    kept = _FirstError(file)
+    np.savez(kept, **arrays)
+    if kept.error is not None:
+        raise kept.error
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -143,7 +174,7 @@ class Checkpoints:
         arrays |= {f"extra/{key}": value for key, value in state.arrays.items()}
         arrays["state"] = np.frombuffer(json.dumps(state.head()).encode(), np.uint8)
         path = self.folder / name
-        write_atomically(path, lambda file: np.savez(file, **arrays))
+        write_atomically(path, lambda file: _write_arrays(file, arrays))
         for old in self.history()[KEEP:]:
             old.unlink(missing_ok=True)
         return path
