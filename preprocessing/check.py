@@ -36,6 +36,7 @@ from preprocessing.tissue import LEAST_SHARE, Tissue, advice, find_tissue
 from slides.reader import Slide
 from slides.tissue import NOT_BRIGHTFIELD
 from slides.truth.interface import EmptyTruth, Truth
+from slides.truth.mask_truth import MaskTruth
 from slides.truth.mask_values import count_values, is_plain, listed
 from slides.truth.reading import Reading
 from slides.truth.xml_truth import XmlTruth, read_outlines
@@ -177,7 +178,8 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
         return
     assert case.label_path is not None
     if not isinstance(truth, XmlTruth):
-        yield _mask(case.label_path, slide, reading)
+        assert isinstance(truth, MaskTruth)
+        yield _mask(truth, slide, reading)
         return
     found, notes = read_outlines(case.label_path, slide, reading.class_of_group, reading.ignore_groups)
     groups = sorted({annotation.group for annotation in found})
@@ -208,11 +210,12 @@ def _label(case: Case, truth: Truth, slide: Slide, reading: Reading) -> Iterator
             )
 
 
-def _mask(path: Path, slide: Slide, reading: Reading) -> Finding:
+def _mask(truth: MaskTruth, slide: Slide, reading: Reading) -> Finding:
     """Values of a mask, and the area of each class; a failure where nothing says which class a value is."""
-    counts = count_values(path)
-    px_mm2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
-    found = f"mask {path.name} of the slide's size: values {listed(counts)}"
+    path, counts = truth.path, count_values(truth.path)
+    px_mm2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] * truth.px_l0[0] * truth.px_l0[1] / 1e6
+    placed = truth.notes[0] if truth.notes else f"mask {path.name} of the slide's size"
+    found = f"{placed}: values {listed(counts)}"
     classes = reading.class_of_value
     if classes is None:
         if not is_plain(counts):

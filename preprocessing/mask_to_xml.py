@@ -32,7 +32,7 @@ from options.parser import Parser
 from preprocessing.command import StepProgram, main_or_one_file
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult, check_output
-from slides.geometry import Window
+from slides.geometry import Pair, Window
 from slides.reader import Slide
 from slides.truth.asap import YELLOW, write_outlines
 from slides.truth.asap_areas import Area, asap_group, asap_label_map, outlines_of
@@ -62,16 +62,23 @@ class Options:
     reading: Reading
 
 
-def mask_to_xml(mask: Path, out: Path, mask_values: Mapping[int, int] | None = None, block: int = BLOCK) -> int:
+def mask_to_xml(
+    mask: Path,
+    out: Path,
+    mask_values: Mapping[int, int] | None = None,
+    block: int = BLOCK,
+    slide: Slide | None = None,
+) -> int:
     """Write the outlines of every class from 1 to 254 of a mask.
 
-    Outlines follow the edges of px exactly, in level-0 px, with a point at every corner.
+    Outlines follow the edges of px exactly, with a point at every corner, in level-0 px of the slide.
 
     Args:
         mask: one-channel TIFF.
         out: XML file, written completely or not at all.
         mask_values: stored value -> class; None: every value but 0 is class 1. Class 255 (ignore) has no outline.
         block: side of the blocks that are held in memory, px.
+        slide: its slide, on which it is placed (`slides.truth.placing`); None: px are those of the mask.
 
     Returns:
         Number of areas.
@@ -81,16 +88,34 @@ def mask_to_xml(mask: Path, out: Path, mask_values: Mapping[int, int] | None = N
         OSError: the XML file cannot be written.
     """
     # Outlines are in px: the spacing does not matter, and masks often have none.
-    slide = Slide(mask, um_px=1.0)
-    truth = MaskTruth(mask, slide, mask_values)
+    own = Slide(mask, um_px=1.0)
+    truth = MaskTruth(mask, own, mask_values)
+    polygons_of_class = _polygons(truth, own.size_xy_l0, block)
+    if slide is not None:
+        px_l0 = MaskTruth(mask, slide, mask_values).px_l0
+        polygons_of_class = _placed(polygons_of_class, px_l0, slide.size_xy_l0)
     areas = [
         Area(polygon, f"class {cls} {number}", asap_group(cls), YELLOW)
-        for cls, polygons in sorted(_polygons(truth, slide.size_xy_l0, block).items())
+        for cls, polygons in sorted(polygons_of_class.items())
         for number, polygon in enumerate(polygons)
     ]
     with written_whole(out) as part:
         write_outlines(part, outlines_of(areas))
     return len(areas)
+
+
+def _placed(
+    polygons_of_class: Mapping[int, list[shapely.Polygon]], px_l0: Pair, size_xy_l0: tuple[int, int]
+) -> dict[int, list[shapely.Polygon]]:
+    """Polygons in px of a mask as level-0 px of a slide, without what lies outside it."""
+    box = shapely.box(0, 0, *size_xy_l0)
+    placed: dict[int, list[shapely.Polygon]] = {}
+    for cls, polygons in polygons_of_class.items():
+        for polygon in polygons:
+            on_slide = shapely.transform(polygon, lambda xy: xy * np.asarray(px_l0))
+            inside = shapely.within(on_slide, box)
+            placed.setdefault(cls, []).extend([on_slide] if inside else polygons_of(on_slide.intersection(box)))
+    return placed
 
 
 def _polygons(truth: MaskTruth, size_xy: tuple[int, int], block: int) -> dict[int, list[shapely.Polygon]]:
@@ -137,12 +162,12 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     if case.label_path is None or has_outlines(case.label_path):
         return StepResult()
     reading = options.reading
-    # Raises an error for a mask of another size than the slide: its outlines would be misplaced.
-    reading.open_truth(case.label_path, reading.open_slide(case.slide_path))
+    slide = reading.open_slide(case.slide_path)
+    notes = reading.open_truth(case.label_path, slide).notes
     path = out / FOLDER / f"{case.slide_id}.xml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    areas = mask_to_xml(case.label_path, path, reading.class_of_value)
-    return StepResult({"areas": areas}, (), (f"{FOLDER}/{path.name}",))
+    areas = mask_to_xml(case.label_path, path, reading.class_of_value, slide=slide)
+    return StepResult({"areas": areas}, notes, (f"{FOLDER}/{path.name}",))
 
 
 def finish(

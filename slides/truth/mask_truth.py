@@ -1,4 +1,4 @@
-"""Truth from mask pyramids: one-channel 8-bit TIFF of the slide's size, stored values mapped to classes."""
+"""Truth from masks: one channel of at most 8 bits, placed on the slide (`placing`), stored values mapped to classes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import shapely
 from numpy.typing import NDArray
 
 from slides.geometry import Window, level_downsample_xy, pixel_centers_l0
-from slides.reader import Level, Slide
+from slides.reader import Level
 from slides.truth.label import IGNORE, check_classes
 from slides.truth.mask_file import MaskFile
 from slides.truth.outline import outlines
+from slides.truth.placing import Field, place
 from slides.truth.raster import polygons_of
 
 # Most px that one step of a scan holds, and most cells of an outlined grid.
@@ -36,25 +37,29 @@ class MaskTruth(MaskFile):
 
     Args:
         path: The mask.
-        slide: Its slide, of the same size at level 0.
+        slide: Its slide.
         value_map: Stored value to class, 255 for areas to ignore; a value not listed is an error when it is met.
             Default: 0 is class 0, any other value class 1; programs decide by all masks (`mask_values.decide`).
 
     Raises:
-        ValueError: See `MaskFile`; also a mask of another size than the slide.
+        ValueError: See `MaskFile`; also a mask that does not fit the slide.
+
+    Attributes:
+        px_l0: Level-0 px per px of the mask, along x and y.
+        notes: How the mask lies on the slide, if not px for px.
     """
 
-    notes: tuple[str, ...] = ()
-
-    def __init__(self, path: str | Path, slide: Slide, value_map: Mapping[int, int] | None = None) -> None:
+    def __init__(self, path: str | Path, slide: Field, value_map: Mapping[int, int] | None = None) -> None:
         super().__init__(path)
         self.slide_id = slide.id
         self._size_xy_l0 = slide.size_xy_l0
         self._um_px = max(slide.um_px_xy_l0)
-        self._check_size(slide)
+        size_xy = self.pages[0].size_xy
+        self.px_l0, self.notes = place(self.path, size_xy, self.pages[0].um_px_xy, slide)
+        downs = [level_downsample_xy(size_xy, page.size_xy) for page in self.pages]
         self._levels = tuple(
-            Level(index, page.size_xy, level_downsample_xy(slide.size_xy_l0, page.size_xy))
-            for index, page in enumerate(self.pages)
+            Level(index, page.size_xy, (self.px_l0[0] * x, self.px_l0[1] * y))
+            for index, (page, (x, y)) in enumerate(zip(self.pages, downs, strict=True))
         )
         self._class_of = np.ones(256, np.uint8)
         self._class_of[0] = 0
@@ -105,23 +110,20 @@ class MaskTruth(MaskFile):
         return label_HW
 
     def label_max(self, cell_l0: int, cls: int) -> NDArray[np.bool_]:
-        """See `Truth.label_max`; on a coarser level than 0 a px counts for the cell its center lies in."""
+        """See `Truth.label_max`; a px counts for the cell its center lies in, or for all its cells if it is wider."""
         level = self._scan_level(cell_l0)
         width, height = self._size_xy_l0
         occurs_HW = np.zeros((-(-height // cell_l0), -(-width // cell_l0)), np.bool_)
-        # First px whose center lies in each cell; every cell has one since no px is wider than a cell.
-        firsts = [
-            np.minimum(np.ceil(np.arange(count) * cell_l0 / down - 0.5).astype(np.int64), size - 1)
-            for count, down, size in zip(occurs_HW.shape[::-1], level.downsample_xy, level.size_xy, strict=True)
-        ]
-        cells = max(1, int(4096 * min(level.downsample_xy)) // cell_l0)
+        first_x, last_x = _px_of_cells(width, cell_l0, level, 0)
+        first_y, last_y = _px_of_cells(height, cell_l0, level, 1)
+        cells = min(4096, max(1, int(4096 * min(level.downsample_xy)) // cell_l0))
         for row in range(0, occurs_HW.shape[0], cells):
             for column in range(0, occurs_HW.shape[1], cells):
-                x, y = firsts[0][column : column + cells], firsts[1][row : row + cells]
-                right = firsts[0][column + cells] if column + cells < firsts[0].size else level.size_xy[0]
-                bottom = firsts[1][row + cells] if row + cells < firsts[1].size else level.size_xy[1]
-                block = self._read(level, (int(x[0]), int(y[0])), (int(bottom - y[0]), int(right - x[0])))
-                hit = np.logical_or.reduceat(np.logical_or.reduceat(block == cls, y - y[0], axis=0), x - x[0], axis=1)
+                x, y = first_x[column : column + cells], first_y[row : row + cells]
+                right, bottom = last_x[column : column + cells][-1] + 1, last_y[row : row + cells][-1] + 1
+                hit = self._read(level, (int(x[0]), int(y[0])), (int(bottom - y[0]), int(right - x[0]))) == cls
+                hit = _any_of(hit, y - y[0], last_y[row : row + cells] - y[0], 0)
+                hit = _any_of(hit, x - x[0], last_x[column : column + cells] - x[0], 1)
                 occurs_HW[row : row + cells, column : column + cells] = hit
         return occurs_HW
 
@@ -141,26 +143,20 @@ class MaskTruth(MaskFile):
         box = shapely.box(0, 0, width, height)
         return [piece for part in polygons for piece in polygons_of(part.intersection(box))]
 
-    def _check_size(self, slide: Slide) -> None:
-        size_xy = self.pages[0].size_xy
-        if size_xy != slide.size_xy_l0:
-            raise ValueError(
-                f"mask {self.path} has {size_xy[0]} x {size_xy[1]} px, its slide {slide.path} "
-                f"{slide.size_xy_l0[0]} x {slide.size_xy_l0[1]}; a mask must have the size of level 0"
-            )
-
     def _label_level(self, window: Window) -> Level:
         if max(window.step_xy_l0) <= FINE_STEP:
             return self._levels[0]
-        half = min(window.step_xy_l0) / 2
-        return [level for level in self._levels if max(level.downsample_xy) <= max(half, 1.0)][-1]
+        return self._coarsest(max(min(window.step_xy_l0) / 2, 1.0))
 
     def _scan_level(self, cell_l0: int) -> Level:
-        width, height = self._size_xy_l0
+        width, height = self._levels[0].size_xy
         if width * height < SCAN_LEVEL0_PX:
             return self._levels[0]
-        limit = min(cell_l0, max(1.0, SCAN_UM_PX / self._um_px))
-        return [level for level in self._levels if max(level.downsample_xy) <= limit][-1]
+        return self._coarsest(min(cell_l0, max(1.0, SCAN_UM_PX / self._um_px)))
+
+    def _coarsest(self, step_l0: float) -> Level:
+        """The coarsest level whose px are at most so wide, level-0 px; level 0 if there is none."""
+        return [self._levels[0], *(level for level in self._levels if max(level.downsample_xy) <= step_l0)][-1]
 
     def _blocks(self, level: Level, side: int) -> Iterator[NDArray[np.uint8]]:
         for top in range(0, level.size_xy[1], side):
@@ -185,6 +181,30 @@ def _px_under(along_l0: NDArray[np.float64], level: Level, axis: int) -> NDArray
     """Index of the px of a level under each level-0 coordinate; the last px also covers a remainder."""
     px: NDArray[np.int64] = np.floor(along_l0 / level.downsample_xy[axis]).astype(np.int64)
     return px.clip(max=level.size_xy[axis] - 1)
+
+
+def _px_of_cells(side_l0: int, cell_l0: int, level: Level, axis: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last px of a level that count for each cell along one axis."""
+    down, size = level.downsample_xy[axis], level.size_xy[axis]
+    begins = np.arange(0, side_l0, cell_l0)
+    ends = np.minimum(begins + cell_l0, side_l0)
+    if down <= cell_l0:
+        first, last = np.ceil(begins / down - 0.5), np.ceil(ends / down - 0.5) - 1
+        last[-1] = np.ceil(side_l0 / down) - 1  # the last px also covers a remainder
+    else:
+        first, last = np.floor(begins / down), np.ceil(ends / down) - 1
+    first, last = (px.astype(np.int64).clip(max=size - 1) for px in (first, last))
+    return first, np.maximum(first, last)
+
+
+def _any_of(
+    hit_HW: NDArray[np.bool_], first: NDArray[np.int64], last: NDArray[np.int64], axis: int
+) -> NDArray[np.bool_]:
+    """Whether any of the rows (axis 0) or columns (axis 1) from `first` to `last` is True; those have no gaps."""
+    if first.size < 2 or (first[1:] > last[:-1]).all():
+        return np.logical_or.reduceat(hit_HW, first, axis=axis)
+    found: NDArray[np.bool_] = hit_HW.take(first, axis) | hit_HW.take(last, axis)
+    return found
 
 
 def _neighbors(px: NDArray[np.int64]) -> bool:

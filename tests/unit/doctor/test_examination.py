@@ -90,7 +90,7 @@ def test_a_mask_of_another_size(tiny: TinySet) -> None:
     finding = only(of(looked_at(tiny, "--label_format", "tif"), "slides"))
     assert finding.level == FAIL
     assert finding.found.startswith("3 cannot be used")
-    assert "a mask must have the size of level 0" in finding.found
+    assert "which is no level and no whole ratio of it" in finding.found
 
 
 def test_slides_coarser_than_the_patches(tiny: TinySet) -> None:

@@ -177,10 +177,10 @@ def test_one_thing_wrong(data: Path, spoil):
 
 def test_a_mask_of_another_size(data: Path):
     (data / "masks").mkdir()
-    write_pyramid(data / "masks" / "tumor_1_Mask.tif", np.ones((264, 311), np.uint8), 0.5, lossless=True)
+    write_pyramid(data / "masks" / "tumor_1_Mask.tif", np.ones((274, 311), np.uint8), 0.5, lossless=True)
     found = check(data, "--label_path", str(data / "masks"), "--label_format", "tif", code=1)
     assert only(found, "tumor_1").startswith("FAIL label: mask ")
-    assert "has 311 x 264 px, its slide" in only(found, "tumor_1")
+    assert "has 311 x 274 px, its slide" in only(found, "tumor_1")
 
 
 def test_known_slides_and_copies(data: Path):

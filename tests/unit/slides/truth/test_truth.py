@@ -216,8 +216,8 @@ def test_impossible_value_maps_are_refused(tmp_path, slide, value_map):
 
 
 def test_mask_of_another_size_is_refused(tmp_path, slide):
-    with pytest.raises(ValueError, match=r"a\.tif has 90 x 69 px.*slide\.tif 90 x 70"):
-        mask_truth(tmp_path, slide, [spots((69, 90))])
+    with pytest.raises(ValueError, match=r"a\.tif has 99 x 70 px.*slide\.tif 90 x 70"):
+        mask_truth(tmp_path, slide, [spots((70, 99))])
 
 
 @pytest.mark.parametrize(
