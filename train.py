@@ -49,14 +49,14 @@ def main(argv: list[str] | None = None) -> int:
             give_back_memory=network.recompute == "fine",
         ),
         check=lambda: opts.run.plan or find_cases(opts.slides, opts.training.seed),
-        out_of_memory=lambda comm: planner.out_of_memory_advice(step, comm.local_size),
+        out_of_memory=lambda comm: planner.out_of_memory_advice(step, *job.memory_of(comm)),
     )  # fmt: skip
 
 
 def plan(step: planner.PlannedStep, ranks: job.Ranks) -> int:
     """In place of a run: memory and time of a step, and the sizes that fit this machine."""
     ranks.use_devices()
-    ranks.log(*planner.plan(step, ranks.comm.local_size))
+    ranks.log(*planner.plan(step, *job.memory_of(ranks.comm)))
     return 0
 
 
@@ -113,7 +113,7 @@ class Run:
         self.describe()
         self.heartbeat.start()
         # Ranks: nodes may differ; where the step does not fit one of them, all ranks exit.
-        self.log(*planner.require_memory(self.planned, self.comm, opts.run.memory_check))
+        self.log(*planner.require_memory(self.planned, self.comm, opts.run.memory_check, self.ranks.gpu()))
         # Before TensorFlow is imported, so that errors in the data show at once.
         self.inputs.open(stream_options(opts))
         self.log(f"devices     {self.ranks.use_devices()}")

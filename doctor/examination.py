@@ -27,6 +27,7 @@ from options.train import TrainOptions, TrainSlides, train_options
 from parallel.comm import connect
 from segmentation.inputs import find_cases, set_options
 from slides.truth.mask_values import count_all
+from system import gpus
 from system.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,7 +169,8 @@ def probe(arguments: list[str]) -> int:
     except OptionError as error:
         rank.send("error", str(error))
         return 2
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", **gpus.ORDER}.items():
+        os.environ.setdefault(name, value)
     if opts.machine.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:

@@ -9,7 +9,6 @@ import platform
 import shutil
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -57,7 +56,7 @@ def examine(comm: Comm, task: Task, root: Path) -> None:
 
     note("devices", lambda: _devices(comm, task.gpus))
     note("placement", lambda: _placement(comm))
-    note("memory", _memory)
+    note("memory", lambda: _memory(comm, task.gpus))
     note("versions", lambda: versions(root))
     note("inputs", lambda: {option: seen(path) for option, path in task.inputs.items()})
     note("log_dir", lambda: folder(task.log_dir))
@@ -151,17 +150,10 @@ def _shared(comm: Comm, log_dir: Path | None) -> bool | None:
 
 
 def _devices(comm: Comm, gpus: bool) -> dict[str, Any]:
-    from parallel.devices import gpu_count, use_devices
+    from parallel.devices import gpu_count, unused_gpus, use_devices
 
-    return {"words": use_devices(comm), "tensorflow": gpu_count() if gpus else 0, "driver": _driver_gpus()}
-
-
-def _driver_gpus() -> int:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return 0
-    done = subprocess.run([program, "-L"], capture_output=True, text=True, check=False, timeout=30)
-    return sum(line.startswith("GPU") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
+    words = use_devices(comm)
+    return {"words": words, "tensorflow": gpu_count() if gpus else 0, "unused": unused_gpus(comm) if gpus else ""}
 
 
 def _placement(comm: Comm) -> dict[str, Any]:
@@ -170,10 +162,11 @@ def _placement(comm: Comm) -> dict[str, Any]:
     return asdict(placement(comm.rank, comm.local_size))
 
 
-def _memory() -> dict[str, Any]:
+def _memory(comm: Comm, gpus: bool) -> dict[str, Any]:
+    from parallel.devices import own_gpu
     from training.planner import memory
 
-    return asdict(memory())
+    return asdict(memory(own_gpu(comm) if gpus else None))
 
 
 def _rate() -> float:

@@ -37,16 +37,12 @@ def devices(ranks: Reports, gpus: bool) -> Iterator[Finding]:
     """Devices of the ranks; GPUs that TensorFlow cannot use, or that ranks share."""
     found = [report["devices"] for report in ranks]
     words = found[0]["words"] if len({d["words"] for d in found}) == 1 else "; ".join(d["words"] for d in found[:4])
-    blind = [r for r in ranks if gpus and r["devices"]["driver"] > 0 and r["devices"]["tensorflow"] == 0]
+    blind = [r for r in ranks if gpus and r["devices"]["unused"]]
     crowded = [r for r in ranks if 0 < r["devices"]["tensorflow"] < r["local_size"]]
     if blind:
         first = blind[0]
-        yield failed(
-            "devices",
-            f"{first['host']} has {counted(first['devices']['driver'], 'GPU')}, but TensorFlow can use none and would "
-            "train on the CPU",
-            "set up for GPUs: WIDEFOV_GPU=1 ./setup_env.sh (the driver must know CUDA 12); or --no_cuda",
-        )
+        found, _, fix = first["devices"]["unused"].rpartition("; ")
+        yield failed("devices", f"{first['host']}: {found}", fix)
     elif crowded:
         first = crowded[0]
         yield warned(

@@ -14,7 +14,7 @@ from doctor.job import Task
 from doctor.report import Finding, failed, passed, warned
 from slides.truth.label import has_outlines
 from system.csv_tables import counted
-from training.planner import MARGIN, costs
+from training.planner import MARGIN, Memory, costs, sharing
 
 # Every parameter and Adam's two moments, 4 bytes each.
 CHECKPOINT_BYTES = 12
@@ -68,8 +68,11 @@ def staged(ranks: Reports, task: Task, cases: Sequence[Case]) -> Iterator[Findin
 def memory(ranks: Reports, task: Task) -> Iterator[Finding]:
     """Memory of a step as the planner estimates it, on the node with the least memory per rank."""
     cost = costs(task.network).get(task.recompute)
-    tightest = min(ranks, key=lambda r: r["memory"]["total"] / r["local_size"])
-    here, local = tightest["memory"], tightest["local_size"]
+    sharers = sharing([Memory(**r["memory"]) for r in ranks], [r["local_size"] for r in ranks])
+    tightest, local = min(
+        zip(ranks, sharers, strict=True), key=lambda pair: float(pair[0]["memory"]["total"]) / pair[1]
+    )
+    here = tightest["memory"]
     if cost is None:
         yield warned("memory", f"{task.network} with --recompute {task.recompute} was not measured", "try --debug")
         return

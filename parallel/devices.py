@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from parallel.comm import Comm
+from system import gpus
 from system.placement import threads_per_rank
 from system.stderr import quiet_stderr
 
@@ -25,9 +29,9 @@ def use_devices(comm: Comm) -> str:
         A description of what the rank got.
     """
     with quiet_stderr():
-        gpus = tf.config.list_physical_devices("GPU")
+        usable = tf.config.list_physical_devices("GPU")
     _settle_keras()
-    described = _use_gpu(gpus, comm) if gpus else _use_cores(comm)
+    described = _use_gpu(usable, comm) if usable else _use_cores(comm)
     _start()
     return described
 
@@ -47,16 +51,16 @@ def _settle_keras() -> None:
     keras.config.set_image_data_format("channels_last")
 
 
-def _use_gpu(gpus: Sequence[Any], comm: Comm) -> str:
+def _use_gpu(usable: Sequence[Any], comm: Comm) -> str:
     # Ranks: one GPU each, by rank within the node
-    mine = comm.local_rank % len(gpus)
+    mine = comm.local_rank % len(usable)
     try:
-        tf.config.set_visible_devices(gpus[mine], "GPU")
-        tf.config.experimental.set_memory_growth(gpus[mine], True)
+        tf.config.set_visible_devices(usable[mine], "GPU")
+        tf.config.experimental.set_memory_growth(usable[mine], True)
     except RuntimeError:
-        kept = [str(gpus.index(gpu)) for gpu in tf.config.get_visible_devices("GPU")]
-        return f"GPU {', '.join(kept)} of {len(gpus)} visible here, as TensorFlow was started before"
-    return f"GPU {mine} of {len(gpus)} visible here"
+        kept = [str(usable.index(gpu)) for gpu in tf.config.get_visible_devices("GPU")]
+        return f"GPU {', '.join(kept)} of {len(usable)} visible here, as TensorFlow was started before"
+    return f"GPU {mine} of {len(usable)} visible here"
 
 
 def _use_cores(comm: Comm) -> str:
@@ -81,4 +85,68 @@ def _start() -> None:
 
 def gpu_count() -> int:
     """GPUs that TensorFlow can use on this node."""
-    return len(tf.config.list_physical_devices("GPU"))
+    with quiet_stderr():
+        return len(tf.config.list_physical_devices("GPU"))
+
+
+def own_gpu(comm: Comm) -> gpus.Gpu | None:
+    """The GPU that this rank computes on, as the driver lists it; None on the CPU, or where it lists none."""
+    return gpus.own(comm.local_rank) if gpu_count() else None
+
+
+def sharers(comm: Comm) -> int:
+    """Ranks of this node that use this rank's GPU, itself included; all of the node on the CPU."""
+    usable = gpu_count() or 1
+    return len(range(comm.local_rank % usable, comm.local_size, usable))
+
+
+def unused_gpus(comm: Comm) -> str:
+    """Why a GPU of this node is not used although nothing hides it, and what to do; empty if all is well.
+
+    Only on the first rank of a node, for all of it. Takes seconds where TensorFlow is asked for its reason.
+    """
+    if comm.local_rank or not gpus.wanted():
+        return ""
+    usable = gpu_count()
+    there, problem = gpus.listed()
+    if problem and not usable:
+        return f"nvidia-smi fails, so the CPU is used ({problem}); repair the driver, or give --no_cuda"
+    seen, names = gpus.visible(there), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if there and not seen:
+        numbers = ", ".join(sorted({str(gpu.index) for gpu in there}, key=int))
+        return (
+            f"CUDA_VISIBLE_DEVICES={names} names no GPU of this machine, which has {numbers}, so the CPU is used; "
+            "correct it, or give --no_cuda"
+        )
+    if usable >= len(seen):
+        return ""
+    found = f"TensorFlow can use {usable or 'none'} of {len(seen)} GPU{'s' if len(seen) > 1 else ''}"
+    return (
+        f"{found}{'' if usable else ', so the CPU is used'} ({_reason()}); set up for GPUs by WIDEFOV_GPU=1 "
+        "./setup_env.sh (the driver must know CUDA 12), or give --no_cuda"
+    )
+
+
+# What TensorFlow writes where it cannot use a GPU: libraries or driver that it does not find, a device that it refuses.
+_TELLING = re.compile(
+    r"could not load dynamic library|cannot dlopen|could not find cuda|failed call to cuinit|ignoring visible gpu|"
+    r"kernel version .* does not match|unable to .* cuda",
+    re.IGNORECASE,
+)
+_PREFIX = re.compile(r"^.*?\.(?:cc|h):\d+\] ")
+
+
+def _reason() -> str:
+    """TensorFlow's own reason for not using a GPU, from a process of its own: in this one its messages are off."""
+    if not tf.test.is_built_with_cuda():
+        return "this TensorFlow is built without CUDA"
+    code = "import tensorflow as tf; tf.config.list_physical_devices('GPU')"
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    told = [_PREFIX.sub("", line).strip() for line in done.stderr.splitlines() if _TELLING.search(line)]
+    return "TensorFlow: " + (" | ".join(list(dict.fromkeys(told))[-3:])[:400] or "it gives no reason")

@@ -12,6 +12,7 @@ called several times in one process, and in a thread: signal handlers and enviro
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ from parallel.launchers import (
     tell_supervisor,
 )
 from parallel.preemption import EXIT_CODE, Preemption
+from system import gpus
 from system.allocator import SYSTEM_ALLOCATOR, give_back_memory
 from system.folder_lock import FolderLock
 from system.placement import describe, faults, placement
@@ -40,6 +42,7 @@ RECONNECT = -1  # in place of an exit code: ranks of an elastic job have come or
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # real errors come as exceptions
     "VIPS_CONCURRENCY": "1",  # the samplers are the parallelism; vips would add threads of its own
+    **gpus.ORDER,
 }
 
 
@@ -89,6 +92,7 @@ class Ranks:
         # Ranks: Horovod has loaded TensorFlow, and the first message between ranks fixes its devices and threads. A
         # single rank sends no message, and its errors need not wait seconds for TensorFlow.
         self._devices = "" if isinstance(comm, SoloComm) else self._choose()
+        self._examined = False
 
     def listen(self) -> None:
         """Take requests to stop from now on, on every rank; the story must look at them."""
@@ -123,10 +127,26 @@ class Ranks:
     def use_devices(self) -> str:
         """Import TensorFlow and give this rank its GPU or its share of the cores; returns a description.
 
-        After everything that can fail without TensorFlow.
+        After everything that can fail without TensorFlow. Every rank must call it: GPUs of any node that are not used
+        are logged.
         """
         self._devices = self._devices or self._choose()
+        if not self._examined:
+            from parallel.devices import unused_gpus
+
+            self._examined = True
+            found = self.comm.gather((socket.gethostname(), unused_gpus(self.comm)))
+            self.log(*(f"WARNING     {host}: {problem}" for host, problem in found if problem))
         return self._devices
+
+    def gpu(self) -> gpus.Gpu | None:
+        """The GPU that this rank computes on; None on the CPU. Imports TensorFlow only where the driver lists a GPU."""
+        if gpus.own(self.comm.local_rank) is None:
+            return None
+        from parallel.devices import own_gpu
+
+        self._devices = self._devices or self._choose()
+        return own_gpu(self.comm)
 
     def _choose(self) -> str:
         from parallel.devices import use_devices
@@ -174,6 +194,13 @@ def run(
                 return code
             comm = comm.reconnect()
             preemption.reconnected()
+
+
+def memory_of(comm: Comm) -> tuple[int, gpus.Gpu | None]:
+    """How many ranks share this rank's memory, and its GPU; None: the machine's memory. Imports TensorFlow."""
+    from parallel.devices import own_gpu, sharers
+
+    return sharers(comm), own_gpu(comm)
 
 
 @contextmanager

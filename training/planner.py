@@ -8,9 +8,8 @@ Time is scaled by the rate of a matrix product on this machine and on the measur
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import psutil
 
 from parallel.comm import AgreedError, Comm
 from system.cgroups import least
+from system.gpus import Gpu
 
 COSTS = Path(__file__).with_name("costs.json")
 PRODUCT_SIDE = 2048
@@ -91,31 +91,38 @@ def product_rate(repeats: int = 6) -> float:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory available to a job, GiB: total and free, of the machine (or its control group) or of a GPU."""
+    """Memory available to a rank, GiB: total and free, of the machine (or its control group) or of a GPU."""
 
     total: float
     free: float
     owner: str  # GPU, machine or control group
+    gpu: str = ""  # which; ranks of the same share it
 
 
-def memory() -> Memory:
-    """The memory of the smallest visible GPU, else of this machine or the control group this process runs in."""
-    gpus = _gpu_gib()
-    if gpus:
-        return Memory(min(gpus), min(gpus), "GPU")
+def memory(gpu: Gpu | None = None) -> Memory:
+    """The memory of a rank's GPU, else of this machine or the control group this process runs in.
+
+    Args:
+        gpu: that the rank computes on; None for the CPU.
+    """
+    # A GPU that states none uses the machine's.
+    if gpu is not None and gpu.gib is not None:
+        return Memory(gpu.gib, gpu.gib, "GPU", f"{gpu.index} {gpu.uuid}")
     system = psutil.virtual_memory()
     total, free = system.total / GIB, system.available / GIB
     limit = _group_limit_gib()
     return Memory(min(total, limit), min(free, limit), "machine" if limit >= total else "control group")
 
 
-def _gpu_gib() -> list[float]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [float(line) / 1024 for line in done.stdout.split("\n") if line.strip().isdigit()]
+def sharing(memories: Sequence[Memory], local_sizes: Sequence[int]) -> list[int]:
+    """How many ranks share the memory of each rank.
+
+    Args:
+        memories: of all ranks.
+        local_sizes: ranks on the node of each.
+    """
+    gpus = Counter(here.gpu for here in memories)
+    return [gpus[here.gpu] if here.gpu else local for here, local in zip(memories, local_sizes, strict=True)]
 
 
 def _group_limit_gib() -> float:
@@ -159,54 +166,67 @@ def advice(step: PlannedStep, ranks: int, gib: float) -> list[str]:
     return [f"--recompute {recompute}: up to --img_size {size}" for recompute, size in sizes.items() if size]
 
 
-def out_of_memory_advice(step: PlannedStep, ranks: int) -> str:
-    """What to do where a step needs more memory than this machine, shared by some ranks, has."""
-    ways = advice(step, ranks, memory().total)
-    return f"On this machine fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"
+def out_of_memory_advice(step: PlannedStep, ranks: int, gpu: Gpu | None = None) -> str:
+    """What to do where a step needs more memory than there is.
+
+    Args:
+        step: the step.
+        ranks: that share the memory.
+        gpu: that this rank computes on; None for the CPU.
+    """
+    here = memory(gpu)
+    ways = advice(step, ranks, here.total)
+    place = "GPU" if here.gpu else "machine"
+    return f"On this {place} fit: {'; '.join(ways)} (train.py --plan)" if ways else "Try a smaller --img_size"
 
 
-def require_memory(step: PlannedStep, comm: Comm, refuse: bool) -> list[str]:
+def require_memory(step: PlannedStep, comm: Comm, refuse: bool, gpu: Gpu | None = None) -> list[str]:
     """Check the memory of a float32 step before it runs; every rank must call it.
 
     Args:
         step: the step.
-        comm: the ranks, whose machines may differ.
+        comm: the ranks, whose machines and GPUs may differ.
         refuse: whether a step that cannot fit is an error.
+        gpu: that this rank computes on; None for the CPU.
 
     Returns:
         A line to print; none for a network or a precision that was not measured.
 
     Raises:
-        AgreedError: on all ranks, when the step does not fit one of the machines and `refuse` is set.
+        AgreedError: on all ranks, when the step does not fit one of the machines or GPUs and `refuse` is set.
     """
     cost = costs(step.model).get(step.recompute)
     if cost is None or step.precision != "float32":
         return []
-    here, need = memory(), cost.step_gib(step.img_size, step.batch)
-    smallest = min(comm.gather(here.total / comm.local_size))
-    if refuse and need / (1 + MARGIN) > smallest:
-        ways = "; ".join(advice(step, comm.local_size, here.total))
+    memories, local_sizes = zip(*comm.gather((memory(gpu), comm.local_size)), strict=True)
+    ranks = sharing(memories, local_sizes)
+    tightest = min(range(comm.size), key=lambda rank: memories[rank].total / ranks[rank])
+    here, sharers, need = memories[tightest], ranks[tightest], cost.step_gib(step.img_size, step.batch)
+    if refuse and need / (1 + MARGIN) > here.total / sharers:
+        ways = "; ".join(advice(step, sharers, here.total))
         raise AgreedError(
-            f"a step needs about {need:.1f} GiB per rank, {smallest:.1f} are available. On this machine fit: "
+            f"a step needs about {need:.1f} GiB per rank, {here.total / sharers:.1f} are available"
+            f"{f' on the GPU of rank {tightest}' if here.gpu else ''}. On this {'GPU' if here.gpu else 'machine'} fit: "
             f"{ways or 'none'} (train.py --plan). --no-memory_check starts it anyway"
         )
     return [
         f"memory      about {need:.1f} GiB per rank; {here.owner} {here.total:.1f} GiB, {here.free:.1f} free, for "
-        f"{comm.local_size} rank{'s' if comm.local_size > 1 else ''}"
+        f"{sharers} rank{'s' if sharers > 1 else ''}"
     ]
 
 
-def plan(step: PlannedStep, ranks: int = 1) -> Sequence[str]:
+def plan(step: PlannedStep, ranks: int = 1, gpu: Gpu | None = None) -> Sequence[str]:
     """Lines of `--plan`: memory and time of a step by recomputation, and the sizes that fit.
 
     Args:
         step: the step of the command line.
-        ranks: of this machine; they share its memory.
+        ranks: that share the memory.
+        gpu: that this rank computes on; None for the CPU.
     """
-    here, rate, batch = memory(), product_rate(), step.batch
+    here, rate, batch = memory(gpu), product_rate(), step.batch
     lines = [
         f"{step.model}, {step.img_size} px, batch {batch}, {step.precision}; {ranks} rank{'s' if ranks > 1 else ''} "
-        "on this machine",
+        f"on this {'GPU' if here.gpu else 'machine'}",
         f"{here.owner}: {here.total:.1f} GiB, {here.free:.1f} free; float32 matrix product {rate:.0f} GFLOP/s",
         "",
         "  --recompute  memory/rank    step  images/s  fits  largest --img_size",

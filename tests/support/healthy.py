@@ -21,8 +21,8 @@ def a_rank(number: int = 0, host: str = "a", cpus: Iterable[int] = (0, 1, 2, 3),
     placed = {"rank": number, "host": host, "cpus": list(cpus), "there": 4, "threads": 4, "sockets": [0]}
     return {
         "rank": number, "host": host, "local_size": 1, "errors": [], "shared": True, "gflop_s": 100.0,
-        "devices": {"words": "4 CPU threads per rank", "tensorflow": 0, "driver": 0}, "placement": placed,
-        "memory": {"total": 64.0, "free": 60.0, "what": "machine"}, "versions": {"numpy": "2.0.2", "code": "abc"},
+        "devices": {"words": "4 CPU threads per rank", "tensorflow": 0, "unused": ""}, "placement": placed,
+        "memory": {"total": 64.0, "free": 60.0, "owner": "machine"}, "versions": {"numpy": "2.0.2", "code": "abc"},
         "inputs": {"slide_path": "270 entries, 0123"}, "stage_dir": None, "parameters": 4_000_000,
         "log_dir": {"there": "/runs", "free": 10**12, "error": None},
         "sum_right": True, "small_s": 20e-6, "large_s": 1e-3,

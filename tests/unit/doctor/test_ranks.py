@@ -169,10 +169,14 @@ def test_ranks_with_faults() -> None:
     assert only(ranks.own_errors([a_rank(errors=["memory: OSError: x"])])).found == "rank 0 on a: memory: OSError: x"
     finding = only(ranks.versions([one, a_rank(1, "b", versions=other)]))
     assert finding.found == "ranks differ in code: rank 0 (a) abc, rank 1 (b) def"
-    blind = {"words": "4 CPU threads per rank", "tensorflow": 0, "driver": 2}
-    assert levels(ranks.devices([a_rank(devices=blind)], True)) == [FAIL]
+    unused = "TensorFlow can use none of 2 GPUs, so the CPU is used (a reason; and more); set up for GPUs"
+    blind = {"words": "4 CPU threads per rank", "tensorflow": 0, "unused": unused}
+    finding = only(ranks.devices([one, a_rank(1, "b", devices=blind)], True))
+    assert finding.level == FAIL
+    assert finding.found == "b: TensorFlow can use none of 2 GPUs, so the CPU is used (a reason; and more)"
+    assert finding.fix == "set up for GPUs"
     assert levels(ranks.devices([a_rank(devices=blind)], False)) == [PASS]  # --no_cuda
-    shared = {"words": "GPU 0 of 1 visible here", "tensorflow": 1, "driver": 1}
+    shared = {"words": "GPU 0 of 1 visible here", "tensorflow": 1, "unused": ""}
     assert levels(ranks.devices([a_rank(devices=shared, local_size=2)], True)) == [WARN]
     finding = only(ranks.paths([one, a_rank(1, "b", inputs={"slide_path": "missing"})]))
     assert finding.found == "nodes see different things: rank 0 (a) 270 entries, 0123, rank 1 (b) missing"
@@ -267,6 +271,15 @@ def test_memory_of_several_ranks_on_a_node() -> None:
     here = asdict(Memory(64.0, 3 * each, "machine"))
     assert levels(resources.memory([a_rank(memory=here, local_size=2)], TASK)) == [PASS]
     assert levels(resources.memory([a_rank(memory=here, local_size=4)], TASK)) == [WARN]
+
+
+def test_memory_of_ranks_with_a_gpu_each() -> None:
+    each = resources.costs("effdetd0")["none"].step_gib(128, 2)
+    mine, others = (asdict(Memory(gib, gib, "GPU", uuid)) for gib, uuid in ((64.0, "a"), (1.2 * each, "b")))
+    two = [a_rank(0, memory=mine, local_size=2), a_rank(1, memory=others, local_size=2)]
+    assert levels(resources.memory(two, TASK)) == [PASS]
+    assert "GPU 64.0 GiB" not in only(resources.memory(two, TASK)).found
+    assert levels(resources.memory([a_rank(memory=others, local_size=2)] * 2, TASK)) == [FAIL]
 
 
 def test_time_against_the_end_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.costs import fitted, memory_line, time_line
 from options.choices import MODELS, RECOMPUTATIONS
 from parallel.comm import AgreedError, SoloComm
+from system.gpus import Gpu
 from training import planner
 from training.planner import Cost, Line, Memory, PlannedStep, costs
 
@@ -64,7 +66,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = [row | {"recompute": "none", "gib": [1.0, 8.0]}, row | {"recompute": "blocks", "gib": [1.0, 2.0]}]
     (tmp_path / "costs.json").write_text(json.dumps({"costs": rows}), encoding="utf-8")
     monkeypatch.setattr(planner, "COSTS", tmp_path / "costs.json")
-    monkeypatch.setattr(planner, "memory", lambda: Memory(10.0, 9.0, "machine"))
+    monkeypatch.setattr(planner, "memory", lambda _=None: Memory(10.0, 9.0, "machine"))
     monkeypatch.setattr(planner, "product_rate", lambda: 200.0)
 
 
@@ -105,13 +107,36 @@ def test_a_step_that_cannot_fit_is_refused() -> None:
     assert planner.out_of_memory_advice(STEP, 1).startswith("On this machine fit: --recompute none: up to")
 
 
-def test_memory_is_that_of_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A stand-in for nvidia-smi, with two GPUs."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 81920\necho 40960\n", encoding="ascii")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert planner.memory() == Memory(40.0, 40.0, "GPU")
+def test_memory_is_that_of_the_own_gpu() -> None:
+    assert planner.memory(Gpu(1, "GPU-b", 40.0)) == Memory(40.0, 40.0, "GPU", "1 GPU-b")
+    # It has none of its own.
+    assert planner.memory(Gpu(0, "GPU-a", None)).owner in ("machine", "control group")
+
+
+class Two(SoloComm):
+    """The first of two ranks of a node; the other has another GPU, or the same."""
+
+    size, local_size = 2, 2
+
+    def __init__(self, other: Memory) -> None:
+        self.other = other
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, (self.other, 2)]
+
+
+def test_every_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cost, "step_gib", lambda *_: 14.5)
+    mine, another = Gpu(0, "GPU-a", 40.0), Memory(16.0, 16.0, "GPU", "1 GPU-b")
+    # Half of 16 GiB would be too little.
+    said = planner.require_memory(STEP, Two(another), refuse=True, gpu=mine)
+    assert said == ["memory      about 14.5 GiB per rank; GPU 16.0 GiB, 16.0 free, for 1 rank"]
+    said = planner.require_memory(STEP, Two(planner.memory(mine)), refuse=True, gpu=mine)
+    assert said == ["memory      about 14.5 GiB per rank; GPU 40.0 GiB, 40.0 free, for 2 ranks"]
+    with pytest.raises(
+        AgreedError, match=r"about 14\.5 GiB per rank, 8\.0 are available on the GPU of rank 1\. On thi"
+    ):
+        planner.require_memory(STEP, Two(replace(another, total=8.0)), refuse=True, gpu=mine)
 
 
 def test_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
