@@ -65,8 +65,9 @@ def evaluate(opts: EvaluateOptions) -> int:
     predictions, label_path, out = slides.required()
     reading = labels.reading(slides.mpp)
     classes = labels.count(class_count(reading.class_of_group, reading.class_of_value))
+    formats = (slides.slide_format, slides.label_format)
     found = pair_predictions(
-        predictions, slides.slide_path, label_path, slides.slide_format, slides.label_format, classes, slides.recursive
+        predictions, slides.slide_path, label_path, *formats, classes, slides.recursive, slides.mpp_table
     )
     out.mkdir(parents=True, exist_ok=True)
     class_names = found.pairs[0][0].class_names

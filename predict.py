@@ -12,6 +12,7 @@ import system.start  # noqa: F401  # first: it says what to do where packages ar
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from artifacts.loading import LoadedModel
     from inference.plan import PlannedSlide
     from inference.windows import Run
+    from slides.geometry import Pair
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +55,19 @@ def check_paths(opts: PredictOptions) -> None:
         ValueError: the model or the slides do not exist.
     """
     require_model(opts.model.model)
-    listed_slides(opts)
+    table_of_spacings(opts, listed_slides(opts))
+
+
+def table_of_spacings(opts: PredictOptions, found: list[tuple[str, Path]]) -> dict[str, Pair]:
+    """Return the spacings of --mpp_table by slide id."""
+    from cohorts.spacings import check_used, read_spacings
+
+    table = opts.slides.mpp_table
+    if table is None:
+        return {}
+    spacings = read_spacings(table)
+    check_used(table, spacings, [slide_id for slide_id, _ in found])
+    return spacings
 
 
 def listed_slides(opts: PredictOptions) -> list[tuple[str, Path]]:
@@ -84,7 +98,8 @@ def predict(opts: PredictOptions, ranks: job.Ranks) -> int:
         # Before TensorFlow is imported, so that wrong paths show at once.
         together(comm, lambda: require_model(opts.model.model))
         found = together(comm, lambda: listed_slides(opts))
-        prediction = Prediction(opts, ranks, open_network(opts, ranks))
+        spacings = together(comm, lambda: table_of_spacings(opts, found))
+        prediction = Prediction(opts, ranks, open_network(opts, ranks), spacings)
         prediction.find_slides(found)
         prediction.plan()
         prediction.predict_windows()
@@ -141,6 +156,7 @@ class Prediction:
         opts: validated options.
         ranks: the ranks of the job.
         network: the network.
+        spacings: spacing of single slides by id, um per level-0 px along x and y.
 
     Attributes:
         slides: ids and files of the slides to predict.
@@ -149,7 +165,9 @@ class Prediction:
         failures: ids of failed slides, with the reason.
     """
 
-    def __init__(self, opts: PredictOptions, ranks: job.Ranks, network: LoadedModel) -> None:
+    def __init__(
+        self, opts: PredictOptions, ranks: job.Ranks, network: LoadedModel, spacings: Mapping[str, Pair]
+    ) -> None:
         from inference.detections import DetectionOptions
         from inference.finish import PredictionInfo
         from inference.outputs import OutputOptions
@@ -160,6 +178,7 @@ class Prediction:
         self.heartbeat = ranks.heartbeat
         self.log = ranks.log
         self.network = network
+        self.spacings = spacings
         self.scratch = out / ".scratch"
         detections = DetectionOptions(min_probability=results.min_probability, radius_um=results.nms_um)
         self.common = PredictionInfo(
@@ -176,6 +195,15 @@ class Prediction:
         self.shares: list[list[Run]] = []
         self.failures: list[tuple[str, str]] = []
 
+    def um_px_of(self, slide_id: str) -> float | Pair | None:
+        """The spacing given for a slide, um per level-0 px; None to use its own."""
+        return self.spacings.get(slide_id, self.opts.slides.mpp)
+
+    def options_of(self, slide_id: str) -> dict[str, Any]:
+        """What determines the result of a slide; see `result_options`."""
+        given = self.spacings.get(slide_id)
+        return {**self.common.options, **({} if given is None else {"mpp": list(given)})}
+
     def find_slides(self, found: list[tuple[str, Path]]) -> None:
         """Choose the slides to predict: those that are not done yet."""
         from inference.slide_list import done_before
@@ -188,7 +216,7 @@ class Prediction:
             chosen = [
                 (slide_id, path)
                 for slide_id, path in found
-                if not done_before(slides.out / slide_id, self.common.options, slides.overwrite)
+                if not done_before(slides.out / slide_id, self.options_of(slide_id), slides.overwrite)
             ]
             if chosen:
                 self.prepare_folders()
@@ -217,7 +245,7 @@ class Prediction:
         def planned_or_why(slide_id: str, path: Path) -> PlannedSlide | tuple[str, str]:
             try:
                 planned = plan_slide(
-                    path, opts.slides.mpp, model.img_size, model.um_px, opts.windows.overlap,
+                    path, self.um_px_of(slide_id), model.img_size, model.um_px, opts.windows.overlap,
                     opts.tissue.bb_downsample, opts.windows.tissue_only, model.classes,
                 )  # fmt: skip
                 if opts.slides.strict and planned.damage:
@@ -273,7 +301,7 @@ class Prediction:
             for number, run in enumerate(mine, start=1):
                 planned = self.planned[run.slide]
                 bar.update(0, f"slide {number} of {len(mine)}, {planned.slide_id}")
-                slide = Slide(planned.path, um_px=opts.slides.mpp)
+                slide = Slide(planned.path, um_px=self.um_px_of(planned.slide_id))
                 weights = planned.weights()
                 folder = self.scratch / planned.slide_id
                 predict_run(slide, weights, planned.windows, run, self.network.probabilities, options, folder, progress)
@@ -295,13 +323,15 @@ class Prediction:
         from inference.finish import claim, finish_slide
         from slides.reader import Slide, SlideError
 
-        planned, opts = self.planned[number], self.opts
+        planned = self.planned[number]
         runs = sorted(run.first for share in self.shares for run in share if run.slide == number)
         folder = self.scratch / planned.slide_id
         if not claim(folder, runs):
             return
         try:
-            notes = finish_slide(Slide(planned.path, um_px=opts.slides.mpp), planned, runs, folder, self.common)
+            slide = Slide(planned.path, um_px=self.um_px_of(planned.slide_id))
+            common = replace(self.common, options=self.options_of(planned.slide_id))
+            notes = finish_slide(slide, planned, runs, folder, common)
         except SlideError as error:
             self.failures.append((planned.slide_id, str(error)))
             job.write(f"FAILED      {planned.slide_id}: {error}")

@@ -57,7 +57,7 @@ def dropped(made: Iterable[Any]) -> None:
 def steps(case: Case, out: Path, rounds: int) -> dict[str, Any]:
     """Seconds of every step on one slide, and of the decoding and encoding that any extraction needs."""
     reading = Reading()
-    slide = reading.open_slide(case.slide_path)
+    slide = reading.open_slide(case.slide_path, case.um_px)
     found: dict[str, Any] = {
         "truth": timed(lambda: reading.open_truth(case.label_path, slide), rounds),
         "check": timed(lambda: check.make(case, out, check.Options(reading, UM_PX)), rounds),

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from slides.geometry import Pair
 from slides.names import id_of
 from slides.truth.label import has_outlines
 
@@ -53,6 +54,7 @@ class Case:
         label_path: ASAP XML, QuPath GeoJSON or a mask; None for a normal slide, which is class 0 everywhere.
         patient: `patient_NNN` if the slide's name begins with it, else None.
         center: number of the medical center; None if unknown.
+        um_px: spacing of level 0 along x and y, um per px, in place of every other; None if not given for the slide.
     """
 
     slide_id: str
@@ -60,6 +62,7 @@ class Case:
     label_path: Path | None
     patient: str | None = None
     center: int | None = None
+    um_px: Pair | None = None
 
     @property
     def labeled(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cohorts.camelyon import by_centers, camelyon, filter_centers
 from cohorts.pairing import Case, case_of, find_slides, ids_of_label, known_problems, list_files, pair, slides_and_masks
+from cohorts.spacings import spacing_of
 from cohorts.splits import NORMAL, split
 from slides.names import composed, existing, id_of
 from system.csv_tables import counted
@@ -93,7 +94,7 @@ def from_manifest(path: Path, slide_root: Path | None, centers: Centers) -> Chos
 
     Args:
         path: CSV with the columns slide, slide_path, label_path and split (`train`, `val`; `test` is skipped), and
-            optionally patient, center, class and root.
+            optionally patient, center, class, root and the spacing (`cohorts.spacings`).
         slide_root: folder that the paths are relative to; None: the column root, or else the folder of the manifest.
         centers: CAMELYON17 centers of training and of validation; -1 for all.
 
@@ -160,7 +161,8 @@ def _case(where: str, row: dict[str, str], root: Path) -> tuple[Case, str]:
             raise ValueError(f"{where}: {file} does not exist; give the current folder of the files as --slide_root")
     if id_of(slide_path) != slide_id:
         raise ValueError(f"{where}: slide must be the name of {slide_path.name} without its suffix, not {slide_id}")
-    return Case(slide_id, slide_path, label_path, row.get("patient") or None, int(center) if center else None), split
+    patient, um_px = row.get("patient") or None, spacing_of(where, row)
+    return Case(slide_id, slide_path, label_path, patient, int(center) if center else None, um_px), split
 
 
 def all_in_folders(train: Source, val: Source | None, centers: Sequence[int], labeled: bool = True) -> Slides:

@@ -85,7 +85,7 @@ def examine_all(cases: Sequence[Case], reading: Reading, task: Task) -> tuple[li
 def examine(case: Case, reading: Reading, task: Task) -> Examined:
     """Open one slide with its truth, and read its middle."""
     try:
-        slide = reading.open_slide(case.slide_path)
+        slide = reading.open_slide(case.slide_path, case.um_px)
         truth = reading.open_truth(case.label_path, slide)
         width, height = slide.size_xy_l0
         side = min(task.img_size, WINDOW_PX)

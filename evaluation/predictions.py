@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from artifacts import metadata
 from cohorts.pairing import Case, ids_of_label, is_mask, list_files, named, pair, pair_files
+from cohorts.spacings import with_spacings
 from inference.maps import MapPyramid, Maps
 from inference.summary import CUT
 from slides.names import composed
@@ -145,6 +146,7 @@ def pair_predictions(
     label_format: str,
     classes: int,
     recursive: bool = False,
+    mpp_table: Path | None = None,
 ) -> Found:
     """Pair predictions with slides and labels.
 
@@ -156,6 +158,7 @@ def pair_predictions(
         label_format: a key of `cohorts.pairing.LABEL_SUFFIXES`.
         classes: number of classes of the truth.
         recursive: search all folders below those of slides and labels, too.
+        mpp_table: spacings of slides (`cohorts.spacings`); None for those that the predictions state.
 
     Raises:
         ValueError: there is no prediction, labels do not pair, or numbers of classes differ.
@@ -166,6 +169,7 @@ def pair_predictions(
         cases = {case.slide_id: case for case in pair(slide_path, label_path, slide_format, label_format, recursive)}
     else:
         cases = _cases_of_predictions(folder, label_path, label_format, predictions, found, recursive)
+    cases = {case.slide_id: case for case in with_spacings(mpp_table, list(cases.values()))[0]}
     for slide_id, case in sorted(cases.items()):
         if slide_id in predictions:
             found.pairs.append((predictions[slide_id], case))

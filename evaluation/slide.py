@@ -119,13 +119,14 @@ def measure(prediction: Prediction, case: Case, reading: Reading, tissue_only: b
     Args:
         prediction: the prediction.
         case: its slide and label.
-        reading: how its label is read; the spacing is that of the prediction if this one is None.
+        reading: how its label is read; the spacing is that of the case, else this one,
+            else that of the prediction.
         tissue_only: `SlideScores.confusion_KK` counts px of tissue and of annotations only.
 
     Raises:
         ValueError: slide, label or prediction cannot be read, or do not fit together.
     """
-    slide = Slide(case.slide_path, um_px=reading.um_px or prediction.um_px_xy_l0)
+    slide = Slide(case.slide_path, um_px=case.um_px or reading.um_px or prediction.um_px_xy_l0)
     if slide.size_xy_l0 != prediction.size_xy_l0:
         raise ValueError(
             f"slide {slide.path} has {slide.size_xy_l0} px, its prediction {prediction.folder} is of one of "

@@ -8,6 +8,7 @@ from pathlib import Path
 from inference.blending import Weights
 from inference.windows import MapGrid, TissueCells, in_stripes, map_grid, with_tissue
 from samplers.index import Places, Search, find_tissue
+from slides.geometry import Pair
 from slides.reader import Slide
 from slides.tissue import cells_mm2
 
@@ -52,7 +53,7 @@ class PlannedSlide:
 
 def plan_slide(
     path: Path,
-    um_px_l0: float | None,
+    um_px_l0: float | Pair | None,
     img_size: int,
     um_px: float,
     overlap: float,
@@ -64,7 +65,7 @@ def plan_slide(
 
     Args:
         path: the slide.
-        um_px_l0: spacing of level 0, um per px, in place of the file's own; None to use that.
+        um_px_l0: spacing of level 0 (or along x and y), um per px, in place of the file's own; None to use that.
         img_size: side of a window, px.
         um_px: spacing of the windows.
         overlap: share of a window's side in common with the next.

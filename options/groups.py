@@ -27,6 +27,10 @@ class SlideFiles(Group):
     mpp: float | None = option(
         parse=positive, unit="um/px", stream=True, help="um per px of level 0, instead of what the slides state"
     )
+    mpp_table: Path | None = option(
+        metavar="CSV",
+        help="um per px of level 0 of single slides, before --mpp: columns slide and mpp (or mpp_x, mpp_y)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,7 @@ def step(options: CheckOptions, reading: Reading, slides: Slides) -> Step:
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Check one slide."""
     try:
-        slide = options.reading.open_filled(case.slide_path)
+        slide = options.reading.open_filled(case.slide_path, case.um_px)
         picture_HWC, px_l0 = overview(slide, PICTURE_PX)
         width, height = slide.size_xy_l0
         slide.read(slide.window((width / 2, height / 2), (WINDOW_PX, WINDOW_PX), options.um_px))

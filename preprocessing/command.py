@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from cohorts.pairing import Case
 from cohorts.sets import Slides, Source, all_in_folders, all_of_camelyon, paired_only
+from cohorts.spacings import with_spacings
 from options.classes import LabelMap
 from options.fields import Group, add_options, read_all
 from options.parser import Parser
@@ -255,7 +256,7 @@ def _forget_stale(steps: Sequence[Step], case: Case, out: Path) -> None:
 
 
 def find_slides(files: PreparedSlides, lenient: bool = False, labeled: bool = True) -> Slides:
-    """Find the slides that the options name.
+    """Find the slides that the options name, with their spacings in --mpp_table.
 
     Args:
         files: the options.
@@ -263,8 +264,15 @@ def find_slides(files: PreparedSlides, lenient: bool = False, labeled: bool = Tr
         labeled: labels are needed; else they are paired only if they are given.
 
     Raises:
-        ValueError: files do not pair; see `pairing.pair` and `camelyon.camelyon`.
+        ValueError: files do not pair, or the table cannot be used; see `pairing.pair`, `camelyon.camelyon` and
+            `cohorts.spacings`.
     """
+    slides = _paired(files, lenient, labeled)
+    return replace(slides, cases=with_spacings(files.mpp_table, slides.cases)[0])
+
+
+def _paired(files: PreparedSlides, lenient: bool, labeled: bool) -> Slides:
+    """See `find_slides`; without the spacings of --mpp_table."""
     if files.dataset and files.data_root:
         formats = (files.slide_format, files.label_format)
         return all_of_camelyon(files.dataset, files.data_root, formats, files.proc_center)

@@ -188,7 +188,7 @@ def step(options: ExtractPatchesOptions, reading: Reading, slides: Slides) -> St
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Extract the patches of one slide."""
-    slide = options.reading.open_slide(case.slide_path)
+    slide = options.reading.open_slide(case.slide_path, case.um_px)
     truth = options.reading.open_truth(case.label_path, slide)
     tissue_HW, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
     tumor_HW = np.zeros_like(tissue_HW)
@@ -203,7 +203,9 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
         store.write_text(part / f"{FOLDER}.csv", csv_text(COLUMNS, rows))
         if options.save_png:
             outputs.append(f"{FOLDER}/{case.slide_id}.png")
-            write_png(out / outputs[-1], picture(options.reading.open_filled(case.slide_path), places, fates))
+            write_png(
+                out / outputs[-1], picture(options.reading.open_filled(case.slide_path, case.um_px), places, fates)
+            )
     counts = Counter(fates)
     values = {"places": in_grid, "tried": len(places)} | {fate: counts[fate] for fate in FATES}
     lost = counts[UNREADABLE]

@@ -51,6 +51,7 @@ READ_BYTES = 2**22
 COLUMNS = (
     "slide", "patient", "center", "class", "split", "um_px_x", "um_px_y", "width", "height", "levels", "tissue_mm2",
     "tumor_mm2", "annotations", "root", "slide_path", "label_path", "slide_bytes", "slide_sha256", "label_sha256",
+    "mpp_x", "mpp_y",
 )  # fmt: skip
 
 
@@ -108,12 +109,20 @@ def step(options: ManifestOptions, reading: Reading, slides: Slides) -> Step:
     """The step with its options."""
     manifest = options.manifest
     split = Split(manifest.val_split, manifest.seed, slides.val_ids)
-    return Step(NAME, 1, make, Options(reading, manifest.checksums), reads_mask, partial(finish, split), f"{NAME}.csv")
+    return Step(
+        NAME,
+        1,
+        make,
+        Options(reading, manifest.checksums),
+        reads_mask,
+        partial(finish, split, reading.um_px),
+        f"{NAME}.csv",
+    )
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Describe one slide."""
-    slide = options.reading.open_slide(case.slide_path)
+    slide = options.reading.open_slide(case.slide_path, case.um_px)
     truth = options.reading.open_truth(case.label_path, slide)
     tissue_HW, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
     px_mm2 = slide.um_px_xy_l0[0] * slide.um_px_xy_l0[1] / 1e6
@@ -154,8 +163,10 @@ def sha256(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def finish(split: Split, out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[str]:
-    """Split the slides and write the table."""
+def finish(
+    split: Split, um_px: float | None, out: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]
+) -> list[str]:
+    """Split the slides and write the table; `um_px` is the spacing given for all slides, if any."""
     rows = {outcome.slide_id: dict(outcome.result.values) for outcome in outcomes if outcome.state != FAILED}
     good = [case for case in cases if case.slide_id in rows]
     path = out / f"{NAME}.csv"
@@ -170,11 +181,15 @@ def finish(split: Split, out: Path, cases: Sequence[Case], outcomes: Sequence[Ou
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     for case in good:
         label = case.label_path
+        # Only if given: training reads them, and would otherwise resample by rounded values.
+        mpp_x, mpp_y = case.um_px or (um_px, um_px)
         rows[case.slide_id] |= {
             "patient": case.patient,
             "center": case.center,
             "split": "val" if case.slide_id in val else "train",
             "root": root,
+            "mpp_x": mpp_x,
+            "mpp_y": mpp_y,
             "slide_path": case.slide_path.absolute().relative_to(root).as_posix(),
             "label_path": label.absolute().relative_to(root).as_posix() if label else None,
         }

@@ -162,7 +162,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     if case.label_path is None or has_outlines(case.label_path):
         return StepResult()
     reading = options.reading
-    slide = reading.open_slide(case.slide_path)
+    slide = reading.open_slide(case.slide_path, case.um_px)
     notes = reading.open_truth(case.label_path, slide).notes
     path = out / FOLDER / f"{case.slide_id}.xml"
     path.parent.mkdir(parents=True, exist_ok=True)

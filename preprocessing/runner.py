@@ -103,12 +103,14 @@ class Step:
         """
         options = {"step": self.name, "version": self.version, "options": asdict(self.options)}
         label = [case.label_path] if case.label_path else []
-        who = {
+        who: dict[str, Any] = {
             "slide": case.slide_id,
             "patient": case.patient,
             "centre": case.center,  # old spelling: see above
             "label": bool(label),
         }
+        if case.um_px is not None:
+            who["mpp"] = list(case.um_px)
         plain = json.loads(json.dumps(options | who, default=str))
         return store.fingerprint(plain, [*parts_of(case.slide_path), *label, *self.reads(case, out)])
 

@@ -135,7 +135,7 @@ def advice(picture: str, method: str) -> str:
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Find the tissue of one slide."""
-    slide = options.reading.open_filled(case.slide_path)
+    slide = options.reading.open_filled(case.slide_path, case.um_px)
     found = find_tissue(slide, options.um_px, options.method, options.keep_pen)
     tissue_mm2, pen_mm2, slide_mm2 = (
         cells_mm2(cells_HW, found.cell_l0, slide)

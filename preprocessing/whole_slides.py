@@ -82,7 +82,7 @@ def cut(case: Case, out: Path, options: ImageOptions) -> Cut | None:
     Raises:
         ValueError: the slide or its mask cannot be read, or the spacing is finer than the slide's.
     """
-    slide = options.reading.open_filled(case.slide_path)
+    slide = options.reading.open_filled(case.slide_path, case.um_px)
     tissue_RS, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
     grid = whole_grid(slide, options.um_px)
     part = trimmed(grid, tissue_RS, cell_l0, options.gap_px or 0)

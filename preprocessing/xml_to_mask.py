@@ -164,7 +164,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     """Write the mask of one slide, if its label is a file of outlines."""
     if case.label_path is None or not has_outlines(case.label_path):
         return StepResult()
-    slide, reading = options.reading.open_slide(case.slide_path), options.reading
+    slide, reading = options.reading.open_slide(case.slide_path, case.um_px), options.reading
     path = out / FOLDER / f"{case.slide_id}_Mask.tif"
     path.parent.mkdir(parents=True, exist_ok=True)
     xml_to_mask(case.label_path, slide, path, reading.class_of_group, reading.ignore_groups, options.tile)

@@ -10,19 +10,23 @@ from typing import Any, Protocol
 
 from samplers.index import SlideIndex, index_slide
 from samplers.patch import PatchReader
+from slides.geometry import Pair
 from slides.reader import Slide
 from slides.truth.interface import Truth
 from slides.truth.reading import Reading
 
 
 class SlideAndLabel(Protocol):
-    """Files of one slide; `label_path` is None for a normal slide."""
+    """Files of one slide; `label_path` is None for a normal slide, `um_px` if no spacing is given for it alone."""
 
     @property
     def slide_path(self) -> Path: ...  # noqa: D102
 
     @property
     def label_path(self) -> Path | None: ...  # noqa: D102
+
+    @property
+    def um_px(self) -> Pair | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def open_set(cases: Sequence[SlideAndLabel], options: SetOptions, rank: int, siz
 
     def mine() -> list[SlideIndex]:
         for case in cases:
-            slides.append(options.reading.open_slide(case.slide_path))
+            slides.append(options.reading.open_slide(case.slide_path, case.um_px))
             truths.append(options.reading.open_truth(case.label_path, slides[-1]))
         # Ranks: reading thumbnails is the slow part, so each rank does every size-th slide
         return [

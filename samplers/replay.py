@@ -38,6 +38,7 @@ BAND_RGB = ((49, 54, 149), (116, 173, 209), (253, 174, 97), (165, 0, 38))
 class _Case:
     slide_path: Path
     label_path: Path | None
+    um_px: Pair | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,11 @@ class Replay:
         options = SetOptions.from_json(described["reading"])
         self._classes = options.classes
         cases = [
-            _Case(Path(case["slide_path"]), Path(case["label_path"]) if case["label_path"] else None)
+            _Case(
+                Path(case["slide_path"]),
+                Path(case["label_path"]) if case["label_path"] else None,
+                tuple(case["um_px"]) if case.get("um_px") else None,
+            )
             for case in described["cases"]
         ]
         self.slide_set: SlideSet = open_set(cases, options, 0, 1, lambda action: [action()])

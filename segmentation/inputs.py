@@ -41,8 +41,20 @@ def find_cases(slides: TrainSlides, seed: int) -> Chosen:
         seed: of the split.
 
     Raises:
-        ValueError: files do not pair, or a set is empty.
+        ValueError: files do not pair, a set is empty, or the table of spacings cannot be used.
     """
+    from cohorts.spacings import with_spacings
+
+    train, val, notes = _paired(slides, seed)
+    train, val = with_spacings(slides.mpp_table, train, val)
+    given = sum(case.um_px is not None for case in (*train, *val))
+    if given:
+        notes.append(f"spacing from a table for {given} of {counted(len(train) + len(val), 'slide')}")
+    return train, val, notes
+
+
+def _paired(slides: TrainSlides, seed: int) -> Chosen:
+    """See `find_cases`; without the spacings of --mpp_table."""
     from cohorts.sets import Source, from_camelyon, from_folders, from_manifest
 
     centers = (slides.train_centers, slides.val_centers)
@@ -170,6 +182,8 @@ class Inputs:
             for cases in (train_cases, val_cases)
         )
         self.stream = {**stream, "slides": [slide.id for slide in self.train_set.slides], "mine_from": None}
+        given = {case.slide_id: case.um_px for case in train_cases if case.um_px is not None}
+        self.stream["mpp_table"] = f"{len(given)} slides, CRC {zlib.crc32(repr(given).encode()):08x}" if given else None
         together(comm, lambda: check_field_of_view(self.train_set, sampling.img_size, sampling.resolution))
         damaged = [index.damage for part in (self.train_set, self.val_set) for index in part.indexes if index.damage]
         if damaged and not sampling.max_unreadable:
@@ -335,7 +349,8 @@ class Inputs:
             self._staging.close()
 
 
-def case_json(case: Case) -> dict[str, str | None]:
+def case_json(case: Case) -> dict[str, Any]:
     """Files of one slide as JSON types, absolute."""
     label = None if case.label_path is None else str(case.label_path.resolve())
-    return {"slide_path": str(case.slide_path.resolve()), "label_path": label}
+    spacing = {} if case.um_px is None else {"um_px": list(case.um_px)}
+    return {"slide_path": str(case.slide_path.resolve()), "label_path": label, **spacing}

@@ -307,7 +307,8 @@ def _spacing(path: Path, vendor: str | None, found: Pair | None, given: float | 
     else:
         raise SlideError(
             f"slide {path}: its spacing is unknown (no um/px in the file, or only a print resolution such as 72 dpi); "
-            f"give micrometers per level-0 pixel with --mpp, e.g. --mpp {_suggested(path, vendor)}"
+            f"give micrometers per level-0 pixel with --mpp, e.g. --mpp {_suggested(path, vendor)} (per slide: "
+            "--mpp_table)"
         )
     if not all(math.isfinite(value) and low <= value <= high for value in pair):
         raise SlideError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slides.filled import FilledSlide
+from slides.geometry import Pair
 from slides.reader import Slide
 from slides.truth.annotation import DEFAULT_LABEL_MAP, describe
 from slides.truth.interface import Truth, open_truth
@@ -70,13 +71,13 @@ class Reading:
         values = None if decision.classes is None else tuple(decision.classes.items())
         return replace(self, mask_values=values), [*lines, f"masks: {decision.text}"]
 
-    def open_slide(self, path: Path) -> Slide:
-        """Open a slide; see `Slide` for errors."""
-        return Slide(path, um_px=self.um_px)
+    def open_slide(self, path: Path, um_px: Pair | None = None) -> Slide:
+        """Open a slide; `um_px` is a spacing of its own, if it has one. See `Slide` for errors."""
+        return Slide(path, um_px=um_px or self.um_px)
 
-    def open_filled(self, path: Path) -> FilledSlide:
-        """Open a slide of which px that cannot be decoded are white; see `Slide` for errors."""
-        return FilledSlide(path, um_px=self.um_px)
+    def open_filled(self, path: Path, um_px: Pair | None = None) -> FilledSlide:
+        """Open a slide, as `open_slide`, of which px that cannot be decoded are white."""
+        return FilledSlide(path, um_px=um_px or self.um_px)
 
     def open_truth(self, label_path: Path | None, slide: Slide) -> Truth:
         """Open the truth of a slide; see `interface.open_truth` for errors."""

@@ -26,7 +26,7 @@ def test_defaults_of_predict(tmp_path: Path):
     assert as_json(predict_options(["--model", "m", "--slide_path", str(tmp_path), "--out", "o"])) == {
         "model": "m", "img_size": None, "resolution": None, "context_spacing": None, "input_range": None,
         "slide_format": "tif", "recursive": False,
-        "mpp": None, "slide_path": [str(tmp_path)], "out": "o", "overwrite": False,
+        "mpp": None, "mpp_table": None, "slide_path": [str(tmp_path)], "out": "o", "overwrite": False,
         "strict": False, "bb_downsample": 7, "overlap": 0.25, "batch_size": 1, "tissue_only": True,
         "eightfold": False, "min_probability": 0.1, "nms_um": 75.0, "simplify_um": None, "min_area_um2": 100.0,
         "geojson_frame": "qupath", "overlay": "auto",
@@ -37,7 +37,7 @@ def test_defaults_of_predict(tmp_path: Path):
 def test_defaults_of_evaluate():
     assert as_json(evaluate_options(EVALUATE)) == {
         "slide_path": None, "label_path": "L", "label_format": "tif", "slide_format": "tif", "recursive": False,
-        "mpp": None,
+        "mpp": None, "mpp_table": None,
         "predictions": "P", "out": "o", "label_map": None, "ignore_groups": ["none"], "mask_values": None,
         "classes": None, "pixels": "tissue", "bootstrap": 1000, "seed": 0,
         "froc_threshold": [0.25, 0.5, 1.0, 2.0, 4.0, 8.0], "submission": None, "reference": None,

@@ -32,7 +32,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 DEFAULTS = {
     "slide_path": "S", "label_path": "L", "label_format": "tif", "valid_slide_path": None, "valid_label_path": None,
     "dataset": None, "data_root": None, "slide_format": "tif", "recursive": False,
-    "mpp": None, "manifest": None, "slide_root": None,
+    "mpp": None, "mpp_table": None, "manifest": None, "slide_root": None,
     "valid_slide_format": "tif", "valid_label_format": "tif", "train_centers": [-1], "val_centers": [-1],
     "val_split": 0.15, "stage_dir": None, "stage_gb": 200.0,
     "label_map": None, "ignore_groups": ["none"], "mask_values": None, "classes": None,
