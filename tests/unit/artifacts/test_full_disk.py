@@ -14,7 +14,7 @@ from artifacts.checkpoints import _write_arrays, read_arrays
 
 
 class SmallDisk(io.BytesIO):
-    """Space for so many bytes."""
+    """Space for this many bytes."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
