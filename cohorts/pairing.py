@@ -1,7 +1,7 @@
 """Pairs slides with labels by exact slide id, never by sort order or similarity.
 
 The id of a slide is its file name without the last suffix, in Unicode's composed form. The label of slide `tumor_001`
-is `tumor_001.xml`, `tumor_001.geojson` (or `tumor_001.svs.geojson`), `tumor_001_Mask.tif`, `tumor_001_mask.tif` or,
+is `tumor_001.xml`, `tumor_001.geojson` (or `tumor_001.svs.geojson`), `tumor_001_Mask.tif`, `tumor_001_mask.png` or,
 outside the folder of the slides, `tumor_001.tif`.
 Files that do not pair are an error that names them. OME-TIFF has `.ome` before the suffix: a label may omit it, or have
 it after `_mask`.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from slides.geometry import Pair
 from slides.names import id_of
-from slides.truth.label import has_outlines
+from slides.truth.label import MASK_SUFFIXES, has_outlines
 
 # Not DICOM: a slide there consists of many .dcm files.
 SLIDE_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": (".tif", ".tiff")} | {
@@ -26,6 +26,7 @@ LABEL_SUFFIXES: dict[str, tuple[str, ...]] = {
     "tiff": (".tif", ".tiff"),
     "xml": (".xml",),
     "geojson": (".geojson",),
+    "png": (".png",),
 }
 
 # Source: notes of the CAMELYON16 organizers (README of the data set).
@@ -304,7 +305,7 @@ def _slides_by_id(slides: Iterable[Path]) -> dict[str, Path]:
 
 def is_mask(path: Path) -> bool:
     """Whether a file name is that of a mask: `x_mask.tif`, `x_Mask.ome.tif`."""
-    return path.suffix.lower() in LABEL_SUFFIXES["tif"] and _without_ome(path.stem).lower().endswith(_MASK_ENDING)
+    return path.suffix.lower() in MASK_SUFFIXES and _without_ome(path.stem).lower().endswith(_MASK_ENDING)
 
 
 def ids_of_label(path: Path) -> list[str]:
@@ -316,7 +317,7 @@ def ids_of_label(path: Path) -> list[str]:
         names += [stem[: -len(suffix)] for suffix in _ALL_SUFFIXES if stem.lower().endswith(suffix)]
     if is_mask(path):
         names.append(_without_ome(stem)[: -len(_MASK_ENDING)])
-    elif path.suffix.lower() in LABEL_SUFFIXES["tif"]:
+    elif path.suffix.lower() in MASK_SUFFIXES:
         names.append(_without_ome(stem))
     # `x.ome` is the id of slide x.ome.tif; people and programs name its label after `x`.
     return list(dict.fromkeys([*names, *(one + _OME for one in names if _without_ome(one) == one)]))

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
 
 DatasetName = Literal["16", "17"]  # CAMELYON16, CAMELYON17
-LabelFormat = Literal["tif", "xml", "geojson"]  # masks, ASAP annotations, QuPath annotations
+LabelFormat = Literal["tif", "png", "xml", "geojson"]  # masks, annotations of ASAP and of QuPath
 
 TissueMethod = Literal["hsv", "otsu"]  # a fixed threshold of saturation, Otsu's threshold of each slide
 TISSUE_METHODS: tuple[TissueMethod, ...] = get_args(TissueMethod)

@@ -12,7 +12,7 @@ from options.fields import Group, option
 from options.parser import not_negative, positive, whole
 
 SUFFIXES = "tif, svs, ndpi, mrxs ...: anything OpenSlide reads"
-TRUTHS = "tif (mask pyramids), xml (ASAP) or geojson (QuPath)"
+TRUTHS = "tif or png (masks), xml (ASAP) or geojson (QuPath)"
 CENTERS = "CAMELYON17 centers; -1 is all"
 
 

@@ -33,10 +33,11 @@ from preprocessing.command import StepProgram, main_or_one_file
 from preprocessing.runner import FAILED, Outcome, Step
 from preprocessing.store import StepResult, check_output
 from slides.geometry import Pair, Window
-from slides.reader import Slide
+from slides.reader import Level, Slide
 from slides.truth.asap import YELLOW, write_outlines
 from slides.truth.asap_areas import Area, asap_group, asap_label_map, outlines_of
 from slides.truth.label import IGNORE, has_outlines
+from slides.truth.mask_file import MaskFile
 from slides.truth.mask_truth import MaskTruth
 from slides.truth.outline import outlines
 from slides.truth.raster import polygons_of
@@ -62,6 +63,17 @@ class Options:
     reading: Reading
 
 
+@dataclass(frozen=True)
+class _Own:
+    """A mask as its own slide."""
+
+    id: str
+    path: Path
+    size_xy_l0: tuple[int, int]
+    um_px_xy_l0: Pair = (1.0, 1.0)
+    levels: tuple[Level, ...] = ()
+
+
 def mask_to_xml(
     mask: Path,
     out: Path,
@@ -74,7 +86,7 @@ def mask_to_xml(
     Outlines follow the edges of px exactly, with a point at every corner, in level-0 px of the slide.
 
     Args:
-        mask: one-channel TIFF.
+        mask: one-channel TIFF or PNG.
         out: XML file, written completely or not at all.
         mask_values: stored value -> class; None: every value but 0 is class 1. Class 255 (ignore) has no outline.
         block: side of the blocks that are held in memory, px.
@@ -88,7 +100,7 @@ def mask_to_xml(
         OSError: the XML file cannot be written.
     """
     # Outlines are in px: the spacing does not matter, and masks often have none.
-    own = Slide(mask, um_px=1.0)
+    own = _Own(mask.stem, mask, MaskFile(mask).pages[0].size_xy)
     truth = MaskTruth(mask, own, mask_values)
     polygons_of_class = _polygons(truth, own.size_xy_l0, block)
     if slide is not None:
@@ -193,7 +205,7 @@ def _reading_advice(values: Mapping[int, int] | None) -> list[str]:
 class SingleFile(Group):
     """Files."""
 
-    mask: Path = option(required=True, help="one-channel TIFF")
+    mask: Path = option(required=True, help="one-channel TIFF or PNG")
     out: Path = option(required=True, metavar="XML", help="annotation to write (.xml)")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from slides.geometry import Window
 from slides.reader import Slide
 from slides.truth.annotation import DEFAULT_IGNORE_GROUPS, DEFAULT_LABEL_MAP
-from slides.truth.label import OUTLINE_SUFFIXES, ignore_outside
+from slides.truth.label import MASK_SUFFIXES, OUTLINE_SUFFIXES, ignore_outside
 from slides.truth.mask_truth import MaskTruth
 from slides.truth.xml_truth import XmlTruth
 
@@ -98,7 +98,7 @@ def open_truth(
     """Open the truth of a slide by the suffix of its file.
 
     Args:
-        path: ASAP XML, QuPath GeoJSON, a TIFF mask, or None for a slide without tumor.
+        path: ASAP XML, QuPath GeoJSON, a TIFF or PNG mask, or None for a slide without tumor.
         slide: The slide.
         label_map: Group to class, for outlines.
         ignore_groups: Groups to skip, for outlines.
@@ -112,8 +112,8 @@ def open_truth(
     suffix = Path(path).suffix.lower()
     if suffix in OUTLINE_SUFFIXES:
         return XmlTruth(path, slide, label_map, ignore_groups)
-    if suffix in (".tif", ".tiff"):
+    if suffix in MASK_SUFFIXES:
         return MaskTruth(path, slide, mask_values)
     raise ValueError(
-        f"label {path}: suffix {suffix!r}; labels are .xml (ASAP), .geojson (QuPath) or masks, .tif / .tiff"
+        f"label {path}: suffix {suffix!r}; labels are .xml (ASAP), .geojson (QuPath) or masks: .tif, .tiff, .png"
     )

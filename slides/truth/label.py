@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from slides.geometry import Window, pixel_centers_l0
 
-# Files of outlines; all other labels are masks.
+# Files of outlines and masks.
+MASK_SUFFIXES = (".tif", ".tiff", ".png")
 OUTLINE_SUFFIXES = (".xml", ".geojson")
 # Counted by no loss and no metric.
 IGNORE = 255

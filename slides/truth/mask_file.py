@@ -1,4 +1,4 @@
-"""A mask as a file: its levels, and the numbers stored in it, whatever TIFF does to them.
+"""A mask as a file: its levels, and the numbers stored in it, whatever TIFF and PNG do to them.
 
 Tensor legend: H rows, W columns.
 """
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from slides.tiff.backends import READ_ERRORS, Backend, Value, drop_handle, file_key, handle, tiff_levels
 from slides.tiff.tags import Page, is_tiff
 from slides.tiff.tiled_tiff import open_tiff
+from slides.truth.png_mask import PngMask, is_png, read_page
 
 # Compression tags of codecs that change values: JPEG (old and new), WebP, JPEG XR and Aperio's lossy JPEG 2000.
 LOSSY = {6: "JPEG", 7: "JPEG", 50001: "WebP", 34927: "WebP", 22610: "JPEG XR", 34934: "JPEG XR", 33003: "JPEG 2000"}
@@ -21,7 +22,7 @@ THRESHOLD = "vips relational_const MASK 'OUT.tif[tile,pyramid,compression=deflat
 
 
 class MaskFile:
-    """A one-channel TIFF of at most 8 bits.
+    """A TIFF or PNG of one channel and at most 8 bits.
 
     The values of a mask are the stored numbers; of a palette, the stored index, not the color. Only 1-bit masks that
     are "white is zero" are turned round: every viewer shows their zeros as the white areas of a mask.
@@ -36,10 +37,11 @@ class MaskFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            if not is_tiff(self.path):
-                raise ValueError("not a TIFF")
             self._key = "mask", *file_key(self.path)
-            self.pages = tiff_levels(self.path)
+            self._png = is_png(self.path)
+            if not self._png and not is_tiff(self.path):
+                raise ValueError("neither a TIFF nor a PNG")
+            self.pages = (read_page(self.path),) if self._png else tiff_levels(self.path)
         except READ_ERRORS as error:
             raise ValueError(f"mask {self.path} cannot be opened: {error}") from error
         first = self.pages[0]
@@ -80,6 +82,8 @@ class MaskFile:
 
     def _open(self) -> Backend:
         """Open the file; tiles that were never written hold the value 0, whatever libvips makes of it."""
+        if self._png:
+            return PngMask(self.path)
         unwritten: Value = int(self._loaded[np.argmin(self._stored)])
         palette = self.pages[0].colormap
         if palette is not None and (palette != palette[:, :1]).any():
