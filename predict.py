@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from artifacts.paths import require_model
 from options.predict import PredictOptions, predict_options
 from parallel import job
 from parallel.comm import together
+from parallel.preemption import EXIT_CODE, StopError
 from system.csv_tables import counted
 from system.progress import Progress
 
@@ -93,6 +95,7 @@ def predict(opts: PredictOptions, ranks: job.Ranks) -> int:
     """
     start = time.perf_counter()
     comm = ranks.comm
+    ranks.listen()
     ranks.heartbeat.start()
     with ranks.holding(opts.slides.out, "--out"):
         # Before TensorFlow is imported, so that wrong paths show at once.
@@ -174,6 +177,7 @@ class Prediction:
 
         results, out = opts.results, opts.slides.out
         self.opts = opts
+        self.ranks = ranks
         self.comm = ranks.comm
         self.heartbeat = ranks.heartbeat
         self.log = ranks.log
@@ -194,6 +198,7 @@ class Prediction:
         self.planned: list[PlannedSlide] = []
         self.shares: list[list[Run]] = []
         self.failures: list[tuple[str, str]] = []
+        self.requests = ""  # to stop, of all ranks
 
     def um_px_of(self, slide_id: str) -> float | Pair | None:
         """The spacing given for a slide, um per level-0 px; None to use its own."""
@@ -295,9 +300,11 @@ class Prediction:
         def progress(count: int) -> None:
             self.heartbeat.doing = "predicting"
             bar.update(count)
+            if self.ranks.preemption.requested:
+                raise StopError
 
-        # A slide is finished while the next is predicted.
-        with ThreadPoolExecutor(1, thread_name_prefix="finish") as pool:
+        # A slide is finished while the next is predicted. A request to stop drops the slide that is being predicted.
+        with ThreadPoolExecutor(1, thread_name_prefix="finish") as pool, suppress(StopError):
             for number, run in enumerate(mine, start=1):
                 planned = self.planned[run.slide]
                 bar.update(0, f"slide {number} of {len(mine)}, {planned.slide_id}")
@@ -308,12 +315,12 @@ class Prediction:
                 # An error of an earlier slide is raised now, not at the end.
                 finishing = [future for future in finishing if not (future.done() and future.result() is None)]
                 finishing.append(pool.submit(self.finish_if_whole, run.slide))
-            self.heartbeat.doing = "writing results"
-            for future in finishing:
-                future.result()
+        self.heartbeat.doing = "writing results"
+        for future in finishing:
+            future.result()
         bar.close()
         # Ranks: another node's file system may show a run late; now all runs are visible.
-        comm.gather(None)
+        self.requests = self.ranks.requests()
         self.heartbeat.doing = "writing results"
         for number in range(comm.rank, len(self.planned), comm.size):
             self.finish_if_whole(number)
@@ -346,6 +353,12 @@ class Prediction:
         failures = sorted({failure for part in self.comm.gather(self.failures) for failure in part})
         if self.comm.rank == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)
+        left = [one for one in self.planned if not (self.opts.slides.out / one.slide_id / "summary.json").exists()]
+        # Ranks: one looks, since file systems may lag.
+        if self.requests and self.comm.gather(len(left))[0]:
+            slides = counted(len(left), "slide")
+            self.log(f"preempted   {self.requests}: {slides} left of {len(self.slides)}; the same command continues")
+            return EXIT_CODE
         windows = sum(len(one.windows) for one in self.planned)
         self.log(f"finished    {counted(windows, 'window')} in {seconds:.0f} s; results in {self.opts.slides.out}")
         self.log(*(f"FAILED      {slide_id}: {why}" for slide_id, why in failures))

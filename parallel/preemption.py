@@ -23,6 +23,10 @@ HOSTS_CHANGED = "hosts changed"
 EXIT_CODE = 75  # see `system.start`; run_train.sh puts a SLURM job back into its queue
 
 
+class StopError(Exception):
+    """Raised by a program in the midst of work that it drops, because it was asked to stop."""
+
+
 class Preemption:
     """Whether this process was asked to stop.
 

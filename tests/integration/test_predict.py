@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 
@@ -126,13 +127,17 @@ def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
-        # So that it holds the folder however long the second takes to start.
-        os.killpg(process.pid, signal.SIGSTOP)
+        # So that it holds the folder however long the second takes to start; the rank has a session of its own.
+        everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in everyone:
+            one.suspend()
         second = predict(tiny, out)
         assert second.returncode == 2
         assert re.search(r"error: --out \S+ is in use by process \d+", second.stderr)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        for one in psutil.Process(process.pid).children(recursive=True):
+            one.kill()
+        process.kill()
         process.wait()
     kept = (out / "normal_001" / "summary.json").stat().st_mtime_ns
     done = predict(tiny, out)
@@ -142,6 +147,35 @@ def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
     for name in ("probability.tif", "label.tif", "polygons.geojson", "detections.csv"):
         for path in sorted(once.glob(f"*/{name}")):
             assert (out / path.parent.name / name).read_bytes() == path.read_bytes(), path
+
+
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_prediction_that_is_asked_to_stop_goes_on_later(
+    tiny: TinySet, once: Path, ranks: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["--model", tiny.log_dir, "--slide_path", tiny.folder / "train" / "images", "--out", out, "--no_cuda"]
+    process = subprocess.Popen(
+        [str(ROOT / "run_train.sh"), *map(str, words)],
+        env=environment(NP=ranks, SCRIPT=SCRIPT, OMP_NUM_THREADS="1", SLOWLY="0.5"), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 200
+        while not (out / "normal_001").exists():
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+        said, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, err
+    assert re.search(r"^preempted   SIGUSR1: [12] slides? left of 3; the same command continues$", said, re.MULTILINE)
+    assert ".scratch" not in results(out)
+    done = predict(tiny, out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert results(out) == results(once)
 
 
 def test_one_bad_slide_does_not_lose_the_others(tiny: TinySet, tmp_path: Path) -> None:
