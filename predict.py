@@ -171,6 +171,7 @@ class Prediction:
     def __init__(
         self, opts: PredictOptions, ranks: job.Ranks, network: LoadedModel, spacings: Mapping[str, Pair]
     ) -> None:
+        from inference.appearance import Appearance
         from inference.detections import DetectionOptions
         from inference.finish import PredictionInfo
         from inference.outputs import OutputOptions
@@ -185,11 +186,19 @@ class Prediction:
         self.spacings = spacings
         self.scratch = out / ".scratch"
         detections = DetectionOptions(min_probability=results.min_probability, radius_um=results.nms_um)
+        info = network.info
+        # Ranks: all find the same fault of the options.
+        self.appearance = together(
+            self.comm,
+            lambda: Appearance.chosen(opts.stain.stain_norm, info.stain_norm, info.stain, opts.stain.adapt_bn),
+        )
+        self.adapt = together(self.comm, network.adaptation) if opts.stain.adapt_bn else None
         self.common = PredictionInfo(
             out=out,
             classes=dict(enumerate(network.info.class_names)),
             model=str(network.path.resolve()),
-            options=result_options(opts, network),
+            options=result_options(opts, network) | self.appearance.options(),
+            appearance=self.appearance,
             outputs=OutputOptions(
                 results.simplify_um, results.min_area_um2, detections, results.geojson_frame, results.overlay
             ),
@@ -252,6 +261,7 @@ class Prediction:
                 planned = plan_slide(
                     path, self.um_px_of(slide_id), model.img_size, model.um_px, opts.windows.overlap,
                     opts.tissue.bb_downsample, opts.windows.tissue_only, model.classes,
+                    stain_methods=self.appearance.methods,
                 )  # fmt: skip
                 if opts.slides.strict and planned.damage:
                     raise SlideError(f"{planned.damage}; omit --strict to predict the rest of the slide")
@@ -272,6 +282,7 @@ class Prediction:
         counts = [len(one.windows) for one in self.planned]
         self.shares = share_out([one.begins for one in self.planned], counts, comm.size)
         self.log(*(f"note        {note}" for one in self.planned for note in one.notes))
+        self.log(*(f"WARNING     {line}" for one in self.planned for line in self.appearance.warnings(one)))
         self.log(*(f"FAILED      {slide_id}: {why}" for slide_id, why in self.failures))
         total, area = sum(len(one.windows) for one in self.planned), sum(one.tissue_mm2 for one in self.planned)
         self.log(f"windows     {total} over {area:.1f} mm2 of tissue on {counted(len(self.planned), 'slide')}")
@@ -311,7 +322,10 @@ class Prediction:
                 slide = Slide(planned.path, um_px=self.um_px_of(planned.slide_id))
                 weights = planned.weights()
                 folder = self.scratch / planned.slide_id
-                predict_run(slide, weights, planned.windows, run, self.network.probabilities, options, folder, progress)
+                if self.adapt is not None:
+                    self.adapt(self.appearance.adaptation_batches(slide, planned, model.context_um_px))
+                network = self.appearance.normalized(self.network.probabilities, planned)
+                predict_run(slide, weights, planned.windows, run, network, options, folder, progress)
                 # An error of an earlier slide is raised now, not at the end.
                 finishing = [future for future in finishing if not (future.done() and future.result() is None)]
                 finishing.append(pool.submit(self.finish_if_whole, run.slide))

@@ -325,7 +325,7 @@ class Run:
         arrays: dict[str, Any] = {"losses": self.step.state(), "pixel_counts": self.counts.state(self.comm)}
         arrays |= {"hard_pool": self.inputs.pool.state()} if self.inputs.pool else {}
         arrays |= {"loss_scale": self.loss_scale.state()} if self.loss_scale else {}
-        options = as_json(self.opts) | self.inputs.stream
+        options = as_json(self.opts) | self.inputs.stream | {"model_stain": self.inputs.stain.model_json()}
         state = State(
             self.images, self.best_miou, options, arrays, self.comm.size, self.run_log.seconds(), self.validation_due,
             self.base_batch,
@@ -356,7 +356,8 @@ class Run:
             if self.comm.rank == 0 and log_dir is not None:
                 rows = read_samples(log_dir)
                 write_maps(log_dir / "sampling", self.inputs.train_set, rows, self.opts.sampling.patch_um)
-                info = metadata.of_run(as_json(self.opts), self.model.name, self.images)
+                options = as_json(self.opts) | {"model_stain": self.inputs.stain.model_json()}
+                info = metadata.of_run(options, self.model.name, self.images)
                 export(models.in_float32(self.model), log_dir, info.as_json())
 
         together(self.comm, write)

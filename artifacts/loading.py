@@ -6,7 +6,7 @@ Shapes: B images, H rows, W columns, C channels (3, or 6 with a context view), K
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from artifacts.checkpoints import CheckpointError, head, read_arrays
 from artifacts.metadata import UINT8_RANGE, ModelInfo, ModelOverrides
 from artifacts.paths import KINDS, require_model
 from artifacts.saved_model import Call, OpenedModel
+from models.adaptation import Adaptation
 from models.weights import MAX_UNPACKED
 from options.choices import SIZE_MULTIPLE
 
@@ -83,6 +84,30 @@ class LoadedModel:
             raise ValueError(f"{image_BHWC.dtype} {image_BHWC.shape} given, {self.path} takes uint8 (B, *{wanted})")
         p_BHWK: NDArray[np.float32] = self._compiled(tf.convert_to_tensor(image_BHWC)).numpy()
         return p_BHWK
+
+    def adaptation(self) -> Callable[[Iterable[NDArray[np.uint8]]], int]:
+        """Return a function that gives batch normalization the statistics of images; see `models.adaptation`.
+
+        It takes batches as `probabilities` does and returns the number of images. Each call starts from the trained
+        statistics.
+
+        Raises:
+            ValueError: the model has no such layers, or they kept pre-trained statistics in training.
+        """
+        way_out = "omit --adapt_bn; --stain_norm works with every model that has targets"
+        if not isinstance(self.source, keras.Model):
+            raise ValueError(f"--adapt_bn: {self.path} is no run, checkpoint or .keras file of train.py; {way_out}")
+        if self.info.freeze_bn:
+            raise ValueError(f"--adapt_bn: {self.path} was trained with --freeze_bn, on other statistics; {way_out}")
+        try:
+            adaptation = Adaptation(self.source)
+        except ValueError as error:
+            raise ValueError(f"--adapt_bn: {error}; {way_out}") from error
+
+        def adapt(batches: Iterable[NDArray[np.uint8]]) -> int:
+            return adaptation.adapt(_as_taken(tf.constant(image_BHWC), self.info.input_range) for image_BHWC in batches)
+
+        return adapt
 
 
 def _as_taken(image_BHWC: Any, input_range: tuple[float, float]) -> Any:

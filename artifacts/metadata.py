@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from options.choices import MODELS, PRECISIONS
+from options.choices import MODELS, PRECISIONS, STAIN_NORMS
 from slides.truth.annotation import DEFAULT_LABEL_MAP
 from slides.truth.label import IGNORE
 from system.version import __version__
@@ -29,6 +29,7 @@ OLD_TUMOR = "tumour"  # old spelling
 TRAINED_RANGE = (-1.0, 1.0)  # of the images of train.py's networks (`training.step.scaled`)
 UINT8_RANGE = (0.0, 255.0)  # of a model that scales by itself
 MAX_SIDE = 2**16  # px
+_COLORS = ("middle", "spread")
 MAX_JSON_BYTES = 2**20
 
 
@@ -68,6 +69,10 @@ class ModelInfo:
         network: one of `MODELS`; None: another.
         label_map: annotation group to class, as used in training; None: unknown.
         images: number of images that the model was trained with; None: unknown.
+        stain: the colors of the training slides: `norm`, how they were normalized, one of `STAIN_NORMS`; `targets`,
+            what `slides.stain` estimates for their median, by method; `colors`, their `slides.stain.known_stains`.
+            None: unknown, not normalized.
+        freeze_bn: batch normalization kept its pre-trained statistics in training.
     """
 
     img_size: int
@@ -82,6 +87,13 @@ class ModelInfo:
     network: str | None = None
     label_map: Mapping[str, int] | None = None
     images: int | None = None
+    stain: Mapping[str, Any] | None = None
+    freeze_bn: bool = False
+
+    @property
+    def stain_norm(self) -> str:
+        """How stains were normalized in training, one of `STAIN_NORMS`."""
+        return "none" if self.stain is None else str(self.stain["norm"])
 
     @property
     def channels(self) -> int:
@@ -117,6 +129,7 @@ def of_run(options: Mapping[str, Any], network: str, images: int) -> ModelInfo:
             "class_names": class_names(label_map, classes), "output": "logits", "input_range": list(TRAINED_RANGE),
             "size_multiple": None, "precision": options["mixed_precision"],
             "network": network if network in MODELS else None, "label_map": dict(label_map), "images": images,
+            "stain": options.get("model_stain"), "freeze_bn": options.get("freeze_bn", False),
         }  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the options of a run of train.py: {error!r}") from error
@@ -236,6 +249,28 @@ def _named(x: Any) -> bool:
     return isinstance(x, dict) and all(isinstance(k, str) and _integer(0, 255)(v) for k, v in x.items())
 
 
+def _numbers(x: Any, shape: tuple[int, ...]) -> bool:
+    """Whether x is a list of finite numbers, or a list of lists, of a shape."""
+    if not isinstance(x, list) or len(x) != shape[0]:
+        return False
+    return all(_numbers(one, shape[1:]) if shape[1:] else _number(one) for one in x)
+
+
+def _stain(x: Any) -> bool:
+    """Whether x is what `segmentation.stain.RunStain.model_json` gives."""
+    if not isinstance(x, dict) or not _in(STAIN_NORMS)(x.get("norm")) or not isinstance(x.get("targets"), dict):
+        return False
+    colors, targets = x.get("colors"), x["targets"]
+    shapes = {"mean": (3,), "std": (3,), "stains": (2, 3), "most": (2,)}
+    names = {"reinhard": {"mean", "std"}, "macenko": {"stains", "most"}, "vahadane": {"stains", "most"}}
+    return (
+        (x["norm"] == "none" or x["norm"] in targets)
+        and all(isinstance(one, dict) and set(one) == names.get(method) for method, one in targets.items())
+        and all(_numbers(values, shapes[name]) for one in targets.values() for name, values in one.items())
+        and (colors is None or (isinstance(colors, dict) and all(_numbers(colors.get(k), (3,)) for k in _COLORS)))
+    )
+
+
 def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda x: x is None or check(x)
 
@@ -261,6 +296,8 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "network": (f"{', '.join(MODELS)} or null", _or_none(_in(MODELS))),
     "label_map": ("groups with their classes, or null", _or_none(_named)),
     "images": ("a whole number or null", _or_none(_integer(0, math.inf))),
+    "freeze_bn": ("true or false", lambda x: isinstance(x, bool)),
+    "stain": ("norm, targets and colors, or null", _or_none(_stain)),
 }
 _NEEDED = ("img_size", "um_px", "classes", "class_names", "output", "input_range")
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from inference.appearance import Appearance
 from inference.maps import Maps
 from inference.outputs import OutputOptions, write_outputs
 from inference.plan import PlannedSlide
@@ -72,6 +73,7 @@ class PredictionInfo:
         model: path of the model.
         options: options that determine the result, JSON types.
         outputs: parameters of outlines and detections.
+        appearance: what is done about stain; None: nothing.
     """
 
     out: Path
@@ -79,6 +81,7 @@ class PredictionInfo:
     model: str
     options: Mapping[str, Any]
     outputs: OutputOptions
+    appearance: Appearance | None = None
 
 
 def finish_slide(
@@ -113,7 +116,10 @@ def finish_slide(
             maps = Maps(partial, slide.size_xy_l0, slide.um_px_xy_l0, planned.grid.step_xy_l0, common.classes)
             um_px = planned.grid.step_xy_l0[0] * slide.um_px_xy_l0[0]
             counts = (len(planned.windows), len(faults))
-            record = Predicted(common.model, *counts, planned.tissue_mm2, um_px, common.options, planned.brightfield)
+            stain = None if common.appearance is None else common.appearance.record(planned)
+            record = Predicted(
+                common.model, *counts, planned.tissue_mm2, um_px, common.options, planned.brightfield, stain
+            )
             notes = write_outputs(partial, slide, maps, record, started, options=common.outputs)
     finally:
         cells.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from inference.windows import MapGrid, TissueCells, in_stripes, map_grid, with_t
 from samplers.index import Places, Search, find_tissue
 from slides.geometry import Pair
 from slides.reader import Slide
+from slides.stain import SlideStain, slide_stain
 from slides.tissue import cells_mm2
 
 COARSE = 1.5  # a slide this many times coarser than the network's training data gets a note
@@ -28,6 +30,7 @@ class PlannedSlide:
         tissue_mm2: area of its tissue, by the search grid.
         tissue: its tissue, one bit per cell, that the maps are cut to; None: they are not.
         cell_l0: side of a cell of the search grid, level-0 px.
+        stain: its stain.
         notes: remarks for the user.
         damage: what could not be decoded in the search for tissue; empty if nothing. It is one of the notes.
         brightfield: whether it is a brightfield slide; others have no tissue.
@@ -41,6 +44,7 @@ class PlannedSlide:
     tissue_mm2: float
     tissue: Places | None
     cell_l0: int
+    stain: SlideStain
     notes: tuple[str, ...]
     damage: str = ""
     brightfield: bool = True
@@ -60,6 +64,8 @@ def plan_slide(
     bb_downsample: int,
     tissue_only: bool,
     classes: int,
+    *,
+    stain_methods: Sequence[str] = (),
 ) -> PlannedSlide:
     """Find the tissue of a slide and the windows to predict; takes about a second.
 
@@ -72,6 +78,7 @@ def plan_slide(
         bb_downsample: pyramid level of the tissue search.
         tissue_only: omit windows without tissue, and cut the maps to it.
         classes: number of classes K.
+        stain_methods: methods of `slides.stain` to estimate its stain by.
 
     Raises:
         SlideError: the slide cannot be opened, or more than half of it cannot be decoded.
@@ -95,6 +102,7 @@ def plan_slide(
             "fine detail is missing"
         )
     tissue = Places(cells_HW) if tissue_only else None
+    stain = slide_stain(slide, cells_HW, cell_l0, stain_methods)
     return PlannedSlide(
         slide.id,
         path,
@@ -104,6 +112,7 @@ def plan_slide(
         tissue_mm2,
         tissue,
         cell_l0,
+        stain,
         tuple(notes),
         search.damage,
         search.brightfield,

@@ -33,6 +33,7 @@ class Predicted:
         um_px: spacing of the prediction, um per map px.
         options: options of the command, JSON types.
         brightfield: whether the slide is brightfield; others have no tissue.
+        stain: the slide's stain and what was done about it, JSON types.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Predicted:
     um_px: float
     options: Mapping[str, Any]
     brightfield: bool = True
+    stain: Mapping[str, Any] | None = None
 
 
 def summary(
@@ -88,6 +90,7 @@ def summary(
         "longest_diameter_mm": round(sizes.longest_diameter_mm, 6),
         "lesions": sizes.count,
         "seconds": round(seconds, 3),
+        "stain": None if run.stain is None else dict(run.stain),
         "options": dict(run.options),
     }
 

@@ -131,9 +131,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Attributes:
         total: Sums tensors over ranks, whose batches then are normalised as one; None for each by itself.
+        adapting: Where it is a list, the layer normalises with the batch's statistics and adds them (mean, variance):
+            see `models.adaptation`.
     """
 
     total: fused.Total | None = None
+    adapting: list[tuple[Any, Any]] | None = None
 
     def __init__(self, activation: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -146,6 +149,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         assert mask is None
         gamma, beta = (tf.cast(v, tf.float32) for v in (self.gamma, self.beta))
         old_mean, old_variance = (tf.convert_to_tensor(v.value) for v in (self.moving_mean, self.moving_variance))
+        if self.adapting is not None:
+            out, found = fused.batch_norm(inputs, gamma, beta, self.epsilon, self.activation, None)
+            self.adapting.append((found.mean_C, found.variance_C))
+            return out
         if not (training and self.trainable):
             frozen = {"mean": old_mean, "variance": old_variance, "epsilon": self.epsilon, "is_training": False}
             normalised = tf.raw_ops.FusedBatchNormV3(x=inputs, scale=gamma, offset=beta, **frozen).y

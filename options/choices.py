@@ -15,7 +15,9 @@ TissueMethod = Literal["hsv", "otsu"]  # a fixed threshold of saturation, Otsu's
 TISSUE_METHODS: tuple[TissueMethod, ...] = get_args(TissueMethod)
 
 SamplerName = Literal["radboud", "surf"]
-Augmentation = Literal["none", "flips", "standard", "strong"]
+Augmentation = Literal["none", "flips", "standard", "strong", "stain"]
+StainNorm = Literal["none", "reinhard", "macenko", "vahadane"]
+STAIN_NORMS: tuple[StainNorm, ...] = get_args(StainNorm)
 # Default of --batch_tumor_ratio; None: balanced rounds over all classes.
 TUMOR_RATIOS: dict[SamplerName, Fraction | None] = {"radboud": None, "surf": Fraction(1)}
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from options.choices import GeojsonFrame, OverlayStyle
+from options.choices import GeojsonFrame, OverlayStyle, StainNorm
 from options.fields import Group, option, read
 from options.groups import Machine, SlideFiles, TissueSearch
 from options.model import Model
@@ -42,6 +42,19 @@ class Windows(Group):
     batch_size: int = option(1, parse=whole(1), help="windows in one call of the network")
     tissue_only: bool = option(True, help="skip windows without tissue")
     eightfold: bool = option(False, help="mean over the 8 orientations of every window; 8 times the work")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stain(Group):
+    """Stain.
+
+    For slides whose colors are not those of the training slides.
+    """
+
+    stain_norm: StainNorm | None = option(help="normalize every slide to the training slides; default: as trained")
+    adapt_bn: bool = option(
+        False, help="batch normalization by the statistics of each slide's own tissue instead of the training's"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +94,7 @@ class PredictOptions(Group):
     slides: PredictSlides
     tissue: TissueSearch
     windows: Windows
+    stain: Stain
     results: Results
     machine: Machine
 

@@ -22,6 +22,7 @@ from options.choices import (
     Recomputation,
     SamplerName,
     ScheduleName,
+    StainNorm,
 )
 from options.classes import Classes
 from options.fields import Group, derived, option, read
@@ -112,7 +113,14 @@ class Sampling(Group):
         True, stream=True,
         help="draw again where a patch shows pen marks or is out of focus; places inside annotations are kept",
     )  # fmt: skip
-    augment: Augmentation = option("none", stream=True, help="flips and rotations; color, zoom, blur; more of it")
+    augment: Augmentation = option(
+        "none",
+        stream=True,
+        help="flips and rotations; color, zoom, blur; more of it; or flips and hues of other stains",
+    )
+    stain_norm: StainNorm = option(
+        "none", help="give all slides the stain of the median training slide; the model keeps it for predict.py"
+    )
     context_spacing: float | None = option(
         parse=positive, unit="um/px", stream=True,
         help="um per px of a second, coarser view around each patch, 3 more channels",

@@ -34,6 +34,7 @@ class Strength:
         contrast: relative change of the distance from mid-gray.
         stain: relative change of each stain's optical density.
         stain_shift: optical density added to each stain, also on glass.
+        channel: logarithm of the factor on the optical density of each of red, green and blue: another stain's hue.
         zoom: relative change of size (spacing).
         elastic: displacement of a grid node, share of the patch.
         blur: largest sigma of a Gaussian, px; half of the patches are not blurred.
@@ -43,13 +44,17 @@ class Strength:
     contrast: float = 0.0
     stain: float = 0.0
     stain_shift: float = 0.0
+    channel: float = 0.0
     zoom: float = 0.0
     elastic: float = 0.0
     blur: float = 0.0
 
 
+# `stain` reaches from one laboratory to another. Two stains of CAMELYON16 differ in the ratios of their mean densities,
+# blue to green, by a factor of 1.7 (docs/results/2026-11-30-stain.md); the factor on a ratio here is up to 2.2.
 STRENGTHS: dict[Augmentation, Strength] = {
     "flips": Strength(),
+    "stain": Strength(brightness=0.05, contrast=0.1, stain=0.2, stain_shift=0.03, channel=0.4),
     "standard": Strength(brightness=0.08, contrast=0.12, stain=0.15, stain_shift=0.02, zoom=0.08, blur=0.8),
     "strong": Strength(
         brightness=0.15, contrast=0.25, stain=0.35, stain_shift=0.05, zoom=0.15, elastic=0.02, blur=1.2
@@ -79,7 +84,6 @@ def parameters(level: Augmentation, seed: int, index: int) -> NDArray[np.float32
     beta = much.stain_shift * rng.uniform(-1, 1, 3)
     # Density in stains = density in RGB times the inverse matrix; scaled there, and back.
     matrix = np.linalg.inv(HED_RGB) @ np.diag(alpha) @ HED_RGB
-    drawn[_COLOR] = np.concatenate([matrix.ravel(), beta @ HED_RGB])
     drawn[_TONE] = much.brightness * rng.uniform(-1, 1), 1 + much.contrast * rng.uniform(-1, 1)
     drawn[_ZOOM] = 1 + much.zoom * rng.uniform(-1, 1)
     drawn[_BLUR] = max(0.0, much.blur * rng.uniform(-1, 1))
@@ -87,6 +91,9 @@ def parameters(level: Augmentation, seed: int, index: int) -> NDArray[np.float32
     nodes[:, (0, -1), 0] = 0  # the border moves along itself only, so that nothing is pulled in from outside
     nodes[(0, -1), :, 1] = 0
     drawn[_NODES] = nodes.ravel()
+    # Drawn last: the other quantities of a seed and index are the same at every level.
+    matrix = matrix @ np.diag(np.exp(much.channel * rng.uniform(-1, 1, 3)))
+    drawn[_COLOR] = np.concatenate([matrix.ravel(), beta @ HED_RGB])
     return drawn.astype(np.float32)
 
 

@@ -12,6 +12,7 @@ from samplers.index import SlideIndex, index_slide
 from samplers.patch import PatchReader
 from slides.geometry import Pair
 from slides.reader import Slide
+from slides.stain import Normalization
 from slides.truth.interface import Truth
 from slides.truth.reading import Reading
 
@@ -43,9 +44,15 @@ class SlideSet:
     truths: list[Truth]
     indexes: list[SlideIndex]
 
-    def reader(self, img_size: int, um_px: float, context_um_px: float | None = None) -> PatchReader:
-        """Return a reader of patches of `img_size` px at `um_px`, with a second view at `context_um_px` if given."""
-        return PatchReader(self.slides, self.truths, img_size, um_px, context_um_px)
+    def reader(
+        self,
+        img_size: int,
+        um_px: float,
+        context_um_px: float | None = None,
+        stains: Sequence[Normalization | None] | None = None,
+    ) -> PatchReader:
+        """Return a reader of patches; the arguments are those of `PatchReader`."""
+        return PatchReader(self.slides, self.truths, img_size, um_px, context_um_px, stains)
 
 
 @dataclass(frozen=True)

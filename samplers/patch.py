@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from samplers import quality
 from slides.geometry import Window, shifted_inside, window_centered
 from slides.reader import Slide
+from slides.stain import Normalization
 from slides.truth.interface import Truth
 
 UNREADABLE = "unreadable"
@@ -72,6 +73,7 @@ class Patch:
         image_HWC: uint8 RGB, white outside the slide; channels 3 to 5 are the context view, if any.
         label_HW: uint8 class per pixel, 255 = ignore.
         rejected: draws of the same index before this one.
+        scanned_HWC: the pixels as they were scanned, where `image_HWC` has another stain; else None.
     """
 
     request: PatchRequest
@@ -79,6 +81,7 @@ class Patch:
     image_HWC: NDArray[np.uint8]
     label_HW: NDArray[np.uint8]
     rejected: tuple[Rejected, ...] = ()
+    scanned_HWC: NDArray[np.uint8] | None = None
 
 
 class NotYetError(Exception):
@@ -104,6 +107,7 @@ class PatchReader:
         img_size: side of the square patch, output px.
         um_px: spacing of the patch, um per px.
         context_um_px: spacing of a second, coarser view around the same center, of the same `img_size`; None: none.
+        stains: normalization of each slide's stain, None for a slide that is left as it is; without it, all are.
     """
 
     def __init__(
@@ -113,12 +117,14 @@ class PatchReader:
         img_size: int,
         um_px: float,
         context_um_px: float | None = None,
+        stains: Sequence[Normalization | None] | None = None,
     ) -> None:
         self.slides = slides
         self.truths = truths
         self.img_size = img_size
         self.um_px = um_px
         self._context_um_px = context_um_px
+        self._stains = stains or [None] * len(slides)
 
     @property
     def channels(self) -> int:
@@ -148,7 +154,11 @@ class PatchReader:
             step_x, step_y = (self._context_um_px / um for um in slide.um_px_xy_l0)
             around = window_centered(window.center_xy_l0, window.hw_out, (step_x, step_y))
             image_HWC = np.concatenate([image_HWC, slide.read(around)], axis=2)
-        return Patch(request, window, image_HWC, self.truths[request.slide].label(window))
+        label_HW = self.truths[request.slide].label(window)
+        normalized = self._stains[request.slide]
+        if normalized is None:
+            return Patch(request, window, image_HWC, label_HW)
+        return Patch(request, window, normalized(image_HWC), label_HW, scanned_HWC=image_HWC)
 
 
 def draw(source: RequestSource, reader: PatchReader, index: int, judge: bool = True) -> Patch:
@@ -181,9 +191,10 @@ def draw(source: RequestSource, reader: PatchReader, index: int, judge: bool = T
             continue
         fault = None
         if shown < source.max_redraws and not request.as_found:
-            # Only the first three channels: a context view is not judged.
-            fault = quality.fault(patch.image_HWC[..., :3], reader.um_px, judge)
+            # Only the first three channels: a context view is not judged. By the colors of the scan, as pens have them.
+            seen_HWC = patch.image_HWC if patch.scanned_HWC is None else patch.scanned_HWC
+            fault = quality.fault(seen_HWC[..., :3], reader.um_px, judge)
         if fault is None:
-            return replace(patch, rejected=tuple(rejected))
+            return replace(patch, rejected=tuple(rejected), scanned_HWC=None)
         shown += 1
         rejected.append(Rejected(request, fault))

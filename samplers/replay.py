@@ -28,6 +28,7 @@ from samplers.maps import write_maps
 from samplers.patch import HARD, Patch, PatchRequest, RequestSource
 from samplers.records import Row, read_described, read_samples
 from slides.geometry import Pair, bounds_from_l0, geojson_corner
+from slides.stain import Normalization
 from slides.truth.asap import Outline, write_outlines
 
 BANDS = ("loss: lowest quarter", "loss: second quarter", "loss: third quarter", "loss: highest quarter")
@@ -105,7 +106,11 @@ class Replay:
         ]
         self.slide_set: SlideSet = open_set(cases, options, 0, 1, lambda action: [action()])
         self._position = {slide.id: number for number, slide in enumerate(self.slide_set.slides)}
-        self.reader = self.slide_set.reader(self._stream.img_size, self._stream.um_px, self._stream.context_um_px)
+        stain = described.get("stain")
+        stains = None if stain is None else [_normalization(stain, source) for source in stain["slides"]]
+        self.reader = self.slide_set.reader(
+            self._stream.img_size, self._stream.um_px, self._stream.context_um_px, stains
+        )
 
     @property
     def patch_um(self) -> float:
@@ -149,6 +154,11 @@ class Replay:
         half_x, half_y = (self.patch_um / um / 2 for um in slide.um_px_xy_l0)
         x, y = float(row["x_l0"]), float(row["y_l0"])
         return [(x + sx * half_x, y + sy * half_y) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+
+
+def _normalization(stain: Mapping[str, Any], source: Mapping[str, Any] | None) -> Normalization | None:
+    """Return the normalization of a slide as the run had it; None if it had none."""
+    return None if source is None else Normalization(stain["norm"], dict(source), stain["target"])
 
 
 def bands_of(rows: Sequence[Row]) -> list[int]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from samplers.hard_pool import Entry, HardPool
     from samplers.patch import PatchReader, PatchRequest, RequestSource
     from samplers.records import Records
+    from segmentation.stain import RunStain
 
 CLASS_NAMES = metadata.DEFAULT_NAMES
 
@@ -117,6 +118,7 @@ class Inputs:
         described: files and how they are read, JSON types, for `samplers.replay`.
         stream: options and slides that decide which patch an index is.
         train_set, val_set: opened slides.
+        stain: their stains.
         sampler: places of the training patches.
         pool: the hard-mining pool, or None.
         train_reader, val_reader: readers of patches.
@@ -153,6 +155,7 @@ class Inputs:
         # Made by `open`, `build_sampler` and `start_records`.
         self.train_set: SlideSet
         self.val_set: SlideSet
+        self.stain: RunStain
         self.sampler: RequestSource
         self.train_reader: PatchReader
         self.val_reader: PatchReader
@@ -165,6 +168,7 @@ class Inputs:
             stream: options that decide which patch an index is, JSON types.
         """
         from samplers.dataset import check_field_of_view, open_set
+        from segmentation.stain import run_stain
         from slides.tiff import tiled_tiff
 
         slides, sampling, training, comm = self._slides, self._sampling, self._training, self._comm
@@ -185,6 +189,8 @@ class Inputs:
         given = {case.slide_id: case.um_px for case in train_cases if case.um_px is not None}
         self.stream["mpp_table"] = f"{len(given)} slides, CRC {zlib.crc32(repr(given).encode()):08x}" if given else None
         together(comm, lambda: check_field_of_view(self.train_set, sampling.img_size, sampling.resolution))
+        self.stain = run_stain(sampling.stain_norm, self.train_set, self.val_set, comm)
+        self.stream["stain"] = self.described["stain"] = self.stain.stream_json()
         damaged = [index.damage for part in (self.train_set, self.val_set) for index in part.indexes if index.damage]
         if damaged and not sampling.max_unreadable:
             raise AgreedError(f"{damaged[0]}. --max_unreadable is 0; copy the slide again, or allow more")
@@ -195,6 +201,9 @@ class Inputs:
             shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
             self._log(f"{what:<11} {counted(len(names), 'slide')}, {tumor} of them with tumor: {shown}")
             notes += [note for index in opened.indexes for note in index.notes]
+        if sampling.stain_norm != "none":
+            self._log(f"stain       {sampling.stain_norm}: all slides like the median of the training slides")
+            notes += self.stain.notes
         self._log(*(f"note        {note}" for note in notes))
 
     def _settled(self, options: SetOptions, labels: list[Path | None]) -> tuple[SetOptions, list[str]]:
@@ -256,7 +265,8 @@ class Inputs:
                 interval=max(log_every, joint_batch), patch_um=sampling.patch_um, start=start,
             )  # fmt: skip
         self.train_reader, self.val_reader = (
-            part.reader(img_size, um_px, sampling.context_spacing) for part in (self.train_set, self.val_set)
+            part.reader(img_size, um_px, sampling.context_spacing, stains)
+            for part, stains in ((self.train_set, self.stain.train), (self.val_set, self.stain.val))
         )
         self.grid = together(comm, lambda: requests(self.val_set.indexes, img_size, um_px, sampling.val_patches))
         self._log(

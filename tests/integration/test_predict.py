@@ -101,6 +101,25 @@ def test_another_spacing_is_warned_of(tiny: TinySet) -> None:
     assert maps(out)["tumor_001"].shape == (132, 156)
 
 
+def test_stain_options_give_the_same_on_ranks_and_are_told(tiny: TinySet) -> None:
+    words = ("--stain_norm", "reinhard", "--adapt_bn")
+    alone, shared = tiny.folder / "stain1", tiny.folder / "stain2"
+    for out, ranks in ((alone, 1), (shared, 2)):
+        done = predict(tiny, out, *words, ranks=ranks)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert list(maps(alone)) == ["normal_001", "tumor_001", "tumor_002"]
+    for name, map_HW in maps(alone).items():
+        assert np.abs(maps(shared)[name].astype(int) - map_HW).max() <= 1
+    summary = json.loads((shared / "tumor_001" / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["options"]["stain_norm"], summary["options"]["adapt_bn"]) == ("reinhard", True)
+    assert (summary["stain"]["norm"], summary["stain"]["adapt_bn"]) == ("reinhard", True)
+    # A slide it was trained on.
+    assert summary["stain"]["distance_from_training"] < 3
+    refused = predict(tiny, tiny.folder / "stain3", "--stain_norm", "vahadane")
+    assert refused.returncode == 2
+    assert "--stain_norm vahadane: the model has no target for it; it has reinhard" in refused.stderr
+
+
 def test_what_is_done_stays_and_other_options_are_refused(tiny: TinySet, once: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in once.glob("*/*")}
     again = predict(tiny, once)

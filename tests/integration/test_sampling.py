@@ -41,6 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinySet, subprocess.C
     stage = tiny.folder / "node"
     words = tiny.arguments(num_steps="60", batch_size="2", resolution="1", log_every="8", validate_every="30")
     words += ["--augment", "strong", "--context_spacing", "4", "--hard_mining", "--hard_fraction", "0.5", "--seed", "4"]
+    words += ["--stain_norm", "reinhard"]
     done = small_train([*words, "--stage_dir", str(stage)], ranks=2)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return tiny, done, stage
@@ -70,10 +71,15 @@ def test_hard_places_are_drawn_after_the_second_interval(
 def test_every_patch_can_be_drawn_again(run: tuple[TinySet, subprocess.CompletedProcess[str], Path]) -> None:
     tiny, _, _ = run
     replay = Replay(tiny.log_dir)
+    normalized = 0
     for row in replay.rows:
         patch = replay.drawn_again(row)
         assert patch.window.center_xy_l0 == (float(row["x_l0"]), float(row["y_l0"]))
         assert patch.image_HWC.shape == (128, 128, 6)
+        assert patch.scanned_HWC is not None
+        normalized += not np.array_equal(patch.scanned_HWC, patch.image_HWC)
+    # Normalized as in training; the slide that is the median stays as it is.
+    assert normalized > 0
     # The sampler itself, with its redraws, comes to the same place.
     stream = [row for row in replay.rows if row["origin"] == "stream"]
     for row in stream[:10]:

@@ -163,6 +163,7 @@ def test_the_record_has_what_was_agreed(tmp_path, slide):
         "longest_diameter_mm": round(math.hypot(30, 20) / 1000, 6),
         "lesions": 1,
         "seconds": 12.346,
+        "stain": None,
         "options": {"batch": 4},
         "bounds_xy_l0": [0, 0],
         "geojson_frame": "qupath",
