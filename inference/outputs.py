@@ -86,7 +86,7 @@ def write_outputs(
     if slide.bounds_xy_l0 != (0, 0):
         x, y = (f"{value:g}" for value in corner_xy_l0)
         notes.append(
-            f"slide {slide.id}: polygons.geojson counts px from ({x}, {y}), the corner of "
+            f"polygons.geojson counts px from ({x}, {y}), the corner of "
             + ("what QuPath shows" if options.geojson_frame == "qupath" else "the whole slide, which QuPath crops")
             + " (--geojson_frame); the other files from that of the whole slide"
         )

@@ -209,7 +209,7 @@ def make(case: Case, out: Path, options: Options) -> StepResult:
     counts = Counter(fates)
     values = {"places": in_grid, "tried": len(places)} | {fate: counts[fate] for fate in FATES}
     lost = counts[UNREADABLE]
-    damage = f"{counted(lost, 'place')} that cannot be decoded without patch: {fault}" if lost else ""
+    damage = f"no patch of {counted(lost, 'place')} that cannot be decoded: {fault}" if lost else ""
     return StepResult(values, tuple(_notes(slide, values, options)), tuple(outputs), damage=damage)
 
 

@@ -187,7 +187,9 @@ class Inputs:
         )
         self.stream = {**stream, "slides": [slide.id for slide in self.train_set.slides], "mine_from": None}
         given = {case.slide_id: case.um_px for case in train_cases if case.um_px is not None}
-        self.stream["mpp_table"] = f"{len(given)} slides, CRC {zlib.crc32(repr(given).encode()):08x}" if given else None
+        self.stream["mpp_table"] = (
+            f"{counted(len(given), 'slide')}, CRC {zlib.crc32(repr(given).encode()):08x}" if given else None
+        )
         together(comm, lambda: check_field_of_view(self.train_set, sampling.img_size, sampling.resolution))
         self.stain = run_stain(sampling.stain_norm, self.train_set, self.val_set, comm)
         self.stream["stain"] = self.described["stain"] = self.stain.stream_json()

@@ -39,7 +39,7 @@ def test_a_broken_tile_loses_its_patch(slide_path: Path, tmp_path: Path, capsys:
     damage(slide_path, 9, 54)  # in patches (0, 0) and (768, 768)
     assert run(slide_path, tmp_path / "out") == 0
     said = capsys.readouterr().out
-    assert "note    extract_patches a: 2 places that cannot be decoded without patch: slide " in said
+    assert "note    extract_patches a: no patch of 2 places that cannot be decoded: slide " in said
     assert "note    tissue          a: places that cannot be decoded are white (" in said
     assert set(names(tmp_path / "whole")) - set(names(tmp_path / "out")) == {"a_x0_y0", "a_x768_y768"}
     assert len(names(tmp_path / "out")) == 14
