@@ -155,6 +155,7 @@ class Run:
         import keras
 
         import models
+        from models.layers import normalized_by
         from models.weights import build_with_weights
         from segmentation.losses import Loss
         from segmentation.pixel_counts import PixelCounts
@@ -169,12 +170,15 @@ class Run:
         keras.backend.clear_session()
         keras.utils.set_random_seed(training.seed)
         weights, precision = network.weights_path, network.mixed_precision
-        if weights is None:
-            self.model = models.build(network.networks[0], img_size, classes, channels, precision)
-        else:
-            self.model, report = together(
-                self.comm, lambda: build_with_weights(network.networks, img_size, classes, weights, channels, precision)
-            )
+        with normalized_by(network.norm):
+            if weights is None:
+                self.model = models.build(network.networks[0], img_size, classes, channels, precision)
+            else:
+                names = network.networks
+                self.model, report = together(
+                    self.comm, lambda: build_with_weights(names, img_size, classes, weights, channels, precision)
+                )
+        if weights is not None:
             self.log(
                 f"weights     {counted(len(report.loaded), 'layer')} from {weights}, {len(report.skipped)} skipped"
             )

@@ -24,6 +24,7 @@ from artifacts.metadata import UINT8_RANGE, ModelInfo, ModelOverrides
 from artifacts.paths import KINDS, require_model
 from artifacts.saved_model import Call, OpenedModel
 from models.adaptation import Adaptation
+from models.layers import normalized_by
 from models.weights import MAX_UNPACKED
 from options.choices import SIZE_MULTIPLE
 
@@ -148,7 +149,8 @@ def any_size(loaded: LoadedModel) -> LoadedModel:
     info, model = loaded.info, loaded.source
     if info.network not in models.ANY_SIZE or getattr(model, "name", None) != info.network:
         return loaded
-    free = models.build(info.network, None, info.classes, info.channels)
+    with normalized_by(models.norm_of(model)):
+        free = models.build(info.network, None, info.classes, info.channels)
     free.set_weights(model.get_weights())
     sized = replace(info, size_multiple=SIZE_MULTIPLE)
     return replace(loaded, info=sized, call=_calling(free), source=free)
@@ -198,7 +200,8 @@ def _from_checkpoint(path: Path, given: ModelOverrides) -> LoadedModel:
     # With pre-trained weights and no --model, train.py trained the first network that they fitted.
     reasons = []
     for name in networks:
-        model = models.build(name, info.img_size, info.classes, info.channels)
+        with normalized_by(info.norm):
+            model = models.build(name, info.img_size, info.classes, info.channels)
         misfit = _fill(model, arrays)
         if misfit is not None:
             reasons.append(misfit)
@@ -248,7 +251,8 @@ def _from_keras(path: Path, given: ModelOverrides) -> LoadedModel:
     wanted = given.img_size
     if found is not None and model.name == found.network and wanted not in (None, shape[1]):
         # One of our networks: no weight depends on the size.
-        another = models.build(model.name, wanted, found.classes, found.channels)
+        with normalized_by(models.norm_of(model)):
+            another = models.build(model.name, wanted, found.classes, found.channels)
         another.set_weights(model.get_weights())
         info = metadata.completed(found, given, path, {})
         return LoadedModel(info=info, path=path, call=_calling(another), source=another)

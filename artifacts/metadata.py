@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from options.choices import MODELS, PRECISIONS, STAIN_NORMS
+from options.choices import MODELS, NORMS, PRECISIONS, STAIN_NORMS
 from slides.truth.annotation import DEFAULT_LABEL_MAP
 from slides.truth.label import IGNORE
 from system.version import __version__
@@ -73,6 +73,7 @@ class ModelInfo:
             what `slides.stain` estimates for their median, by method; `colors`, their `slides.stain.known_stains`.
             None: unknown, not normalized.
         freeze_bn: batch normalization kept its pre-trained statistics in training.
+        norm: one of `NORMS`.
     """
 
     img_size: int
@@ -89,6 +90,7 @@ class ModelInfo:
     images: int | None = None
     stain: Mapping[str, Any] | None = None
     freeze_bn: bool = False
+    norm: str = "batch"
 
     @property
     def stain_norm(self) -> str:
@@ -130,6 +132,7 @@ def of_run(options: Mapping[str, Any], network: str, images: int) -> ModelInfo:
             "size_multiple": None, "precision": options["mixed_precision"],
             "network": network if network in MODELS else None, "label_map": dict(label_map), "images": images,
             "stain": options.get("model_stain"), "freeze_bn": options.get("freeze_bn", False),
+            "norm": options.get("norm", "batch"),
         }  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the options of a run of train.py: {error!r}") from error
@@ -296,6 +299,7 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "network": (f"{', '.join(MODELS)} or null", _or_none(_in(MODELS))),
     "label_map": ("groups with their classes, or null", _or_none(_named)),
     "images": ("a whole number or null", _or_none(_integer(0, math.inf))),
+    "norm": (", ".join(NORMS), _in(NORMS)),
     "freeze_bn": ("true or false", lambda x: isinstance(x, bool)),
     "stain": ("norm, targets and colors, or null", _or_none(_stain)),
 }

@@ -15,7 +15,7 @@ import keras
 
 from models import deeplab, efficientdet, efficientnet
 from models.fused import Total
-from models.layers import BatchNormalization, RunningBatchNormalization
+from models.layers import BatchNormalization, GroupNormalization, RunningBatchNormalization, normalized_by
 from models.recompute import Recomputed
 from options.choices import MODELS, PRECISIONS, SIZE_MULTIPLE
 
@@ -84,9 +84,15 @@ def in_float32(model: keras.Model) -> keras.Model:
     if model.dtype_policy.name == "float32":
         return model
     _, side, _, channels = model.input_shape
-    plain = build(model.name, side, model.output_shape[-1], channels)
+    with normalized_by(norm_of(model)):
+        plain = build(model.name, side, model.output_shape[-1], channels)
     plain.set_weights(model.get_weights())
     return plain
+
+
+def norm_of(model: keras.Model) -> str:
+    """Returns the normalization of a network, one of `NORMS`."""
+    return "group" if any(isinstance(layer, GroupNormalization) for layer in model.layers) else "batch"
 
 
 @contextmanager

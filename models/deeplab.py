@@ -23,10 +23,10 @@ from keras import layers
 
 from models.layers import (
     AlignCornersResize,
-    BatchNormalization,
     FixedPadding,
     PointwiseConv2D,
     RunningBatchNormalization,
+    normalization,
 )
 from models.recompute import naming
 
@@ -206,4 +206,4 @@ def _conv_bn(
 
 
 def _bn(x_BHWC: keras.KerasTensor, name: str, epsilon: float) -> keras.KerasTensor:
-    return BatchNormalization(momentum=MOMENTUM, epsilon=epsilon, name=name)(x_BHWC)
+    return normalization(momentum=MOMENTUM, epsilon=epsilon, name=name)(x_BHWC)

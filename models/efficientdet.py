@@ -12,7 +12,7 @@ import keras
 from keras import layers
 
 from models import efficientnet
-from models.layers import BatchNormalization, FastFusion
+from models.layers import FastFusion, normalization
 from models.recompute import naming
 
 MIN_LEVEL, BACKBONE_LEVEL, MAX_LEVEL = 1, 5, 7
@@ -107,7 +107,7 @@ def _fused(inputs: list[keras.KerasTensor], filters: int, prefix: str) -> keras.
     """One node: weighted sum and swish, separable 3x3 convolution, batch normalization."""
     x = FastFusion(name=f"{prefix}_fuse")(inputs)
     x = layers.SeparableConv2D(filters, 3, padding="same", name=f"{prefix}_conv")(x)
-    return BatchNormalization(name=f"{prefix}_bn")(x)
+    return normalization(name=f"{prefix}_bn")(x)
 
 
 def _to_filters(x_BHWC: keras.KerasTensor, filters: int, prefix: str) -> keras.KerasTensor:
@@ -115,7 +115,7 @@ def _to_filters(x_BHWC: keras.KerasTensor, filters: int, prefix: str) -> keras.K
     if x_BHWC.shape[-1] == filters:
         return x_BHWC
     x = layers.Conv2D(filters, 1, name=f"{prefix}_conv")(x_BHWC)
-    return BatchNormalization(name=f"{prefix}_bn")(x)
+    return normalization(name=f"{prefix}_bn")(x)
 
 
 def _pooled(x_BHWF: keras.KerasTensor, name: str) -> keras.KerasTensor:
@@ -128,6 +128,6 @@ def _head(levels: Levels, filters: int, classes: int) -> keras.KerasTensor:
     for level in range(MAX_LEVEL - 1, MIN_LEVEL - 1, -1):
         name = f"head_up{level}"
         x = layers.Conv2DTranspose(filters, 2, strides=2, use_bias=False, name=f"{name}_conv")(x)
-        x = BatchNormalization("swish", name=f"{name}_bn")(x)
+        x = normalization("swish", name=f"{name}_bn")(x)
         x = layers.Concatenate(name=f"{name}_concat")([x, levels[level]])
     return layers.Conv2DTranspose(classes, 2, strides=2, name="logits")(x)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from models.layers import BatchNormalization
+from models.layers import normalization
 
 # Published weights expect RGB standardized with these ImageNet statistics of values in [0, 1].
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
@@ -72,7 +72,7 @@ def features(variant: str, image_BHWC: keras.KerasTensor) -> list[keras.KerasTen
     width, _ = SCALING[variant]
     x = imagenet_standardized(image_BHWC)
     x = _conv(x, _scaled_filters(STEM_FILTERS, width), 3, "stem_conv", strides=2)
-    x = BatchNormalization("swish", name="stem_bn")(x)
+    x = normalization("swish", name="stem_bn")(x)
     by_stride: dict[int, keras.KerasTensor] = {}
     stride = 2
     for block in blocks(variant):
@@ -121,7 +121,7 @@ def _inverted_residual(
     x = x_BHWC
     if expand_ratio != 1:
         x = _conv(x, filters_in * expand_ratio, 1, f"{prefix}expand_conv")
-        x = BatchNormalization("swish", name=f"{prefix}expand_bn")(x)
+        x = normalization("swish", name=f"{prefix}expand_bn")(x)
     # TensorFlow's SAME padding: for the even sizes that occur here, the asymmetric padding the weights were trained
     # with.
     x = layers.DepthwiseConv2D(
@@ -132,10 +132,10 @@ def _inverted_residual(
         depthwise_initializer=_initializer(),
         name=f"{prefix}dwconv",
     )(x)
-    x = BatchNormalization("swish", name=f"{prefix}bn")(x)
+    x = normalization("swish", name=f"{prefix}bn")(x)
     x = _squeeze_excite(x, max(1, int(filters_in * SQUEEZE_RATIO)), prefix)
     x = _conv(x, filters, 1, f"{prefix}project_conv")
-    x = BatchNormalization(name=f"{prefix}project_bn")(x)
+    x = normalization(name=f"{prefix}project_bn")(x)
     if strides == 1 and filters_in == filters:
         x = layers.Add(name=f"{prefix}add")([x, x_BHWC])
     return x

@@ -3,7 +3,9 @@
 Shapes: B images, H rows, W columns, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -173,6 +175,87 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "activation": self.activation}
+
+
+@_register
+class GroupNormalization(keras.layers.Layer):
+    """Normalization over the px and the channels of a group, image by image, and the activation behind it.
+
+    No batch and no moving statistics: the same in training and at inference, for a batch of any size. Groups have at
+    least `CHANNELS` channels, and there are at most `GROUPS`. Statistics and weights stay float32 under any precision.
+
+    Source: Wu and He, Group normalization, https://arxiv.org/abs/1803.08494.
+
+    Args:
+        activation: "swish", "relu" or None.
+        epsilon: Added to the variance.
+        kwargs: As of Keras' layers.
+    """
+
+    GROUPS, CHANNELS = 32, 8
+
+    def __init__(self, activation: str | None = None, epsilon: float = 1e-3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if activation not in fused.ACTIVATIONS:
+            raise ValueError(f"activation {activation!r}; fused are {fused.ACTIVATIONS}")
+        self.activation = activation
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Makes scale and offset, one value per channel."""
+        channels = input_shape[-1]
+        assert channels is not None
+        most = min(self.GROUPS, max(1, channels // self.CHANNELS))
+        self.groups = max(count for count in range(1, most + 1) if channels % count == 0)
+        self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones", autocast=False)
+        self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)
+
+    def call(self, x_BHWC: keras.KerasTensor) -> keras.KerasTensor:
+        """Normalises every group of every image."""
+        x = tf.cast(x_BHWC, tf.float32)
+        shape, channels = tf.shape(x), x_BHWC.shape[-1]
+        grouped = tf.reshape(x, (shape[0], shape[1] * shape[2], self.groups, channels // self.groups))
+        mean, variance = tf.nn.moments(grouped, (1, 3), keepdims=True)
+        grouped = (grouped - mean) * tf.math.rsqrt(variance + self.epsilon)
+        out = tf.reshape(grouped, shape) * tf.cast(self.gamma, tf.float32) + tf.cast(self.beta, tf.float32)
+        return fused.activated(tf.cast(out, self.compute_dtype), self.activation)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Returns the shape of the input."""
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "activation": self.activation, "epsilon": self.epsilon}
+
+
+_norm = ContextVar("norm", default="batch")
+
+
+@contextmanager
+def normalized_by(norm: str) -> Iterator[None]:
+    """Networks built inside have this normalization, one of `NORMS`."""
+    token = _norm.set(norm)
+    try:
+        yield
+    finally:
+        _norm.reset(token)
+
+
+def normalization(
+    activation: str | None = None, momentum: float = 0.99, epsilon: float = 1e-3, name: str | None = None
+) -> keras.layers.Layer:
+    """Returns the normalization of the network that is being built; see `normalized_by`.
+
+    Args:
+        activation: Of the layer behind it: "swish", "relu" or None.
+        momentum: Of moving statistics.
+        epsilon: Added to the variance.
+        name: Of the layer.
+    """
+    if _norm.get() == "group":
+        return GroupNormalization(activation, epsilon, name=name)
+    return BatchNormalization(activation, momentum=momentum, epsilon=epsilon, name=name)
 
 
 @_register

@@ -16,7 +16,7 @@ import keras
 from keras import layers
 
 from models.efficientnet import imagenet_standardized
-from models.layers import BatchNormalization, FixedPadding
+from models.layers import FixedPadding, normalization
 
 POOLS = ("max", "average")
 
@@ -154,4 +154,4 @@ def _conv_bn(
         x_BHWC
     )
     # torch's momentum 0.1 is Keras' 0.9.
-    return BatchNormalization(activation, momentum=0.9, epsilon=1e-5, name=norm)(x)
+    return normalization(activation, momentum=0.9, epsilon=1e-5, name=norm)(x)

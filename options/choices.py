@@ -27,6 +27,8 @@ Recomputation = Literal["none", "blocks", "fine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
 RECOMPUTATIONS: tuple[Recomputation, ...] = get_args(Recomputation)
+Norm = Literal["batch", "group"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # px: the coarsest BiFPN level has stride 128; a multiple of it gives every level of every network a whole number of
 # cells.

@@ -18,6 +18,7 @@ from options.choices import (
     LossName,
     LrScaling,
     ModelName,
+    Norm,
     Precision,
     Recomputation,
     SamplerName,
@@ -178,6 +179,7 @@ class Network(Group):
     weights_path: Path | None = option(
         help="pre-trained weights: file or folder with .h5, .keras, or an EfficientDet checkpoint (PREFIX or .index)"
     )
+    norm: Norm = option("batch", help="normalization: over the batch, or over groups of channels of each image")
     sync_bn: bool = option(False, help="batch normalization over the batches of all ranks together")
     freeze_bn: bool = option(False, help="batch normalization keeps its weights and moving statistics")
     freeze_backbone: bool = option(False, help="train only what comes after the backbone")
@@ -195,6 +197,9 @@ class Network(Group):
         given.networks = MODELS if given.weights_path and not given.model else (given.model or MODELS[0],)
 
     def __post_init__(self) -> None:
+        if self.norm != "batch" and (self.freeze_bn or self.sync_bn):
+            flag = "--freeze_bn" if self.freeze_bn else "--sync_bn"
+            raise ValueError(f"{flag}: --norm {self.norm} has no batch statistics; omit one of the two")
         if self.freeze_bn and self.sync_bn:
             raise ValueError("--freeze_bn and --sync_bn: frozen statistics are not taken from any batch; omit one")
 
