@@ -262,6 +262,7 @@ class Prediction:
                     path, self.um_px_of(slide_id), model.img_size, model.um_px, opts.windows.overlap,
                     opts.tissue.bb_downsample, opts.windows.tissue_only, model.classes,
                     stain_methods=self.appearance.methods,
+                    tolerance=model.um_px_tolerance,
                 )  # fmt: skip
                 if opts.slides.strict and planned.damage:
                     raise SlideError(f"{planned.damage}; omit --strict to predict the rest of the slide")

@@ -348,6 +348,7 @@ class Run:
         from samplers.records import read_samples
         from training.log import speed
 
+        sampling = self.opts.sampling
         log_dir, num_steps, s = self.opts.run.log_dir, self.opts.training.num_steps, self.scores
         # Ranks: one looks, since file systems may lag. A run that was killed while it exported is finished.
         if not s and self.comm.gather(log_dir is None or exported(log_dir, self.images))[0]:
@@ -359,7 +360,7 @@ class Run:
             # Ranks: all have written their samples when `save` returned; one draws and exports.
             if self.comm.rank == 0 and log_dir is not None:
                 rows = read_samples(log_dir)
-                write_maps(log_dir / "sampling", self.inputs.train_set, rows, self.opts.sampling.patch_um)
+                write_maps(log_dir / "sampling", self.inputs.train_set, rows, sampling.img_size, sampling.resolution)
                 options = as_json(self.opts) | {"model_stain": self.inputs.stain.model_json()}
                 info = metadata.of_run(options, self.model.name, self.images)
                 export(models.in_float32(self.model), log_dir, info.as_json())

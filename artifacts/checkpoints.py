@@ -320,6 +320,9 @@ def changed(state: State, options: Mapping[str, Any], free: Collection[str], ran
     return notes
 
 
+OFF = (None, False, 0, "none")
+
+
 def check_stream(path: Path, arrays: Mapping[str, NDArray[Any]], stream: Mapping[str, Any]) -> None:
     """Refuse to resume with another sample stream.
 
@@ -327,7 +330,9 @@ def check_stream(path: Path, arrays: Mapping[str, NDArray[Any]], stream: Mapping
         CheckpointError: an option that decides which patch an index is has changed.
     """
     was = head(arrays)["options"]
-    changed = [f"--{name} {was.get(name)}" for name, value in stream.items() if was.get(name) != value]
+    # An option that is younger than the checkpoint agrees with it where it is off.
+    known = {name: value for name, value in stream.items() if name in was or value not in OFF}
+    changed = [f"--{name} {was.get(name)}" for name, value in known.items() if was.get(name) != value]
     if changed:
         raise CheckpointError(
             f"{path}: was trained with {', '.join(changed)}. Resume with the same, or start a run with --weights_path"

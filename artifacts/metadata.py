@@ -74,6 +74,7 @@ class ModelInfo:
             None: unknown, not normalized.
         freeze_bn: batch normalization kept its pre-trained statistics in training.
         norm: one of `NORMS`.
+        um_px_tolerance: share of `um_px` within which levels of slides were taken as they are.
     """
 
     img_size: int
@@ -91,6 +92,7 @@ class ModelInfo:
     stain: Mapping[str, Any] | None = None
     freeze_bn: bool = False
     norm: str = "batch"
+    um_px_tolerance: float = 0.0
 
     @property
     def stain_norm(self) -> str:
@@ -133,6 +135,7 @@ def of_run(options: Mapping[str, Any], network: str, images: int) -> ModelInfo:
             "network": network if network in MODELS else None, "label_map": dict(label_map), "images": images,
             "stain": options.get("model_stain"), "freeze_bn": options.get("freeze_bn", False),
             "norm": options.get("norm", "batch"),
+            "um_px_tolerance": options.get("resolution_tolerance", 0.0),
         }  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the options of a run of train.py: {error!r}") from error
@@ -302,6 +305,7 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "norm": (", ".join(NORMS), _in(NORMS)),
     "freeze_bn": ("true or false", lambda x: isinstance(x, bool)),
     "stain": ("norm, targets and colors, or null", _or_none(_stain)),
+    "um_px_tolerance": ("a number from 0 to below 1", lambda x: _number(x) and 0 <= x < 1),
 }
 _NEEDED = ("img_size", "um_px", "classes", "class_names", "output", "input_range")
 

@@ -59,7 +59,8 @@ def check_same_pixels(val_set: SlideSet) -> int:
         ValueError: The grids of two sizes do not cover the same pixels.
     """
     side_px = [slide.size_xy_l0 for slide in val_set.slides]
-    counts = {size: len(requests(val_set.indexes, size, UM_PX, 0)) * size**2 for size in SIZES}
+    steps = [slide.step_xy_l0(UM_PX) for slide in val_set.slides]
+    counts = {size: len(requests(val_set.indexes, size, steps, 0)) * size**2 for size in SIZES}
     # Windows do not overlap: as many pixels as the slides have are all of them.
     total = sum(width * height for width, height in side_px)
     if set(counts.values()) != {total}:

@@ -128,7 +128,7 @@ def spacing(examined: Sequence[Examined], task: Task) -> Iterator[Finding]:
     good = [one for one in examined if not one.error]
     if not good:
         return
-    coarse = [one for one in good if one.um_px > task.um_px * 1.01]
+    coarse = [one for one in good if one.um_px > task.um_px * max(1.01, 1 + task.tolerance)]
     low, high = min(one.um_px for one in good), max(one.um_px for one in good)
     span = f"{low:.4g}" if high - low < 1e-4 * high else f"{low:.4g} to {high:.4g}"
     if coarse:

@@ -77,6 +77,7 @@ class Task:
         stage_bytes: maximum number of bytes to copy there.
         inputs: option -> path that every rank reads.
         resumes: whether the run resumes from a checkpoint.
+        tolerance: share of `um_px` within which a level of a slide is taken as it is.
     """
 
     network: str
@@ -103,6 +104,7 @@ class Task:
     stage_bytes: int
     inputs: dict[str, Path]
     resumes: bool
+    tolerance: float = 0.0
 
     def joint(self, ranks: int) -> int:
         """Images of one step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from inference.blending import Weights
 from inference.windows import MapGrid, TissueCells, in_stripes, map_grid, with_tissue
 from samplers.index import Places, Search, find_tissue
 from slides.geometry import Pair
-from slides.reader import Slide
+from slides.reader import SNAP, Slide
 from slides.stain import SlideStain, slide_stain
 from slides.tissue import cells_mm2
 
@@ -66,6 +67,7 @@ def plan_slide(
     classes: int,
     *,
     stain_methods: Sequence[str] = (),
+    tolerance: float = 0.0,
 ) -> PlannedSlide:
     """Find the tissue of a slide and the windows to predict; takes about a second.
 
@@ -79,11 +81,12 @@ def plan_slide(
         tissue_only: omit windows without tissue, and cut the maps to it.
         classes: number of classes K.
         stain_methods: methods of `slides.stain` to estimate its stain by.
+        tolerance: share of `um_px` within which a level of the slide is taken as it is.
 
     Raises:
         SlideError: the slide cannot be opened, or more than half of it cannot be decoded.
     """
-    slide = Slide(path, um_px=um_px_l0)
+    slide = Slide(path, um_px=um_px_l0).taking_levels(tolerance)
     search = tissue_cells(slide, bb_downsample)
     cells_HW, cell_l0 = search.tissue_HW, search.cell_l0
     tissue_mm2 = cells_mm2(cells_HW, cell_l0, slide)
@@ -92,6 +95,11 @@ def plan_slide(
         with_tissue(grid, TissueCells(cells_HW, cell_l0) if tissue_only else None), grid, classes - 1
     )
     notes = [*search.notes]
+    if not math.isclose(slide.spacing(um_px), um_px, rel_tol=SNAP):
+        notes.append(
+            f"{slide.id}: read at its own {slide.spacing(um_px):.4g} um/px, not at {um_px:g}, as in training "
+            f"(within {tolerance:g} of it)"
+        )
     if not cells_HW.any():
         notes.append(f"{slide.id}: no tissue found" + ("; its maps are empty" if tissue_only else ""))
         if tissue_only and not search.brightfield:

@@ -8,7 +8,7 @@ from pathlib import Path
 from options.choices import TissueMethod
 from options.fields import Group, option
 from options.groups import CENTERS, Cohort, SlideFiles
-from options.parser import positive, whole
+from options.parser import positive, share_below_1, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class PatchSpacing(Group):
     """Spacing of patches."""
 
     resolution: float = option(0.25, parse=positive, unit="um/px", help="um per px of the patches")
+    resolution_tolerance: float = option(
+        0.0, parse=share_below_1, metavar="SHARE",
+        help="take a level of the slide as it is where its spacing is within this share of --resolution, e.g. 0.05",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,10 @@ class Sampling(Group):
 
     img_size: int = option(1024, unit="px", stream=True, help="side of the square field of view, output px")
     resolution: float = option(0.25, parse=positive, unit="um/px", stream=True, help="um per px of the patch")
+    resolution_tolerance: float = option(
+        0.0, parse=share_below_1, metavar="SHARE", stream=True,
+        help="take a level of the slide as it is where its spacing is within this share of --resolution, e.g. 0.05",
+    )  # fmt: skip
     data_sampler: SamplerName = option("radboud", stream=True, help="where to look")
     batch_tumor_ratio: Fraction | None = option(
         parse=share, metavar="SHARE", stream=True,

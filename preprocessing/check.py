@@ -66,12 +66,14 @@ class Options:
         um_px: um per px of the patches that will be extracted.
         method: method of the tissue search, see `tissue_mask`.
         keep_pen: count pen marks as tissue.
+        tolerance: share of `um_px` within which a level of a slide is taken as it is.
     """
 
     reading: Reading
     um_px: float
     method: str = "hsv"
     keep_pen: bool = False
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +88,17 @@ class CheckOptions(Group):
 def step(options: CheckOptions, reading: Reading, slides: Slides) -> Step:
     """The step with its options."""
     faults = [_from_error("pairing", ValueError(fault)) for fault in slides.faults]
-    resolved = Options(reading, options.patches.resolution, options.tissue.tissue_method, options.pen.keep_pen)
+    spacing, pen = options.patches, options.pen
+    resolved = Options(
+        reading, spacing.resolution, options.tissue.tissue_method, pen.keep_pen, spacing.resolution_tolerance
+    )
     return Step(NAME, 1, make, resolved, finish=partial(finish, faults))
 
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Check one slide."""
     try:
-        slide = options.reading.open_filled(case.slide_path, case.um_px)
+        slide = options.reading.open_filled(case.slide_path, case.um_px).taking_levels(options.tolerance)
         picture_HWC, px_l0 = overview(slide, PICTURE_PX)
         width, height = slide.size_xy_l0
         slide.read(slide.window((width / 2, height / 2), (WINDOW_PX, WINDOW_PX), options.um_px))
@@ -151,7 +156,7 @@ def _slide(case: Case, slide: Slide, um_px: float) -> Iterator[Finding]:
         yield warned("spacing", f"{found}: slides have {low:g} to {high:g}", "give --mpp if it is wrong")
     elif abs(x - y) > SQUARE * x:
         yield warned("spacing", f"{found}: px are not square", "give --mpp if it is wrong")
-    elif max(x, y) > um_px * 1.01:
+    elif min(slide.step_xy_l0(um_px)) < 1 / 1.01:
         yield warned(
             "spacing", f"{found} is coarser than --resolution {um_px:g}: patches are enlarged", f"--resolution {x:.4g}"
         )

@@ -17,6 +17,7 @@ python -m preprocessing.extract_patches --slide_path DIR --label_path DIR --out 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ from preprocessing.store import StepResult
 from preprocessing.tissue import mask_path, reads_mask
 from slides.artefacts import has_pen, is_black, is_blank, spread
 from slides.filled import MOST_FILLED
-from slides.reader import Slide, SlideError
+from slides.reader import SNAP, Slide, SlideError
 from slides.truth.interface import Truth
 from slides.truth.label import IGNORE
 from slides.truth.reading import Reading
@@ -84,6 +85,7 @@ class Options:
         codec: codec of images in shards.
         quality: JPEG quality, 1 to 100.
         shard_patches: largest number of patches per shard.
+        tolerance: share of `um_px` within which a level of a slide is taken as it is.
     """
 
     reading: Reading
@@ -99,6 +101,7 @@ class Options:
     codec: str = "jpeg"
     quality: int = 95
     shard_patches: int = 1000
+    tolerance: float = 0.0
 
 
 def true_or_false(text: str) -> bool:
@@ -172,6 +175,7 @@ def step(options: ExtractPatchesOptions, reading: Reading, slides: Slides) -> St
         reading=reading,
         side_px=patches.patch_size,
         um_px=options.spacing.resolution,
+        tolerance=options.spacing.resolution_tolerance,
         stride_px=patches.stride_px,
         min_tissue=patches.min_tissue,
         min_tumor=patches.min_tumor,
@@ -188,7 +192,7 @@ def step(options: ExtractPatchesOptions, reading: Reading, slides: Slides) -> St
 
 def make(case: Case, out: Path, options: Options) -> StepResult:
     """Extract the patches of one slide."""
-    slide = options.reading.open_slide(case.slide_path, case.um_px)
+    slide = options.reading.open_slide(case.slide_path, case.um_px).taking_levels(options.tolerance)
     truth = options.reading.open_truth(case.label_path, slide)
     tissue_HW, cell_l0 = read_cells(mask_path(out, case.slide_id), slide)
     tumor_HW = np.zeros_like(tissue_HW)
@@ -240,7 +244,8 @@ def _extract(
                 continue
             x, y = place.corner_xy_l0
             about = {
-                "slide": slide.id, "x_l0": x, "y_l0": y, "side_px": options.side_px, "um_px": options.um_px,
+                "slide": slide.id, "x_l0": x, "y_l0": y, "side_px": options.side_px,
+                "um_px": round(slide.spacing(options.um_px), 9),
                 "tissue_share": round(place.tissue, 4), "tumor_share": round(tumor_share, 6),
             }  # fmt: skip
             patch = Patch(f"{slide.id}_x{x}_y{y}", fate, image_HWC, label_HW, about)
@@ -286,7 +291,12 @@ def _tumor_share(label_HW: NDArray[np.uint8]) -> float:
 
 def _notes(slide: Slide, values: dict[str, int], options: Options) -> list[str]:
     notes = []
-    if options.um_px < UPSAMPLED * max(slide.um_px_xy_l0):
+    um_px = slide.spacing(options.um_px)
+    if not math.isclose(um_px, options.um_px, rel_tol=SNAP):
+        notes.append(
+            f"patches at the slide's own {um_px:.4g} um/px, not at {options.um_px:g}: within --resolution_tolerance"
+        )
+    elif options.um_px < UPSAMPLED * max(slide.um_px_xy_l0):
         notes.append(
             f"--resolution {options.um_px:g} is finer than the slide ({max(slide.um_px_xy_l0):.4g} um/px): patches are "
             "enlarged"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from samplers.index import SlideIndex, index_slide
 from samplers.patch import PatchReader
 from slides.geometry import Pair
-from slides.reader import Slide
+from slides.reader import SNAP, Slide
 from slides.stain import Normalization
 from slides.truth.interface import Truth
 from slides.truth.reading import Reading
@@ -63,11 +63,13 @@ class SetOptions:
         reading: how slides and labels are read.
         bb_downsample: pyramid level of the search grid.
         classes: number of classes K.
+        tolerance: share of the spacing asked for within which a slide's level is taken as it is.
     """
 
     reading: Reading
     bb_downsample: int
     classes: int
+    tolerance: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON types, for `from_json`."""
@@ -78,6 +80,7 @@ class SetOptions:
             "um_px_l0": self.reading.um_px,
             "bb_downsample": self.bb_downsample,
             "classes": self.classes,
+            "tolerance": self.tolerance,
         }
 
     @staticmethod
@@ -90,7 +93,9 @@ class SetOptions:
             mask_values=values or None,
             um_px=stored["um_px_l0"],
         )
-        return SetOptions(reading, int(stored["bb_downsample"]), int(stored["classes"]))
+        # Runs of before had no tolerance.
+        tolerance = float(stored.get("tolerance", 0.0))
+        return SetOptions(reading, int(stored["bb_downsample"]), int(stored["classes"]), tolerance)
 
 
 Exchange = Callable[[Callable[[], list[SlideIndex]]], list[list[SlideIndex]]]
@@ -114,7 +119,7 @@ def open_set(cases: Sequence[SlideAndLabel], options: SetOptions, rank: int, siz
 
     def mine() -> list[SlideIndex]:
         for case in cases:
-            slides.append(options.reading.open_slide(case.slide_path, case.um_px))
+            slides.append(options.reading.open_slide(case.slide_path, case.um_px).taking_levels(options.tolerance))
             truths.append(options.reading.open_truth(case.label_path, slides[-1]))
         # Ranks: reading thumbnails is the slow part, so each rank does every size-th slide
         return [
@@ -144,3 +149,15 @@ def check_field_of_view(slide_set: SlideSet, img_size: int, um_px: float) -> Non
             f"{len(slide_set.slides)} slides has ({largest_um:.0f} um): choose "
             + (f"at most {fitting} px, or a finer --resolution" if fitting else f"--resolution {coarsest:g} or finer")
         )
+
+
+def taken_levels(slides: Sequence[Slide], um_px: float) -> list[str]:
+    """Lines for a log: how many slides are read at a level's own spacing instead of at `um_px`; none where none is."""
+    found = [um for um in (slide.spacing(um_px) for slide in slides) if not math.isclose(um, um_px, rel_tol=SNAP)]
+    if not found:
+        return []
+    span = f"{min(found):.4g}" + (f" to {max(found):.4g}" if f"{min(found):.4g}" != f"{max(found):.4g}" else "")
+    return [
+        f"{len(found)} of {len(slides)} slides are read at a level's own spacing, {span} um/px, not at {um_px:g}: "
+        "within --resolution_tolerance"
+    ]

@@ -8,11 +8,12 @@ import numpy as np
 
 from samplers.index import SlideIndex
 from samplers.patch import GRID, PatchRequest
+from slides.geometry import Pair
 
 MIN_TISSUE = 0.05  # share of a window's cells; less is almost all glass
 
 
-def slide_grid(index: SlideIndex, img_size: int, um_px: float) -> list[tuple[float, float]]:
+def slide_grid(index: SlideIndex, img_size: int, step_xy_l0: Pair) -> list[tuple[float, float]]:
     """Centers (xy, level-0 px) of the windows that tile one slide from its top-left corner and show tissue.
 
     Windows touch and do not overlap; the last of a row or column may reach beyond the slide, where truth is ignored.
@@ -20,9 +21,9 @@ def slide_grid(index: SlideIndex, img_size: int, um_px: float) -> list[tuple[flo
     Args:
         index: search index of the slide.
         img_size: window side, output px.
-        um_px: spacing, um per px.
+        step_xy_l0: level-0 px per output px.
     """
-    side_x, side_y = (img_size * um_px / um for um in index.um_px_xy_l0)
+    side_x, side_y = (img_size * step for step in step_xy_l0)
     tissue_HW = np.pad(index.tissue.mask().astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     rows, columns = index.tissue.shape_HW
     centers: list[tuple[float, float]] = []
@@ -37,7 +38,7 @@ def slide_grid(index: SlideIndex, img_size: int, um_px: float) -> list[tuple[flo
     return centers
 
 
-def requests(indexes: Sequence[SlideIndex], img_size: int, um_px: float, cap: int) -> list[PatchRequest]:
+def requests(indexes: Sequence[SlideIndex], img_size: int, steps_xy_l0: Sequence[Pair], cap: int) -> list[PatchRequest]:
     """Grid requests over the tissue of all slides, in slide order, row-major; at most `cap` of them.
 
     Where the grid has more, every slide keeps an equal share (as far as it has that many), evenly spaced over its
@@ -46,13 +47,13 @@ def requests(indexes: Sequence[SlideIndex], img_size: int, um_px: float, cap: in
     Args:
         indexes: search index of each slide.
         img_size: window side, output px.
-        um_px: spacing, um per px.
+        steps_xy_l0: level-0 px per output px on each slide (`Slide.step_xy_l0`).
         cap: largest number of requests; 0 for all.
 
     Raises:
         ValueError: no window of any slide shows tissue.
     """
-    grids = [slide_grid(index, img_size, um_px) for index in indexes]
+    grids = [slide_grid(index, img_size, step) for index, step in zip(indexes, steps_xy_l0, strict=True)]
     if not any(grids):
         raise ValueError(
             f"no tissue found on any of the {len(grids)} validation slides, so there is nothing to validate on: "

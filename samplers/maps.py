@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from samplers.dataset import SlideSet
 from samplers.index import SlideIndex
-from slides.geometry import Window
+from slides.geometry import Pair, Window
 from slides.reader import Slide
 
 SIDE = 1024  # px of the longer side of a map
 TISSUE_BGR, TUMOR_BGR = (40, 140, 40), (40, 40, 220)
 
 
-def write_maps(folder: Path, slide_set: SlideSet, rows: Sequence[Mapping[str, str]], patch_um: float) -> list[Path]:
+def write_maps(
+    folder: Path, slide_set: SlideSet, rows: Sequence[Mapping[str, str]], img_size: int, um_px: float
+) -> list[Path]:
     """Write `folder/SLIDE.png` for every slide that was sampled.
 
     Windows are colored by loss, from blue (lowest of the run) to red (95th percentile and above).
@@ -27,7 +29,8 @@ def write_maps(folder: Path, slide_set: SlideSet, rows: Sequence[Mapping[str, st
         folder: created if missing.
         slide_set: the training slides.
         rows: sample log, with `slide`, `x_l0`, `y_l0` (window center, level-0 px) and `loss`.
-        patch_um: side of the windows, um.
+        img_size: side of the windows, px.
+        um_px: their spacing, um per px.
 
     Returns:
         The files written.
@@ -42,7 +45,8 @@ def write_maps(folder: Path, slide_set: SlideSet, rows: Sequence[Mapping[str, st
     for slide, index in zip(slide_set.slides, slide_set.indexes, strict=True):
         if slide.id in by_slide:
             map_HWC = _background(slide, index)
-            _draw_windows(map_HWC, slide, by_slide[slide.id], patch_um, (float(low), float(high)))
+            side_x, side_y = (img_size * step for step in slide.step_xy_l0(um_px))
+            _draw_windows(map_HWC, slide, by_slide[slide.id], (side_x, side_y), (float(low), float(high)))
             path = folder / f"{slide.id}.png"
             if not cv2.imwrite(str(path), map_HWC):
                 raise OSError(f"cannot write {path}")
@@ -80,13 +84,13 @@ def _draw_windows(
     map_HWC: NDArray[np.uint8],
     slide: Slide,
     rows: Sequence[Mapping[str, str]],
-    patch_um: float,
+    side_xy_l0: Pair,
     range_loss: tuple[float, float],
 ) -> None:
     scale, (low, high) = _scale(slide), range_loss
     levels = np.clip([(float(r["loss"]) - low) / max(high - low, 1e-9) for r in rows], 0, 1)
     colors = cv2.applyColorMap((levels * 255).astype(np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0]
-    half_x, half_y = (patch_um / um / 2 * scale for um in slide.um_px_xy_l0)
+    half_x, half_y = (side / 2 * scale for side in side_xy_l0)
     for position in np.argsort(levels):  # the hardest on top
         row = rows[int(position)]
         x, y = float(row["x_l0"]) * scale, float(row["y_l0"]) * scale

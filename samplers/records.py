@@ -37,7 +37,7 @@ class Records:
         folder: the run's `--log_dir`; None to write nothing.
         rank: this rank.
         slide_ids: id of each training slide.
-        um_px: spacing of the patches, um per px.
+        um_px: spacing of the patches of each training slide, um per px.
         pool: the hard-mining pool, or None.
         max_unreadable: share of this rank's draws that may be unreadable before the run stops.
 
@@ -50,7 +50,7 @@ class Records:
         folder: Path | None,
         rank: int,
         slide_ids: Sequence[str],
-        um_px: float,
+        um_px: Sequence[float],
         pool: HardPool | None,
         max_unreadable: float = 0.01,
     ) -> None:
@@ -98,7 +98,7 @@ class Records:
                     "slide": self._slide_ids[slide],
                     "x_l0": repr(x_l0),  # all digits, so that the row can be drawn again
                     "y_l0": repr(y_l0),
-                    "um_px": self._um_px,
+                    "um_px": self._um_px[slide],
                     "cls": cls,
                     "origin": ORIGINS[origin],
                     "attempt": attempt,

@@ -113,9 +113,14 @@ class Replay:
         )
 
     @property
-    def patch_um(self) -> float:
-        """Side of a patch, um."""
-        return self._stream.img_size * self._stream.um_px
+    def img_size(self) -> int:
+        """Side of a patch, px."""
+        return self._stream.img_size
+
+    @property
+    def um_px(self) -> float:
+        """Spacing asked for, um per px."""
+        return self._stream.um_px
 
     def drawn_again(self, row: Row) -> Patch:
         """Draw the patch of a row of the sample log again.
@@ -151,7 +156,7 @@ class Replay:
     def corners_l0(self, row: Row) -> list[Pair]:
         """Return the corners of a row's window, level-0 px, clockwise from the upper left."""
         slide = self.slide_set.slides[self._position[row["slide"]]]
-        half_x, half_y = (self.patch_um / um / 2 for um in slide.um_px_xy_l0)
+        half_x, half_y = (self.img_size * step / 2 for step in slide.step_xy_l0(self.um_px))
         x, y = float(row["x_l0"]), float(row["y_l0"])
         return [(x + sx * half_x, y + sy * half_y) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
 
@@ -217,7 +222,7 @@ def write_geojson(path: Path, windows: Iterable[tuple[Row, int, list[Pair]]], co
 
 def write_windows(replay: Replay, out: Path, frame: GeojsonFrame) -> list[Path]:
     """Write map, ASAP XML and GeoJSON of every slide that was sampled; returns the files."""
-    written = write_maps(out, replay.slide_set, replay.rows, replay.patch_um)
+    written = write_maps(out, replay.slide_set, replay.rows, replay.img_size, replay.um_px)
     by_slide: dict[str, list[tuple[Row, int, list[Pair]]]] = {}
     for row, band in zip(replay.rows, bands_of(replay.rows), strict=True):
         by_slide.setdefault(row["slide"], []).append((row, band, replay.corners_l0(row)))

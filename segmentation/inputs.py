@@ -167,13 +167,14 @@ class Inputs:
         Args:
             stream: options that decide which patch an index is, JSON types.
         """
-        from samplers.dataset import check_field_of_view, open_set
+        from samplers.dataset import check_field_of_view, open_set, taken_levels
         from segmentation.stain import run_stain
         from slides.tiff import tiled_tiff
 
         slides, sampling, training, comm = self._slides, self._sampling, self._training, self._comm
         tiled_tiff.tile_cache.resize(self._machine.tile_cache * 2**20)
         options = set_options(self._labels, slides.mpp, self._tissue.bb_downsample, training.class_weights)
+        options = replace(options, tolerance=sampling.resolution_tolerance)
         self.classes = options.classes
         train_cases, val_cases, notes = together(comm, lambda: find_cases(slides, training.seed))
         options, classes = self._settled(options, [case.label_path for case in (*train_cases, *val_cases)])
@@ -203,6 +204,7 @@ class Inputs:
             shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
             self._log(f"{what:<11} {counted(len(names), 'slide')}, {tumor} of them with tumor: {shown}")
             notes += [note for index in opened.indexes for note in index.notes]
+            notes += taken_levels(opened.slides, sampling.resolution)
         if sampling.stain_norm != "none":
             self._log(f"stain       {sampling.stain_norm}: all slides like the median of the training slides")
             notes += self.stain.notes
@@ -270,7 +272,8 @@ class Inputs:
             part.reader(img_size, um_px, sampling.context_spacing, stains)
             for part, stains in ((self.train_set, self.stain.train), (self.val_set, self.stain.val))
         )
-        self.grid = together(comm, lambda: requests(self.val_set.indexes, img_size, um_px, sampling.val_patches))
+        steps_xy_l0 = [slide.step_xy_l0(um_px) for slide in self.val_set.slides]
+        self.grid = together(comm, lambda: requests(self.val_set.indexes, img_size, steps_xy_l0, sampling.val_patches))
         self._log(
             f"sampling    {sampling.data_sampler}; validation on {counted(len(self.grid), 'patch')} of the grid "
             "over tissue"
@@ -300,7 +303,8 @@ class Inputs:
             if comm.rank == 0 and log_dir is not None:
                 write_described(log_dir, self.described)
             ids, share = self.stream["slides"], float(sampling.max_unreadable)
-            return Records(log_dir, comm.rank, ids, sampling.resolution, self.pool, share)
+            um_px = [round(slide.spacing(sampling.resolution), 9) for slide in self.train_set.slides]
+            return Records(log_dir, comm.rank, ids, um_px, self.pool, share)
 
         self.records = together(comm, start)
 

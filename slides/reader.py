@@ -5,9 +5,11 @@ Tensor legend: H rows, W columns, C = 3 channels (RGB, uint8).
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import openslide
@@ -32,6 +34,8 @@ from slides.tiff.ome import ome_slide
 from slides.tiff.spacing import suggestion
 from slides.tiff.tags import Page, description
 from slides.tiff.tiled_tiff import open_planes
+
+S = TypeVar("S", bound="Slide")
 
 SNAP = 1e-4
 # Largest distance, in px of a level, between the px asked for and those the backend gives, that is left as it is.
@@ -88,6 +92,7 @@ class Slide:
         self.path = Path(path)
         self.id = id_of(self.path)
         self._planes: tuple[tuple[Page, ...], ...] | None = None
+        self._tolerance = SNAP
         self.bounds_xy_l0: tuple[int, int] = (0, 0)
         if not self.path.is_file():
             raise SlideError(f"slide {self.path}: no such file")
@@ -116,6 +121,15 @@ class Slide:
         size = " x ".join(map(str, self.size_xy_l0))
         return f"Slide({self.id}, {size} px, {len(self.levels)} levels, {self.um_px_xy_l0[0]:.4g} um/px)"
 
+    def taking_levels(self: S, tolerance: float) -> S:
+        """Return the slide with a level taken as it is where its spacing is within `tolerance` (a share) of that asked.
+
+        Windows, steps and all frames that follow from them then have the level's spacing, along both axes.
+        """
+        same = copy.copy(self)
+        same._tolerance = max(tolerance, SNAP)
+        return same
+
     def window(self, center_xy_l0: Pair, hw_out: tuple[int, int], um_px: float) -> Window:
         """Return the window of `hw_out` (rows, columns) centered at `center_xy_l0`, `um_px` micrometers per output px.
 
@@ -132,13 +146,21 @@ class Slide:
         return replace(window, corner_xy_l0=(x, y))
 
     def step_xy_l0(self, um_px: float) -> Pair:
-        """Return level-0 px per output px along x and y at `um_px`; exactly those of a level that has it to 1e-4."""
-        step_x, step_y = um_px / self.um_px_xy_l0[0], um_px / self.um_px_xy_l0[1]
-        for level in self.levels:
-            down_x, down_y = level.downsample_xy
-            if abs(step_x / down_x - 1) < SNAP and abs(step_y / down_y - 1) < SNAP:
-                return level.downsample_xy
-        return step_x, step_y
+        """Return level-0 px per output px along x and y at `um_px`; exactly those of a level that has it to 1e-4.
+
+        Or to within the tolerance of `taking_levels`.
+        """
+        step_xy = um_px / self.um_px_xy_l0[0], um_px / self.um_px_xy_l0[1]
+
+        def apart(level: Level) -> float:
+            return max(abs(down / step - 1) for down, step in zip(level.downsample_xy, step_xy, strict=True))
+
+        nearest = min(self.levels, key=apart)
+        return nearest.downsample_xy if apart(nearest) <= self._tolerance else step_xy
+
+    def spacing(self, um_px: float) -> float:
+        """Return the spacing, um per px along x, of windows asked for at `um_px`; another where a level is taken."""
+        return self.step_xy_l0(um_px)[0] * self.um_px_xy_l0[0]
 
     def level_for(self, step_xy_l0: Pair) -> Level:
         """Return the nearest level at least as fine as `step_xy_l0` (level-0 px per output px); level 0 if none is."""

@@ -240,13 +240,15 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_exported_models_of_a_run_know_their_facts(tmp_path: Path) -> None:
     model = network(norm=True, side=128)
-    facts = metadata.of_run(run_options("--label_map", "tumor:1"), model.name, 24)
+    options = run_options("--label_map", "tumor:1", "--resolution_tolerance", "0.05")
+    facts = metadata.of_run(options, model.name, 24)
     export(model, tmp_path, facts.as_json())
     assert {path.name for path in tmp_path.iterdir()} == {"final.keras", "final.json", "final_savedmodel"}
     image = noise(2, 128, 128, 3)
     for name in ("final.keras", "final_savedmodel"):
         trained = open_model(tmp_path / name)
         assert (trained.info.img_size, trained.info.um_px, trained.info.class_names) == (128, 0.5, ("normal", "tumor"))
+        assert trained.info.um_px_tolerance == 0.05
         assert (trained.info.output, trained.info.input_range, trained.info.images) == ("logits", (-1.0, 1.0), 24)
         np.testing.assert_allclose(trained.probabilities(image), by_hand(model, image), atol=2e-6)
         with pytest.raises(ValueError, match="takes images of 128 px, not of 256 px"):
@@ -254,6 +256,12 @@ def test_exported_models_of_a_run_know_their_facts(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"--resolution 1: .* was trained at 0.5 um/px; omit the option"):
             open_model(tmp_path / name, ModelOverrides(um_px=1.0))
         assert open_model(tmp_path / name, ModelOverrides(um_px=0.5)).info.um_px == 0.5
+
+
+def test_a_run_of_before_the_tolerance_has_none() -> None:
+    options = run_options()
+    del options["resolution_tolerance"]
+    assert metadata.of_run(options, "effdetd0", 8).um_px_tolerance == 0.0
 
 
 def test_a_keras_file_of_a_network_of_ours_is_opened_at_another_size(

@@ -43,6 +43,17 @@ def test_a_coarse_slide_is_said(tmp_path):
     assert any("enlarged to 2 um/px" in note for note in planned.notes)
 
 
+def test_a_level_within_the_models_tolerance_is_taken_and_said(tmp_path):
+    path = stained(tmp_path, um_px=0.97)  # levels of 0.97, 1.94 and coarser
+    planned = plan_slide(path, None, tissue_only=True, tolerance=0.05, **VIEW)
+    assert planned.grid.step_xy_l0 == (2.0, 2.0)
+    assert planned.grid.size_xy == (700, 450)
+    assert "slide: read at its own 1.94 um/px, not at 2, as in training (within 0.05 of it)" in planned.notes
+    exact = plan_slide(path, None, tissue_only=True, **VIEW)
+    assert exact.grid.step_xy_l0 == pytest.approx((2 / 0.97, 2 / 0.97), rel=1e-5)
+    assert not any("its own" in note for note in exact.notes)
+
+
 def test_unknown_spacing_names_the_slide_and_what_to_do(tmp_path):
     position_coded(tmp_path / "bare.tif", (300, 200), um_px=None)
     with pytest.raises(SlideError, match=r"bare\.tif.*--mpp"):

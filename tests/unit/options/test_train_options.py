@@ -36,7 +36,8 @@ DEFAULTS = {
     "valid_slide_format": "tif", "valid_label_format": "tif", "train_centers": [-1], "val_centers": [-1],
     "val_split": 0.15, "stage_dir": None, "stage_gb": 200.0,
     "label_map": None, "ignore_groups": ["none"], "mask_values": None, "classes": None,
-    "bb_downsample": 7, "img_size": 1024, "resolution": 0.25, "data_sampler": "radboud", "batch_tumor_ratio": None,
+    "bb_downsample": 7, "img_size": 1024, "resolution": 0.25, "resolution_tolerance": 0.0,
+    "data_sampler": "radboud", "batch_tumor_ratio": None,
     "hard_mining": False, "hard_fraction": "1/4", "hard_pool": 256, "mine_from": None, "qc": True,
     "stain_norm": "none", "augment": "none",
     "context_spacing": None, "max_unreadable": "1/100", "val_patches": 256,
@@ -197,7 +198,8 @@ def test_a_resumed_run_finds_its_options_as_they_were(words):
 def test_what_decides_the_stream_and_what_is_free():
     opts = train_options(DATA)
     assert set(stream_options(opts)) == {
-        "seed", "data_sampler", "batch_tumor_ratio", "img_size", "resolution", "bb_downsample", "mpp", "label_map",
+        "seed", "data_sampler", "batch_tumor_ratio", "img_size", "resolution",
+        "resolution_tolerance", "bb_downsample", "mpp", "label_map",
         "ignore_groups", "mask_values", "hard_mining", "hard_fraction", "hard_pool", "qc", "augment", "context_spacing",
     }  # fmt: skip
     assert free_options(opts) == {

@@ -93,6 +93,24 @@ def test_files_are_the_slides_px_at_the_place_in_their_name(slide_path: Path, tm
     assert mask_HW[20:25, 10:30].all()
 
 
+def test_a_level_within_the_tolerance_is_copied_and_its_spacing_stands_in_the_table(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    image_HWC = textured((140, 230))
+    write_levels(tmp_path / "in" / "a.tif", [image_HWC], um_px=0.97 * UM_PX)
+    write_cells(tmp_path / "tissue" / "a.tif", np.ones((12, 7), np.bool_), 20 * 0.97 * UM_PX)
+    options = Options(Reading(), 100, UM_PX, 100, save_neg=True, tolerance=0.05)
+    made = make(Case("a", tmp_path / "in" / "a.tif", None), tmp_path, options)
+    assert made.notes == (
+        f"patches at the slide's own {0.97 * UM_PX:.4g} um/px, not at {UM_PX:g}: within --resolution_tolerance",
+    )
+    with (tmp_path / "patches/a/patches.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["x_l0"], row["y_l0"]) for row in rows[:2]] == [("0", "0"), ("100", "0")]
+    assert float(rows[0]["um_px"]) == pytest.approx(0.97 * UM_PX, rel=1e-5)
+    patch = cv2.imread(str(tmp_path / "patches/a" / rows[0]["file"]))[..., ::-1]
+    assert np.array_equal(patch, image_HWC[:100, :100])
+
+
 def test_every_class_is_tumor_and_what_is_ignored_counts_as_px(tmp_path: Path):
     (tmp_path / "in").mkdir()
     write_levels(tmp_path / "in" / "a.tif", [textured((140, 100))], um_px=UM_PX)

@@ -3,13 +3,14 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cohorts.pairing import Case
-from samplers.dataset import SetOptions, SlideSet, check_field_of_view, open_set
+from samplers.dataset import SetOptions, SlideSet, check_field_of_view, open_set, taken_levels
 from slides.synthetic.demo import position_coded, write_asap
 from slides.truth.reading import Reading
 
@@ -67,10 +68,10 @@ def test_field_of_view_must_fit_one_slide(cases: list[Case]):
 
 
 def test_options_of_a_set_are_stored_and_read_as_they_are():
-    options = SetOptions(Reading((("b", 2), ("a", 1)), ("none",), ((0, 0), (7, 255)), 0.25), 6, 3)
+    options = SetOptions(Reading((("b", 2), ("a", 1)), ("none",), ((0, 0), (7, 255)), 0.25), 6, 3, 0.05)
     stored = json.loads(json.dumps(options.as_json()))
     assert SetOptions.from_json(stored) == options
-    # The format of samples/slides.json since the first runs.
+    # The format of samples/slides.json since the first runs, which had no tolerance.
     assert stored == {
         "label_map": {"b": 2, "a": 1},
         "ignore_groups": ["none"],
@@ -78,5 +79,23 @@ def test_options_of_a_set_are_stored_and_read_as_they_are():
         "um_px_l0": 0.25,
         "bb_downsample": 6,
         "classes": 3,
+        "tolerance": 0.05,
     }
     assert SetOptions.from_json(stored | {"mask_values": {}, "um_px_l0": None}).reading.mask_values is None
+    del stored["tolerance"]
+    assert SetOptions.from_json(stored).tolerance == 0.0
+
+
+def test_levels_within_the_tolerance_are_taken_and_said(tmp_path):
+    cases = []
+    for name, um_px in (("a", 0.243), ("b", 0.25), ("c", 0.3)):
+        position_coded(tmp_path / f"{name}.tif", (300, 200), um_px=um_px)
+        cases.append(Case(name, tmp_path / f"{name}.tif", None))
+    options = replace(OPTIONS, tolerance=0.05)
+    slides = open_set(cases, options, 0, 1, lambda action: [action()]).slides
+    assert [slide.spacing(0.25) for slide in slides] == pytest.approx([0.243, 0.25, 0.25], rel=1e-5)
+    assert taken_levels(slides, 0.25) == [
+        "1 of 3 slides are read at a level's own spacing, 0.243 um/px, not at 0.25: within --resolution_tolerance"
+    ]
+    exact = open_set(cases, OPTIONS, 0, 1, lambda action: [action()]).slides
+    assert taken_levels(exact, 0.25) == []

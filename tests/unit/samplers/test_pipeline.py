@@ -202,7 +202,7 @@ def test_pool_survives_a_checkpoint():
 
 def test_sample_log_keeps_and_trims_rows(tmp_path):
     for rank in (0, 1):
-        records = Records(tmp_path, rank, ["tumor_001", "b"], 0.25, None)
+        records = Records(tmp_path, rank, ["tumor_001", "b"], [0.25, 0.25], None)
         meta_BM = np.array([[4 + rank, 1, rank, 1, 12.346, 7.0, 1], [6 + rank, 0, 0, 0, 1.0, 2.0, 0]])
         records.add(meta_BM, np.array([0.5, 0.25]))
         records.flush(lambda entries: [entries], 8)
@@ -270,7 +270,7 @@ def train(records, patch, loss=0.5):
 
 
 def test_unreadable_places_are_logged_and_counted(tmp_path):
-    records = Records(tmp_path, 0, ["a", "b"], 0.5, None, max_unreadable=0.5)
+    records = Records(tmp_path, 0, ["a", "b"], [0.5, 0.5], None, max_unreadable=0.5)
     train(records, draw(Elsewhere(), Broken(2), 5))
     train(records, draw(Elsewhere(), Broken(0), 6))
     for _ in range(2):
@@ -286,14 +286,14 @@ def test_unreadable_places_are_logged_and_counted(tmp_path):
 
 
 def test_too_many_unreadable_places_stop_the_run():
-    records = Records(None, 0, ["a", "b"], 0.5, None, max_unreadable=0.1)
+    records = Records(None, 0, ["a", "b"], [0.5, 0.5], None, max_unreadable=0.1)
     for index in range(8):
         train(records, draw(Elsewhere(), Broken(1), index))  # 8 of 16: too few to judge
     with pytest.raises(
         ValueError, match=r"9 of 18 draws .* --max_unreadable 0\.1 allows: a 9 times\. The last: slide b"
     ):
         train(records, draw(Elsewhere(), Broken(1), 8))
-    patient = Records(None, 0, ["a", "b"], 0.5, None, max_unreadable=0.1)
+    patient = Records(None, 0, ["a", "b"], [0.5, 0.5], None, max_unreadable=0.1)
     for index in range(300):
         train(patient, draw(Elsewhere(), Broken(index % 10 == 9), index))
 

@@ -284,10 +284,10 @@ def test_search_level_is_clamped_and_said_so(coded):
 def test_grid_covers_tissue_once():
     # 120 x 80 px at 0.5 um/px; windows of 40 px at 0.5 um/px: 3 x 2 places, tissue in two of them
     index = index_of(tissue_HW=cells((0, 0), (0, 1), (1, 1), (5, 9), (5, 10)))
-    assert slide_grid(index, 40, 0.5) == [(20.0, 20.0), (100.0, 60.0)]
-    full = requests([index, index_of()], 40, 0.5, 0)
+    assert slide_grid(index, 40, (1.0, 1.0)) == [(20.0, 20.0), (100.0, 60.0)]
+    full = requests([index, index_of()], 40, [(1.0, 1.0)] * 2, 0)
     assert [(r.index, r.slide) for r in full] == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1)]
-    capped = requests([index, index_of()], 40, 0.5, 5)
+    capped = requests([index, index_of()], 40, [(1.0, 1.0)] * 2, 5)
     assert [(r.slide, r.center_xy_l0) for r in capped] == [
         (0, (20.0, 20.0)), (0, (100.0, 60.0)), (1, (60.0, 20.0)), (1, (20.0, 60.0)), (1, (100.0, 60.0)),
     ]  # fmt: skip
@@ -295,7 +295,7 @@ def test_grid_covers_tissue_once():
 
 def test_grid_without_tissue_is_an_error():
     with pytest.raises(ValueError, match=r"no tissue found on any of the 1 validation slides.*: b"):
-        requests([index_of(tissue_HW=cells(), slide_id="b")], 40, 0.5, 0)
+        requests([index_of(tissue_HW=cells(), slide_id="b")], 40, [(1.0, 1.0)], 0)
 
 
 def test_fair_shares():

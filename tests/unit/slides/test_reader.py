@@ -59,6 +59,26 @@ def test_window_is_snapped_to_whole_pixels_within_half_a_pixel(exact):
     assert resampled.corner_xy_l0 == (265.0, 176.0)
 
 
+def test_a_level_within_the_tolerance_is_taken_as_it_is(exact):
+    # Levels of 0.25, 0.625 (approximately) and 1.83 um/px.
+    slide = exact.taking_levels(0.05)
+    assert slide.step_xy_l0(0.26) == (1.0, 1.0)
+    assert slide.step_xy_l0(0.24) == (1.0, 1.0)
+    assert slide.step_xy_l0(0.64) == exact.levels[1].downsample_xy
+    assert slide.step_xy_l0(0.28) == pytest.approx((1.12, 1.12), rel=1e-6)
+    assert slide.spacing(0.26) == pytest.approx(0.25, rel=1e-6)
+    window = slide.window((300.0, 200.0), (50, 70), 0.26)
+    assert np.array_equal(slide.read(window), exact.read(exact.window((300.0, 200.0), (50, 70), 0.25)))
+    assert exact.step_xy_l0(0.26) == pytest.approx((1.04, 1.04), rel=1e-6)
+
+
+def test_a_level_is_only_taken_where_both_axes_are_within_the_tolerance(tmp_path):
+    write_levels(tmp_path / "a.tif", [np.zeros((60, 80, 3), np.uint8)], tile=64)
+    slide = Slide(tmp_path / "a.tif", um_px=(0.25, 0.27)).taking_levels(0.05)
+    assert slide.step_xy_l0(0.26) == (1.0, 1.0)
+    assert slide.step_xy_l0(0.25) == pytest.approx((1.0, 0.25 / 0.27))
+
+
 def test_a_resampled_window_begins_on_a_whole_pixel_of_the_level_it_is_read_from(smooth):
     center, step = (700.3, 600.6), 2.7
     window = smooth.window(center, (50, 71), 0.25 * step)

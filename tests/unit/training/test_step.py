@@ -277,6 +277,12 @@ def test_other_model_or_stream_is_refused_and_nothing_changes(tmp_path):
     same = network(norm=True)
     with pytest.raises(CheckpointError, match="was trained with --seed 1"):
         Checkpoints(tmp_path).resume("auto", same, Adam(same.trainable_variables), {"seed": 2})
+    # An option that did not exist then.
+    with pytest.raises(CheckpointError, match="was trained with --younger None"):
+        Checkpoints(tmp_path).resume("auto", same, Adam(same.trainable_variables), {"seed": 1, "younger": 0.05})
+    Checkpoints(tmp_path).resume(
+        "auto", same, Adam(same.trainable_variables), {"seed": 1, "younger": 0.0, "norm": "none"}
+    )
 
 
 def test_nothing_to_resume(tmp_path):
