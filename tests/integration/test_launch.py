@@ -108,6 +108,7 @@ def ranks_of(log_dir: Path) -> list[int]:
     return found
 
 
+@pytest.mark.kind("signal to a run")
 @pytest.mark.parametrize(
     ("number", "whole_group", "launcher"),
     [
@@ -157,6 +158,7 @@ def test_a_signal_makes_every_rank_leave_with_a_checkpoint(
             process.kill()
 
 
+@pytest.mark.kind("closed output")
 @pytest.mark.parametrize("launcher", ["none", pytest.param("mpirun", marks=pytest.mark.slow)])
 def test_nobody_to_read_ends_no_run(slides: Path, tmp_path: Path, launcher: str) -> None:
     process = subprocess.Popen(

@@ -168,6 +168,7 @@ def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
             assert (out / path.parent.name / name).read_bytes() == path.read_bytes(), path
 
 
+@pytest.mark.kind("prediction stopped")
 @pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_prediction_that_is_asked_to_stop_goes_on_later(
     tiny: TinySet, once: Path, ranks: str, tmp_path: Path

@@ -161,6 +161,8 @@ def test_xinclude_and_stylesheets_are_not_followed(tmp_path: Path) -> None:
 # Calls that run code from a file, or a shell. NumPy's and Keras' loaders are safe by default; nobody may unlock them.
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "xml.etree", "torch"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "os.system", "os.popen", "keras.config.enable_unsafe_deserialization"}
+# An unpickler that refuses all but a few names (test_torch_files.py in models), and the comparison with PyTorch.
+EXCEPTIONS = {"models/torch_files.py": {"pickle"}, "benchmarks/torch_resnet.py": {"torch"}}
 UNLOCKED = {("allow_pickle", True), ("safe_mode", False), ("shell", True), ("resolve_entities", True)}
 
 
@@ -188,7 +190,8 @@ def unsafe(source: str) -> list[str]:
 def test_no_unsafe_call_in_the_program() -> None:
     sources = {path: text for path, text in our_sources().items() if not path.startswith("tests/")}
     assert "artifacts/checkpoints.py" in sources
-    assert [f"{path}:{line}" for path, text in sources.items() for line in unsafe(text)] == []
+    found = {(path, line.split(": ")[1]) for path, text in sources.items() for line in unsafe(text)}
+    assert found == {(path, name) for path, names in EXCEPTIONS.items() for name in names}
 
 
 @pytest.mark.parametrize(
