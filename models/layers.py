@@ -37,7 +37,7 @@ class FastFusion(keras.layers.Layer):
 
     def call(self, maps_BHWC: Sequence[keras.KerasTensor], training: bool = False) -> keras.KerasTensor:
         """Returns the activated mean, of the shape of each input."""
-        weights = tf.nn.relu(tf.cast(self.fusion_weights, tf.float32))
+        weights = tf.nn.relu(self.fusion_weights.value)
         weights = weights / (tf.reduce_sum(weights) + self.EPSILON)
         if training:
             return fused.weighted_swish(weights, maps_BHWC)
@@ -156,6 +156,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.adapting.append((found.mean_C, found.variance_C))
             return out
         if not (training and self.trainable):
+            if inputs.dtype == tf.float64:  # no fused operation takes it
+                normalised = keras.layers.BatchNormalization.call(self, inputs, training=False)
+                return fused.activated(normalised, self.activation)
             frozen = {"mean": old_mean, "variance": old_variance, "epsilon": self.epsilon, "is_training": False}
             normalised = tf.raw_ops.FusedBatchNormV3(x=inputs, scale=gamma, offset=beta, **frozen).y
             return fused.activated(normalised, self.activation)
@@ -310,11 +313,11 @@ class RunningBatchNormalization(keras.layers.Layer):
 
     def call(self, x_BHWC: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
         """Normalises every channel; in training also moves the statistics towards the batch's."""
-        x = ops.cast(x_BHWC, "float32")
+        x = ops.cast(x_BHWC, self.moving_mean.dtype)  # float32, or float64 under that policy
         known = recompute.statistics_of(self.name)
         old_mean, old_variance = known or (ops.copy(v) for v in (self.moving_mean, self.moving_variance))
-        scale = ops.cast(self.gamma, "float32") * ops.rsqrt(old_variance + self.epsilon)
-        normalised = (x - old_mean) * scale + ops.cast(self.beta, "float32")
+        scale = self.gamma * ops.rsqrt(old_variance + self.epsilon)
+        normalised = (x - old_mean) * scale + self.beta
         if known is None:
             recompute.keep_statistics(self.name, (old_mean, old_variance))
         if training and self.trainable and known is None:

@@ -23,6 +23,7 @@ PARTS = {
     "options": {"system", "parallel", "slides"},
     "training": {"system", "parallel", "pages"},
     "artifacts": {"system", "models", "slides"},
+    "streaming": {"system", "models", "slides"},
     "preprocessing": {"system", "parallel", "slides", "cohorts", "options"},
     "evaluation": {"system", "metrics", "inference", "samplers", "slides", "cohorts", "artifacts", "pages"},
     "launch": set(),
@@ -35,7 +36,7 @@ FREE = {"tests", "benchmarks", ".ci"}
 # Imports nothing, so that vocabularies stand once; any folder may import it.
 LEAF = "options.choices"
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}
-USES_TENSORFLOW = {"models", "training", "artifacts", "parallel", "segmentation"}
+USES_TENSORFLOW = {"models", "training", "artifacts", "parallel", "segmentation", "streaming"}
 USES_TENSORFLOW_TOO = {"samplers/pipeline.py", "samplers/augment.py"}
 USES_HOROVOD = {"parallel/comm.py"}
 BY_CALL = "by a call"

@@ -1,0 +1,237 @@
+"""`Streamed`: a network applied to a whole image tile by tile, with the outputs and gradients of the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from streaming import graph as graphs
+from streaming.images import source
+from streaming.nodes import Value, variables_of
+from streaming.passes import Counts, Layout, Part, Passes, State
+from streaming.segments import Segment, segments
+from streaming.storage import Storage, wide
+from streaming.tiles import bands, sizes
+from streaming.trace import Trace
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """What a backward pass returns.
+
+    Attributes:
+        variables: a tensor for every variable of `Streamed.variables`.
+        image: (B, H, W, C), if it was asked for.
+    """
+
+    variables: list[Any]
+    image: Array | None
+
+
+class Streamed:
+    """A Keras network of local layers, streamed.
+
+    The network is used as at inference, as by `model(image, training=False)`: normalization with frozen statistics, no
+    dropout. Outputs and gradients are those of the whole image, not approximations; see docs/streaming.md.
+
+    Use it for images whose feature maps do not fit into memory. For those that fit, calling the model is faster.
+
+    Args:
+        model: functional or sequential, of one image (B, H, W, C); nested models are opened.
+        cut: name of the layer whose output is the late map, or several; what the model returns if None. Layers of
+            nested models are `outer/inner`.
+        tile: largest side of a window of a segment's finest input, in px where that is the image, in cells where it is
+            a kept map; one number, or one for each segment.
+        segments: names of layers whose outputs are kept whole, so that the parts before and after are streamed with
+            tiles of their own.
+        batch_statistics: batch normalization that is trainable uses the statistics of the whole image, with their
+            gradient; each costs a segment. `update_statistics` then moves the moving statistics.
+        dropout: "refuse" random layers, or let them be "inactive".
+        scratch: folder for files of kept maps; they are in memory if None.
+
+    Attributes:
+        variables: trainable variables of the streamed part, in the order of gradients.
+        counts: tiles of the last image.
+
+    Raises:
+        ValueError: not such a network, or a layer that cannot be streamed, by its name.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        cut: str | Sequence[str] | None = None,
+        tile: int | Sequence[int] = 2048,
+        segments: Sequence[str] = (),
+        batch_statistics: bool = False,
+        dropout: Literal["refuse", "inactive"] = "refuse",
+        scratch: str | Path | None = None,
+    ) -> None:
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(f"Keras runs on {keras.backend.backend()}; streaming needs KERAS_BACKEND=tensorflow")
+        if dropout not in ("refuse", "inactive"):
+            raise ValueError(f"dropout {dropout!r}; choose refuse or inactive")
+        if any(side < 1 for side in ([tile] if isinstance(tile, int) else tile)):
+            raise ValueError(f"tile {tile}: give a positive number of px")
+        self.tile, self.cut = tile, cut
+        self._model = model
+        self._graph = graphs.read(model, cut, batch_statistics, dropout)
+        self._keep = [self._named(name) for name in segments]
+        self._storage = Storage(None if scratch is None else Path(scratch))
+        self._layouts: dict[tuple[int, int], Layout] = {}
+        self._traces: dict[Any, Trace] = {}
+        self._accumulators: dict[int, Any] = {}
+        self._state: State | None = None
+        self.variables = variables_of(self._graph.nodes)
+
+    @property
+    def counts(self) -> Counts:
+        """Tiles of the last image."""
+        return Counts() if self._state is None else self._state.counts
+
+    def _named(self, name: str) -> Value:
+        found = [v for v in self._graph.values if v.name == name and any(v is n.output for n in self._graph.nodes)]
+        if not found or found[-1].small:
+            raise ValueError(f"segments: {name!r} is not a map of the streamed part; name a layer before the cut")
+        return found[-1]
+
+    def layout(self, hw: tuple[int, int]) -> Layout:
+        """Segments and tiles for an image of `hw` px.
+
+        Raises:
+            ValueError: a tile is too small, with the smallest that works; the image does not fit the model.
+        """
+        if hw not in self._layouts:
+            self._check_size(hw)
+            cells = sizes(self._graph, hw)
+            area = {index: cells[0][index] * cells[1][index] for index in cells[0]}
+            found = segments(self._graph, self._keep, area)
+            with_tiles = [segment for segment in found if segment.targets]
+            tiles = self._tiles(len(with_tiles))
+            parts = [Part(segment, (), ()) for segment in found]
+            for part in parts:
+                if part.segment.targets:
+                    side = tiles[with_tiles.index(part.segment)]
+                    part.rows, part.columns = bands(part.segment, cells, side)
+            self._layouts[hw] = Layout(self._graph, parts, cells)
+        return self._layouts[hw]
+
+    def _tiles(self, count: int) -> list[int]:
+        if isinstance(self.tile, int):
+            return [self.tile] * count
+        if len(self.tile) != count:
+            raise ValueError(f"tile has {len(self.tile)} numbers, but the network has {count} segments; give one each")
+        return list(self.tile)
+
+    def _check_size(self, hw: tuple[int, int]) -> None:
+        fixed = graphs.functional(self._model).inputs[0].shape[1:3]
+        if any(size is not None and size != given for size, given in zip(fixed, hw, strict=True)):
+            raise ValueError(
+                f"{self._model.name} was built for images of {fixed[0]} x {fixed[1]} px (rows x columns), this one has "
+                f"{hw[0]} x {hw[1]}; build it with Input((None, None, channels)), or for this size"
+            )
+
+    def _trace(self, segment: Segment, sources: Sequence[Value]) -> Trace:
+        """The functions of a segment; layouts of other sizes of image share those that are alike."""
+        nodes = tuple(id(node) for node in segment.nodes)
+        values = (segment.inputs, segment.targets, sources)
+        key = (nodes, *(tuple(value.index for value in group) for group in values), len(segment.maps))
+        if key not in self._traces:
+            self._traces[key] = Trace(segment, sources, self._accumulators)
+        return self._traces[key]
+
+    def _passes(self, layout: Layout) -> Passes:
+        return Passes(layout, self._trace, self._storage)
+
+    def forward(self, image: Any, backward: bool = True) -> Any:
+        """The late map of an image.
+
+        Args:
+            image: (H, W, C) or (B, H, W, C), an array or a memory-mapped file, or anything with `shape` and `read` of
+                `streaming.images.Source`, such as a `SlideImage`. It is read again in the backward pass.
+            backward: keep what the backward pass needs.
+
+        Returns:
+            (B, H', W', C') of the cut layer, a list if there are several.
+
+        Raises:
+            ValueError: see `layout`; wrong number of channels.
+        """
+        read = source(image)
+        channels = self._graph.values[0].channels
+        if read.shape[3] != channels:
+            raise ValueError(f"the image has {read.shape[3]} channels, {self._model.name} takes {channels}")
+        if backward:
+            self._prepare()
+        self._state = self._passes(self.layout(read.shape[1:3])).forward(read, release=not backward)
+        found = [np.asarray(self._state.known[value.index]) for value in self._graph.outputs]
+        if not backward:
+            self._state.known.clear()
+        return found[0] if len(found) == 1 else found
+
+    def _prepare(self) -> None:
+        """A place for the gradient of every variable."""
+        for variable in self.variables:
+            if id(variable) not in self._accumulators:
+                self._accumulators[id(variable)] = tf.Variable(tf.zeros(variable.shape, variable.dtype))
+
+    def backward(self, gradient: Any, image_gradient: bool | Array = False) -> Gradients:
+        """Gradients of the last image of `forward`.
+
+        Args:
+            gradient: of the loss at the late map, of its shape; a list if there are several.
+            image_gradient: whether that of the image is wanted, or an array (B, H, W, C), also in a file, to add it to.
+
+        Returns:
+            Gradients of `variables`, and of the image.
+
+        Raises:
+            ValueError: no `forward` before, or another shape.
+        """
+        state = self._state
+        if state is None or not state.known:
+            raise ValueError("backward needs a forward pass of the image before it, with backward=True")
+        outputs = self._graph.outputs
+        given = [gradient] if len(outputs) == 1 else list(gradient)
+        arrays = [np.asarray(g) for g in given]
+        for array, value in zip(arrays, outputs, strict=True):
+            shape = tuple(state.known[value.index].shape)
+            if array.shape != shape:
+                raise ValueError(f"the gradient of {value.name} has shape {array.shape}, the map {shape}")
+        place: Array | None = None
+        if isinstance(image_gradient, np.ndarray):
+            place = image_gradient if image_gradient.ndim == 4 else image_gradient[None]
+        elif image_gradient:
+            place = self._storage.zeros(state.image.shape, wide(self._graph.values[0].dtype))
+        if place is not None and place.shape != state.image.shape:
+            raise ValueError(f"image_gradient has shape {place.shape}, the image {state.image.shape}")
+        for accumulator in self._accumulators.values():
+            accumulator.assign(tf.zeros_like(accumulator))
+        state.counts.backward = state.counts.backward_reused = state.counts.skipped = 0
+        layout = self.layout(state.image.shape[1:3])
+        self._passes(layout).backward(state, arrays, self._accumulators, place)
+        return Gradients([tf.identity(self._accumulators[id(v)]) for v in self.variables], place)
+
+    def update_statistics(self) -> None:
+        """Moves the moving statistics of batch normalization towards those of the last image, as Keras does.
+
+        For `batch_statistics` only; otherwise nothing moves.
+        """
+        assert self._state is not None
+        layers = {id(node.layer): node.layer for node in self._graph.nodes if node.layer is not None}
+        for layer in layers.values():
+            found = self._graph.norms.get(layer.name)
+            if found is None or found.index not in self._state.known:
+                continue
+            mean_C, variance_C = tf.unstack(tf.convert_to_tensor(self._state.known[found.index]))
+            for moving, value in ((layer.moving_mean, mean_C), (layer.moving_variance, variance_C)):
+                moving.assign(moving * layer.momentum + tf.cast(value, moving.dtype) * (1.0 - layer.momentum))

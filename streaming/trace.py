@@ -1,0 +1,163 @@
+"""The TensorFlow functions of a segment: one for forward, one for backward, for tiles of any size and place.
+
+Sizes, crops and paddings are integers given at every call, so a segment is traced once. Where a window is the tensor
+itself and nothing is padded, TensorFlow's slice and pad pass their input on without a copy: only tiles at the sides of
+the image pay for them.
+
+Shapes: B images, H rows, W columns, C channels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from streaming.nodes import Value, variables_of
+from streaming.rules import Detail
+from streaming.segments import Segment
+from streaming.tiles import Band, placed
+
+Accumulators = Mapping[int, Any]  # id of a Keras variable -> tf.Variable that its gradients are added to
+
+
+class Trace:
+    """A segment as TensorFlow functions.
+
+    Args:
+        segment: what is done.
+        sources: inputs whose gradient is returned by `backward`.
+        accumulators: what gradients of variables are added to; those without one are not computed.
+
+    Attributes:
+        cotangent_types: types of what `backward` takes.
+    """
+
+    def __init__(self, segment: Segment, sources: Sequence[Value], accumulators: Accumulators) -> None:
+        self.segment, self.sources = segment, list(sources)
+        used = Counter(v.index for node in segment.nodes for v in placed(node))
+        used.update(v.index for v in segment.targets)
+        # The only consumer of a tensor, if it pads nothing, asked for exactly what the tensor holds.
+        self._alone = {index for index, count in used.items() if count == 1}
+        self.variables = [v for v in variables_of(segment.nodes) if id(v) in accumulators]
+        self._accumulators = [accumulators[id(v)] for v in self.variables]
+        extras = [tf.TensorSpec([None] * node.rule.extra_rank, tf.float64) for node in self._with_extra()]
+        place: list[Any] = [
+            [_spec(value) for value in segment.inputs],
+            tf.TensorSpec([2, None, 4], tf.int32),
+            tf.TensorSpec([2, None, 2], tf.int32),
+            [extras, extras],
+        ]
+        cotangents = [_spec(v) for v in segment.maps] + [_sum_spec(node) for node in segment.sums]
+        self.cotangent_types = [spec.dtype for spec in cotangents]
+        self._forward = tf.function(self._run, input_signature=place, autograph=False)
+        self._backward = tf.function(self._vjp, input_signature=[*place, cotangents], autograph=False)
+
+    def forward(self, inputs: Sequence[Any], bands: tuple[Band, Band]) -> list[Any]:
+        """One tile.
+
+        Args:
+            inputs: windows of `Segment.inputs`, of the cells that the bands hold.
+            bands: of rows and of columns.
+
+        Returns:
+            Boxes of `Segment.maps`, then parts of `Segment.sums`.
+        """
+        out: list[Any] = self._forward(*_arguments(inputs, bands))
+        return out
+
+    def backward(self, inputs: Sequence[Any], bands: tuple[Band, Band], cotangents: Sequence[Any]) -> list[Any]:
+        """Vector-Jacobian product of one tile; adds gradients of variables to the accumulators.
+
+        Args:
+            inputs: as for `forward`.
+            bands: as for `forward`.
+            cotangents: of all that `forward` returns.
+
+        Returns:
+            Gradients of the windows of `sources`.
+        """
+        out: list[Any] = self._backward(*_arguments(inputs, bands), list(cotangents))
+        return out
+
+    def _with_extra(self) -> list[Any]:
+        return [node for node in self.segment.nodes if node.rule is not None and node.rule.extra_rank]
+
+    def _run(self, inputs: Sequence[Any], cuts: Any, trims: Any, extras: Any) -> list[Any]:
+        known = {value.index: x for value, x in zip(self.segment.inputs, inputs, strict=True)}
+        edges = iter(range(10**9))
+        extra = iter(range(10**9))
+        for number, node in enumerate(self.segment.nodes):
+            rule = node.rule
+            assert rule is not None
+            windows = []
+            for value in node.inputs:
+                if value.rank != 4:
+                    windows.append(known[value.index])
+                    continue
+                edge = next(edges)
+                windows.append(self._window(known[value.index], value, cuts[:, edge], rule.pads, rule.fill))
+            mine = [extras[axis][at] for at in ([next(extra)] if rule.extra_rank else []) for axis in (0, 1)]
+            out = rule.apply(node.run, windows, Detail(trims[:, number], mine))
+            if rule.trims:
+                first, count = trims[:, number, 0], trims[:, number, 1]
+                out = tf.slice(out, [0, first[0], first[1], 0], [-1, count[0], count[1], -1])
+            out.set_shape((None, None, None, node.output.channels))
+            known[node.output.index] = out
+        boxes = [self._window(known[v.index], v, cuts[:, next(edges)], False, 0.0) for v in self.segment.targets]
+        count = len(self.segment.maps)
+        sums = [_part(node, box) for node, box in zip(self.segment.sums, boxes[count:], strict=True)]
+        return [*boxes[:count], *sums]
+
+    def _window(self, x_BHWC: Any, value: Value, cut: Any, pads: bool, fill: float) -> Any:
+        """A window of a tensor; `cut` (2, 4): rows and columns of `regions.Cut`."""
+        if pads or value.index not in self._alone:
+            start, size = cut[:, 0], cut[:, 1]
+            x_BHWC = tf.slice(x_BHWC, [0, start[0], start[1], 0], [-1, size[0], size[1], -1])
+        if pads:
+            around = tf.concat([[[0, 0]], cut[:, 2:], [[0, 0]]], 0)
+            # TensorFlow pads bfloat16 by its own numbers only.
+            number = tf.cast(max(fill, x_BHWC.dtype.min), x_BHWC.dtype) if fill < 0 else tf.cast(fill, x_BHWC.dtype)
+            x_BHWC = tf.pad(x_BHWC, around, constant_values=number)
+        x_BHWC.set_shape((None, None, None, value.channels))
+        return x_BHWC
+
+    def _vjp(self, inputs: Sequence[Any], cuts: Any, trims: Any, extras: Any, cotangents: Sequence[Any]) -> list[Any]:
+        wanted = {value.index for value in self.sources}
+        watched = [x for value, x in zip(self.segment.inputs, inputs, strict=True) if value.index in wanted]
+        variables = [v.value for v in self.variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(watched)
+            tape.watch(variables)
+            out = self._run(inputs, cuts, trims, extras)
+        given = [tf.cast(g, x.dtype) for g, x in zip(cotangents, out, strict=True)]
+        none = tf.UnconnectedGradients.ZERO
+        found = tape.gradient(out, [*watched, *variables], given, unconnected_gradients=none)
+        added = [a.assign_add(g) for a, g in zip(self._accumulators, found[len(watched) :], strict=True)]
+        with tf.control_dependencies(added):
+            return [tf.identity(g) for g in found[: len(watched)]]
+
+
+def _spec(value: Value) -> Any:
+    return tf.TensorSpec([*[None] * (value.rank - 1), value.channels], value.dtype)
+
+
+def _sum_spec(node: Any) -> Any:
+    shape = [None, 2, node.inputs[0].channels] if node.moments else [None, node.inputs[0].channels]
+    return tf.TensorSpec(shape, tf.float64 if node.inputs[0].dtype == "float64" else tf.float32)
+
+
+def _part(node: Any, box_BHWC: Any) -> Any:
+    """What a tile adds to a sum, float32 or wider."""
+    wide = tf.float64 if box_BHWC.dtype == tf.float64 else tf.float32
+    moments: Callable[[Any], Any] | None = node.moments
+    return moments(box_BHWC) if moments else tf.reduce_sum(tf.cast(box_BHWC, wide), (1, 2))
+
+
+def _arguments(inputs: Sequence[Any], bands: tuple[Band, Band]) -> list[Any]:
+    """Arguments of the traced functions."""
+    cuts = tf.stack([band.cuts for band in bands])
+    trims = tf.stack([band.trims for band in bands])
+    return [list(inputs), cuts, trims, [[tf.constant(e) for e in band.extras] for band in bands]]
