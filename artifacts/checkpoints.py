@@ -11,16 +11,18 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from system.atomic_files import move_into_place, write_atomically, write_bytes
 from system.csv_tables import counted
+
+Answer = TypeVar("Answer")
 
 KEEP = 3  # newest checkpoints kept; older ones are deleted
 
@@ -125,12 +127,25 @@ class _FirstError:
         return getattr(self._file, name)
 
     def write(self, data: Any) -> int:
+        return self._tried(lambda: self._file.write(data), memoryview(data).nbytes)
+
+    # A buffered file may find only here that there is no space.
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._tried(lambda: self._file.seek(offset, whence), 0)
+
+    def tell(self) -> int:
+        return self._tried(self._file.tell, 0)
+
+    def flush(self) -> None:
+        self._tried(self._file.flush, None)
+
+    def _tried(self, action: Callable[[], Answer], otherwise: Answer) -> Answer:
         if self.error is None:
             try:
-                return self._file.write(data)
+                return action()
             except OSError as error:
                 self.error = error
-        return memoryview(data).nbytes
+        return otherwise
 
 
 def _write_arrays(file: IO[bytes], arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,30 @@ class SmallDisk(io.BytesIO):
 ARRAYS = {"a": np.arange(1000.0), "state": np.arange(5), "c": np.arange(3000.0)}
 
 
+@pytest.fixture
+def unheard(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Errors that Python prints because nobody could catch them."""
+    found: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", found.append)
+    return found
+
+
 @pytest.mark.parametrize("size", [100, 9000, 32500])
-def test_a_full_disk_is_one_error(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    unheard: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", unheard.append)
+def test_a_full_disk_is_one_error(size: int, unheard: list[object]) -> None:
     with pytest.raises(OSError, match="No space left on device"):
         _write_arrays(SmallDisk(size), ARRAYS)
+    gc.collect()
+    assert unheard == []
+
+
+@pytest.mark.parametrize("count", [3, 3000])
+def test_so_it_is_where_a_buffer_is_found_full_only_at_its_end(count: int, unheard: list[object]) -> None:
+    """As `write_atomically` opens it; /dev/full has no space at all."""
+    full = open("/dev/full", "w+b")  # noqa: SIM115  # closing it fails, too
+    with pytest.raises(OSError, match="No space left on device"):
+        _write_arrays(full, {"a": np.arange(float(count)), "state": np.arange(5)})
+    with suppress(OSError):
+        full.close()
     gc.collect()
     assert unheard == []
 
