@@ -79,6 +79,8 @@ def export(opts: ExportOptions) -> None:
         print(f"note        {note}")
     print(f"model       {info.network or 'unknown network'} from {loaded.path}")
     print(f"view        {info.img_size} px at {info.um_px:g} um/px{context}")
+    if info.stain_norm != "none":
+        print(f"note        trained with --stain_norm {info.stain_norm}: the exported network takes normalized images")
     print(f"classes     {', '.join(f'{i} {name}' for i, name in enumerate(info.class_names))}")
     print(f"input       uint8 (B, H, W, {info.channels}), B any, H and W {size}", flush=True)
 

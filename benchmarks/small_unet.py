@@ -16,7 +16,7 @@ from keras import layers
 
 import models
 import train
-from models.layers import BatchNormalization
+from models.layers import normalization
 
 FILTERS = (16, 32, 64, 128)
 
@@ -67,7 +67,7 @@ def _double(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
 
 def _convolved(x: keras.KerasTensor, filters: int, strides: int = 1) -> keras.KerasTensor:
     x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
-    return BatchNormalization("relu")(x)
+    return normalization("relu")(x)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,9 @@ class Inputs:
         )
         together(comm, lambda: check_field_of_view(self.train_set, sampling.img_size, sampling.resolution))
         self.stain = run_stain(sampling.stain_norm, self.train_set, self.val_set, comm)
-        self.stream["stain"] = self.described["stain"] = self.stain.stream_json()
+        self.described["stain"] = self.stain.replay_json()
+        # By name only: last digits of an estimate may differ between processors.
+        self.stream["stain"] = None if sampling.stain_norm == "none" else sampling.stain_norm
         damaged = [index.damage for part in (self.train_set, self.val_set) for index in part.indexes if index.damage]
         if damaged and not sampling.max_unreadable:
             raise AgreedError(f"{damaged[0]}. --max_unreadable is 0; copy the slide again, or allow more")

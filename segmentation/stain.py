@@ -51,8 +51,8 @@ class RunStain:
         """What is stored with the model, JSON types."""
         return {"norm": self.norm, "targets": self.targets, "colors": self.colors}
 
-    def stream_json(self) -> dict[str, Any] | None:
-        """What decides the patches, for `samplers.replay` and for resuming; None where nothing is normalized."""
+    def replay_json(self) -> dict[str, Any] | None:
+        """What `samplers.replay` needs to repeat the patches, JSON types; None where nothing is normalized."""
         if self.norm == NONE:
             return None
         return {"norm": self.norm, "target": self.targets[self.norm], "slides": self.sources}
