@@ -1,23 +1,27 @@
-"""How fast patches come: every stage of the input pipeline against the bare decoding of the tiles it touches.
+"""How fast patches come: every stage of the input pipeline, as a run with default options has it.
 
-python -m benchmarks.input --data DIR --json FILE [--sizes 256 512 1024 2048] [--workers 1 2]
+python -m benchmarks.input --data DIR --json FILE [--sizes 256 512 1024 2048] [--workers 1 2] [--um_px 0.243]
 
-Stages, measured in turn within each round on the same windows, tiles not cached unless said:
+The slide has 0.243 um/px, as those of CAMELYON16, and patches 0.25: every patch is resampled. With --um_px 0.25 they
+are copied. Stages, measured in turn within each round at the same places, tiles not cached unless said:
     decode    libjpeg-turbo alone on the tiles touched, their bytes already in memory: the limit
-    libvips   the window by libvips (for comparison; not used for JPEG tiles)
-    read      `Slide.read`
+    libvips   the level's px by libvips (for comparison; not used for JPEG tiles)
+    copy      `Slide.read` at the slide's own spacing
+    read      `Slide.read` at that of the patches
     patch     sampler, image and label (`samplers.patch.draw`)
     feed      the whole tf.data pipeline to float32 batches
     cached    as feed, with the tile cache that training has
 
-`wall` is the median over rounds of the time of decode by that of the stage, with the same number of workers; `core` the
-same in CPU time of all threads. Patches/s and MB/s (RGB bytes) are medians, too.
+`wall` is the median over rounds of the time of decode by that of the stage, with the same number of workers, with its
+range; `core` the same in CPU time of all threads, and `by copy` the CPU time of the stage by that of copy. Patches/s
+and MB/s (RGB bytes) are medians, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +40,7 @@ from samplers import build
 from samplers.index import index_slide
 from samplers.patch import PatchReader, RequestSource, draw
 from samplers.pipeline import PREFETCH, Feed
-from slides.geometry import Window
+from slides.geometry import Window, shifted_inside
 from slides.reader import Slide
 from slides.tiff import tiled_tiff
 from slides.tiff.backends import VipsTiff, tiff_levels
@@ -44,6 +48,7 @@ from slides.tiff.tags import tile_layout
 from slides.truth.interface import Truth, open_truth
 
 CLASSES, SEED = 2, 0
+UM_PX, RESOLUTION = 0.243, 0.25
 Stage = Callable[[Sequence[int]], tuple[float, float] | None]
 PATCHES = {256: 320, 512: 160, 1024: 64, 2048: 20}  # per stage and round: about a second
 
@@ -62,6 +67,7 @@ class Row:
     wall_low: float
     wall_high: float
     core: float
+    by_copy: float
 
 
 class Decoder:
@@ -80,9 +86,9 @@ class Decoder:
 
     def decode(self, window: Window) -> None:
         """Decode the tiles under a window of level 0."""
-        (x, y), (height, width), (side, _) = window.corner_xy_l0, window.hw_out, self._page.tile_xy
-        for row in range(int(y) // side, (int(y) + height - 1) // side + 1):
-            for column in range(int(x) // side, (int(x) + width - 1) // side + 1):
+        (x, y), (width, height), (side, _) = window.corner_xy_l0, window.size_xy_l0, self._page.tile_xy
+        for row in range(int(y) // side, math.ceil((y + height) / side)):
+            for column in range(int(x) // side, math.ceil((x + width) / side)):
                 simplejpeg.decode_jpeg(self._tiles[row * self._across + column], "RGB")
 
 
@@ -94,15 +100,15 @@ class Bench:
         truths: kind of truth -> truth.
         samplers: kind of truth -> sampler.
         img_size: side of the patches, px.
+        um_px: spacing of the patches.
     """
 
     def __init__(
-        self, slide: Slide, truths: dict[str, Truth], samplers: dict[str, RequestSource], img_size: int
+        self, slide: Slide, truths: dict[str, Truth], samplers: dict[str, RequestSource], img_size: int, um_px: float
     ) -> None:
         self._slide = slide
         self._size = img_size
         self._samplers = samplers
-        um_px = slide.um_px_xy_l0[0]
         self._readers = {kind: PatchReader([slide], [truth], img_size, um_px) for kind, truth in truths.items()}
         self._decoder = Decoder(slide.path)
         pages = tiff_levels(slide.path)
@@ -112,10 +118,16 @@ class Bench:
         """Each stage as a function of the stream indices to run; it may return the seconds that count."""
         sampler, reader = self._samplers[kind], self._readers[kind]
         windows: dict[int, Window] = {}
+        copied: dict[int, Window] = {}
 
         def prepare(indices: Sequence[int]) -> None:
             windows.clear()
-            windows.update((index, reader.window(sampler.request(index))) for index in indices)
+            copied.clear()
+            hw, um_px = (self._size, self._size), self._slide.um_px_xy_l0[0]
+            for index in indices:
+                windows[index] = reader.window(sampler.request(index))
+                same_place = self._slide.window(windows[index].center_xy_l0, hw, um_px)
+                copied[index] = shifted_inside(same_place, self._slide.size_xy_l0)
 
         def in_threads(work: Callable[[int], Any]) -> Stage:
             def run(indices: Sequence[int]) -> None:
@@ -126,7 +138,7 @@ class Bench:
             return run
 
         def vips(index: int) -> None:
-            x, y = (round(v) for v in windows[index].corner_xy_l0)
+            x, y = (round(v) for v in copied[index].corner_xy_l0)
             # Each worker has a handle of its own: index parity names it.
             self._vips[index % workers].fetch(0, (x, y), (self._size, self._size))
 
@@ -134,6 +146,7 @@ class Bench:
             "": prepare,  # not a stage: the limit includes only decoding
             "decode": in_threads(lambda i: self._decoder.decode(windows[i])),
             "libvips": in_threads(vips),
+            "copy": in_threads(lambda i: self._slide.read(copied[i])),
             "read": in_threads(lambda i: self._slide.read(windows[i])),
             "patch": in_threads(lambda i: draw(sampler, reader, i)),
             "feed": lambda indices: self._feed(indices, sampler, reader, workers),
@@ -190,16 +203,19 @@ def measure(bench: Bench, img_size: int, workers: int, kind: str, rounds: int) -
                 img_size, workers, kind, name, speed, speed * img_size**2 * 3 / 1e6,
                 float(np.median(ratios)), float(ratios.min()), float(ratios.max()),
                 float(np.median(np.array(core["decode"]) / np.array(core[name]))),
+                float(np.median(np.array(core[name]) / np.array(core["copy"]))),
             )
         )  # fmt: skip
     return rows
 
 
-def label_ms(truths: dict[str, Truth], samplers: dict[str, RequestSource], slide: Slide) -> dict[str, float]:
+def label_ms(
+    truths: dict[str, Truth], samplers: dict[str, RequestSource], slide: Slide, um_px: float
+) -> dict[str, float]:
     """Median time of one label of 1024 px, ms, by kind of truth."""
     times = {}
     for kind, truth in truths.items():
-        reader = PatchReader([slide], [truth], 1024, slide.um_px_xy_l0[0])
+        reader = PatchReader([slide], [truth], 1024, um_px)
         taken = []
         for index in range(60):
             window = reader.window(samplers[kind].request(index))
@@ -236,6 +252,8 @@ def main() -> None:
     parser.add_argument("--texture", type=Path, help="slide to make it of; default synthetic tissue")
     parser.add_argument("--sizes", type=int, nargs="+", default=sorted(PATCHES), choices=sorted(PATCHES))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--um_px", type=float, default=UM_PX, help="spacing of the slide (default: %(default)s)")
+    parser.add_argument("--resolution", type=float, default=RESOLUTION, help="of patches (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory_patches", type=int, default=5000, help="0 leaves this measurement out")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
@@ -243,29 +261,30 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tiled_tiff.tile_cache.resize(0)
     slide_path, xml, mask = make(arguments.data, texture=arguments.texture)
-    slide = Slide(slide_path)
+    slide = Slide(slide_path, um_px=arguments.um_px)
     truths = {"xml": open_truth(xml, slide), "mask": open_truth(mask, slide)}
     samplers = {
         kind: build("radboud", [index_slide(slide, t, 4, CLASSES)], SEED, CLASSES, None) for kind, t in truths.items()
     }
-    times = label_ms(truths, samplers, slide)
+    times = label_ms(truths, samplers, slide, arguments.resolution)
     print(f"label of 1024 px: {times['xml']:.2f} ms from outlines, {times['mask']:.2f} ms from the mask\n")
-    print("   px workers truth stage    patches/s   MB/s  wall  spread       core")
+    print("   px workers truth stage    patches/s   MB/s  wall  spread       core  by copy")
     rows = []
     for img_size in arguments.sizes:
-        bench = Bench(slide, truths, samplers, img_size)
+        bench = Bench(slide, truths, samplers, img_size, arguments.resolution)
         for kind in truths:
             for workers in arguments.workers:
                 found = measure(bench, img_size, workers, kind, arguments.rounds)
                 rows += found
                 print("\n".join(map(line, found)), flush=True)
     result: dict[str, Any] = {
-        "slide": "16384 px, 512 px JPEG tiles", "label_ms_1024": times, "rows": [asdict(row) for row in rows],
+        "slide": "16384 px, 512 px JPEG tiles", "um_px": arguments.um_px, "resolution": arguments.resolution,
+        "label_ms_1024": times, "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     if len(set(arguments.workers) & {1, 2}) == 2:
         result["speed_up_2_workers"] = speed_up(rows)
     if arguments.memory_patches:
-        reader = PatchReader([slide], [truths["xml"]], 1024, slide.um_px_xy_l0[0])
+        reader = PatchReader([slide], [truths["xml"]], 1024, arguments.resolution)
         end, slope = resident_mb(samplers["xml"], reader, arguments.memory_patches)
         result |= {"resident_mb": end, "resident_mb_per_1000_patches": slope}
         print(
@@ -279,7 +298,8 @@ def line(row: Row) -> str:
     """A row of the table as text."""
     return (
         f"{row.img_size:>5} {row.workers:>7} {row.truth:>5} {row.stage:<8} {row.patches_per_s:>9.1f} "
-        f"{row.mb_per_s:>6.0f} {row.wall:>5.2f}  {row.wall_low:.2f}-{row.wall_high:<6.2f} {row.core:>5.2f}"
+        f"{row.mb_per_s:>6.0f} {row.wall:>5.2f}  {row.wall_low:.2f}-{row.wall_high:<6.2f} {row.core:>5.2f} "
+        f"{row.by_copy:>8.2f}"
     )
 
 
