@@ -129,7 +129,9 @@ def listed(counts: Counts) -> str:
 
 def _unclear(total: Counts, counts: Mapping[Path, Counts]) -> str:
     values = sorted(total)
-    odd = next(value for value in reversed(values) if value not in (0, 1))
+    odd = min(
+        (value for value in values if value not in (0, 1)), key=lambda value: total[value]
+    )  # most likely the slip
     first = next(path for path, found in counts.items() if odd in found)
     found = f"masks hold the values {listed(total)}, first with {odd}: {first}"
     if len(values) > _MANY:

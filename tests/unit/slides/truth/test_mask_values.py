@@ -192,3 +192,9 @@ def test_deeper_masks_that_call_white_zero_need_an_explanation(tmp_path):
     with pytest.raises(ValueError, match=re.escape(message + "--mask_values 0:1 255:0")):
         Reading().settled([path])
     assert Reading(mask_values=((0, 1), (255, 0))).settled([path])[0].class_of_value == {0: 1, 255: 0}
+
+
+def test_the_error_names_the_mask_of_the_rarest_value(tmp_path):
+    counts = {tmp_path / "a.tif": {0: 90, 255: 10}, tmp_path / "b.tif": {0: 80, 5: 3, 255: 17}}
+    with pytest.raises(ValueError, match=rf"0 \(170 px\), 5 \(3 px\), 255 \(27 px\), first with 5: {tmp_path}/b\.tif"):
+        decide(counts)
