@@ -329,8 +329,8 @@ def _spacing(path: Path, vendor: str | None, found: Pair | None, given: float | 
     else:
         raise SlideError(
             f"slide {path}: its spacing is unknown (no um/px in the file, or only a print resolution such as 72 dpi); "
-            f"give micrometers per level-0 pixel with --mpp, e.g. --mpp {_suggested(path, vendor)} (per slide: "
-            "--mpp_table)"
+            f"give micrometers per level-0 pixel with --mpp, or --mpp_table for single slides, e.g. "
+            f"--mpp {_suggested(path, vendor)}"
         )
     if not all(math.isfinite(value) and low <= value <= high for value in pair):
         raise SlideError(
