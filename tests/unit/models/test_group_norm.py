@@ -65,7 +65,7 @@ def test_networks_have_it_everywhere_and_train_with_recomputation(name: str) -> 
         assert all(g is not None for g in gradients[0])
         largest = max(float(tf.reduce_max(tf.abs(g))) for g in gradients[0])
         for one, other in zip(*gradients, strict=True):
-            if name == "effdetd0":  # DeepLab has dropout, which draws anew
+            if name == "effdetd0":  # DeepLab has dropout, which is random
                 np.testing.assert_allclose(one, other, atol=1e-4 * largest)
 
 
