@@ -88,6 +88,7 @@ class Run:
         self.scores: dict[str, float] = {}
         self.picture: Path | None = None
         self.speed = 0.0  # images/s of training
+        self.devices = ""
         self.checkpoints: Checkpoints | None = None
         self.loss_scale: LossScale | None = None
         # Made by `build_model`, `resume_or_start` and `train`.
@@ -116,7 +117,8 @@ class Run:
         self.log(*planner.require_memory(self.planned, self.comm, opts.run.memory_check, self.ranks.gpu()))
         # Before TensorFlow is imported, so that errors in the data show at once.
         self.inputs.open(stream_options(opts))
-        self.log(f"devices     {self.ranks.use_devices()}")
+        self.devices = self.ranks.use_devices()
+        self.log(f"devices     {self.devices}")
         self.build_model()
         self.inputs.build_sampler(self.joint_batch, opts.run.log_every)
         self.resume_or_start()
@@ -205,6 +207,7 @@ class Run:
         """Resume from a checkpoint, or start; all ranks hold rank 0's variables afterwards."""
         from artifacts.checkpoints import Checkpoints, named_variables
         from segmentation.resume import base_batch, resumed_state
+        from training import environment
         from training.log import RunLog
 
         run, comm = self.opts.run, self.comm
@@ -217,6 +220,7 @@ class Run:
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
         comm.broadcast(list(named_variables(self.model, self.optimizer).values()))
         self.run_log = together(comm, lambda: RunLog(run.log_dir, comm.rank, state.seconds if state else 0.0))
+        self.run_log.started(environment.describe(comm.size, self.devices, self.images))
         self.inputs.start_records(run.log_dir)
 
     def restore(self, state: State) -> None:
@@ -250,7 +254,7 @@ class Run:
         stop = self.validation_due and not self.validate()
         self.run_log.write()
         feed = self.inputs.train_feed(self.images) if self.images < training.num_steps and not stop else ()
-        for image_BHWC, label_BHW, meta_BM in self.heartbeat.watched(feed):
+        for image_BHWC, label_BHW, meta_BM in self.heartbeat.watched(self.progress.timed(feed)):
             rate = rates.rate(self.images)
             result = self.step(image_BHWC, label_BHW, rate, stop=bool(self.preemption.requested))
             require_finite(result, meta_BM[:, 0], self.images, comm)
@@ -285,7 +289,7 @@ class Run:
         confusion_KK, histogram_2N = self.counts.totals(self.comm)
         loss = self.step.mean_loss()
         values = numbers(confusion_KK, histogram_2N, loss)
-        values |= {"learning_rate": rate, "images_per_s": self.progress.lap()}
+        values |= {"learning_rate": rate, "images_per_s": self.progress.lap(), "input_wait": self.progress.wait_share}
         self.run_log.numbers("train", self.images, values)
         skipped = self.loss_scale.report() if self.loss_scale else None
         self.log(*([skipped] if skipped else []))
@@ -366,6 +370,7 @@ class Run:
                 export(models.in_float32(self.model), log_dir, info.as_json())
 
         together(self.comm, write)
+        self.run_log.report()  # again, with the sampling maps
         rejected, best = self.inputs.rejected(), f"best {self.best_miou:.4f}"
         self.log(
             f"\ndone        {self.images} images, {speed(self.speed)} in training; draws not taken: {rejected}",
@@ -376,6 +381,7 @@ class Run:
             self.log(
                 f"model       {log_dir}/final.keras, final_savedmodel; checkpoints in {log_dir}/checkpoints",
                 f"TensorBoard tensorboard --logdir {log_dir}",
+                f"report      {log_dir}/report.html",
                 f"pictures    {self.picture or log_dir / 'pictures'} (patch, truth, prediction); sampled places: "
                 f"{log_dir}/sampling",
             )

@@ -45,6 +45,7 @@ def chart(
     label: str,
     marks: Sequence[tuple[float, float]] = (),
     diagonal: bool = False,
+    second: Sequence[tuple[float, float]] = (),
 ) -> str:
     """Draw a curve through points as an SVG element.
 
@@ -55,6 +56,7 @@ def chart(
         label: text for screen readers.
         marks: points that get a dot.
         diagonal: draw the line of a random ranking.
+        second: (x, y) along another curve, in another color.
     """
 
     def at(px: float, py: float) -> str:
@@ -78,13 +80,47 @@ def chart(
     )
     if diagonal:
         parts.append(f'<polyline class="chance" points="{at(x.low, y.low)} {at(x.high, y.high)}"/>')
-    drawn = " ".join(at(*point) for point in thinned(points))
-    if drawn:
-        parts.append(f'<polyline class="curve" points="{drawn}"/>')
+    for kind, line in (("curve", points), ("curve second", second)):
+        shown = [at(*point) for point in thinned(line)]
+        if shown:
+            parts.append(f'<polyline class="{kind}" points="{" ".join(shown)}"/>')
+        if len(shown) == 1:
+            # A line of one point would not be seen.
+            cx, cy = shown[0].split(",")
+            parts.append(f'<circle class="mark{kind.removeprefix("curve")}" cx="{cx}" cy="{cy}" r="3.5"/>')
     for mark in marks:
         cx, cy = at(*mark).split(",")
         parts.append(f'<circle class="mark" cx="{cx}" cy="{cy}" r="3.5"/>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+
+
+def nice_axis(
+    title: str, values: Sequence[float], low: float | None = None, high: float | None = None, log: bool = False
+) -> Axis:
+    """Return an axis over values with round ticks.
+
+    Args:
+        title: quantity, with its unit.
+        values: what is drawn; values that are not finite do not count, nor those of 0 and less on a logarithmic scale.
+        low: fixed lower end; None: by the values.
+        high: fixed upper end; None: by the values.
+        log: whether the scale is logarithmic.
+    """
+    finite = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
+    if log:
+        first, last = math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite)))
+        last = max(last, first + 1)
+        every = max(1, math.ceil((last - first) / 6))
+        return Axis(title, 10.0**first, 10.0**last, tuple(10.0**n for n in range(first, last + 1, every)), log=True)
+    bottom = min(finite) if low is None else low
+    top = max(*finite, bottom) if high is None else high
+    top = top if top > bottom else bottom + (abs(bottom) or 1.0)
+    rough = (top - bottom) / 5
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * times for times in (1, 2, 2.5, 5, 10) if size * times >= rough * (1 - 1e-9))
+    first, last = math.floor(bottom / step + 1e-9), math.ceil(top / step - 1e-9)
+    ticks = tuple(float(f"{n * step:.12g}") for n in range(first, last + 1))
+    return Axis(title, ticks[0], ticks[-1], ticks)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = _MAX_POINTS) -> list[tuple[float, float]]:

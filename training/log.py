@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from parallel import job
 from system import progress
+from training import environment, report
+
+Batch = TypeVar("Batch")
 
 # BGR for OpenCV: class 0 green (normal), 1 red (tumor), further classes in turn; ignored pixels gray
 COLORS_BGR = np.array([(80, 170, 60), (60, 60, 220), (220, 120, 40), (40, 200, 230), (190, 60, 170)], np.uint8)
@@ -49,6 +53,7 @@ class RunLog:
         self._writer = tf.summary.create_file_writer(str(folder)) if folder and rank == 0 else None
         self._start = time.monotonic() - seconds
         self._pending: list[Callable[[], None]] = []
+        self._validated = False
 
     def seconds(self) -> float:
         """How long the run has taken, with what it took before it was resumed."""
@@ -68,6 +73,7 @@ class RunLog:
                 file.write(json.dumps(row) + "\n")
 
         self._later(write)
+        self._validated |= kind == "val"
 
     def pictures(self, images: int, pictures: Sequence[Picture]) -> Path | None:
         """Patch | truth | prediction to write side by side, one row per picture, to TensorBoard too; returns where."""
@@ -98,6 +104,22 @@ class RunLog:
         """
         while self._pending:
             self._pending.pop(0)()
+        if self._validated:
+            self.report()
+
+    def report(self) -> None:
+        """Write `report.html` from what is in the folder; a failure is a warning, since the run is worth more."""
+        self._validated = False
+        if self._folder is not None and (warning := report.attempt(self._folder)):
+            job.write(warning)
+
+    def started(self, start: dict[str, Any]) -> None:
+        """Add a start of the run to `environment.json`; a failure is a warning."""
+        if self._folder is not None:
+            try:
+                environment.add_start(self._folder, start)
+            except OSError as error:
+                job.write(f"WARNING     {self._folder / environment.NAME} cannot be written: {error.strerror or error}")
 
     @contextmanager
     def _events(self, images: int) -> Iterator[None]:
@@ -124,6 +146,11 @@ class Progress:
         total: length of the run, images.
         images: images trained before.
         shown: whether to show it.
+
+    Attributes:
+        images: images trained.
+        wait_share: share of the time before the last call of `lap` that this rank waited for patches; NaN where no
+            image was timed.
     """
 
     def __init__(self, total: int, images: int, shown: bool) -> None:
@@ -132,6 +159,20 @@ class Progress:
         self.images = images
         self._overall: tuple[int, float] | None = None
         self._since: tuple[int, float] = (images, time.perf_counter())
+        self._waited = 0.0
+        self.wait_share = float("nan")
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; the time that each takes to come counts as waiting for input."""
+        waiting = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(waiting)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - start
+            yield batch
 
     def step(self, images: int, loss: float) -> None:
         """The counter is now `images`."""
@@ -139,6 +180,7 @@ class Progress:
         self.images = images
         if self._overall is None:
             self._overall = self._since = (images, time.perf_counter())
+            self._waited = 0.0
 
     def exclude(self, seconds: float) -> None:
         """Seconds that were not training."""
@@ -147,8 +189,11 @@ class Progress:
             self._overall = (self._overall[0], self._overall[1] + seconds)
 
     def lap(self) -> float:
-        """Images/s since the last call; NaN where no image was timed."""
+        """Images/s since the last call; NaN where no image was timed. `wait_share` is that of the same time."""
         rate = self._rate(self._since)
+        seconds = time.perf_counter() - self._since[1]
+        self.wait_share = min(1.0, self._waited / seconds) if math.isfinite(rate) else float("nan")
+        self._waited = 0.0
         self._since = (self.images, time.perf_counter())
         return rate
 

@@ -23,7 +23,7 @@ _OWN = (
 )  # fmt: skip
 _COMMON = (
     "options.json", "metrics.jsonl", "samples/slides.json", "final.keras", "final.json", "final_savedmodel",
-    "report.html",
+    "report.html", "environment.json",
 )  # fmt: skip
 # Named after slides, or by `samplers.replay`.
 _OF_SLIDES = ("sampling/{}.png", "replay/{}.xml", "replay/{}.geojson")

@@ -97,6 +97,20 @@ def test_run_keeps_its_options(whole: Whole) -> None:
     assert stored["widefov_version"] == __version__
 
 
+def test_run_writes_its_page(whole: Whole) -> None:
+    html = (whole.log_dir / "report.html").read_text(encoding="utf-8")
+    for part in (
+        "finished: 10 of 10 images",
+        "Best val mIoU",
+        "Validation pictures",
+        "Patches trained",
+        "Sampled places",
+    ):
+        assert part in html
+    starts = json.loads((whole.log_dir / "environment.json").read_text(encoding="utf-8"))["starts"]
+    assert [(start["ranks"], start["images"]) for start in starts] == [(2, 0)]
+
+
 def test_run_writes_metrics(whole: Whole) -> None:
     rows = rows_of(whole.log_dir)
     assert [(row["kind"], row["images"]) for row in rows] == [
@@ -104,7 +118,8 @@ def test_run_writes_metrics(whole: Whole) -> None:
     ]  # fmt: skip
     always = {"kind", "images", "seconds"} | SCORES
     assert [set(row) for row in rows if row["kind"] == "val"] == [always] * 2
-    assert [set(row) for row in rows if row["kind"] == "train"] == [always | {"learning_rate", "images_per_s"}] * 3
+    timed = {"learning_rate", "images_per_s", "input_wait"}
+    assert [set(row) for row in rows if row["kind"] == "train"] == [always | timed] * 3
     # --base_lr times two ranks
     assert [row["learning_rate"] for row in rows if row["kind"] == "train"] == [2e-5] * 3
     # Two classes from scratch: not far from log(2), and never 0. (Validation uses BatchNorm's statistics, which five

@@ -30,7 +30,8 @@ def run(tiny: TinySet, ranks: int, name: str, *more: str, images: int = IMAGES) 
 def metrics(log_dir: Path) -> list[dict[str, float]]:
     """Rows of metrics.jsonl without what depends on the clock."""
     rows = [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_s")} for row in rows]
+    timed = ("seconds", "images_per_s", "input_wait")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
 def samples(log_dir: Path) -> list[dict[str, str]]:

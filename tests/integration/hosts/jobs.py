@@ -80,7 +80,7 @@ def start(hosts: Hosts, output: Path, script: str, words: list[str], **given: st
 def metrics(log_dir: Path) -> list[tuple[str, dict[str, float]]]:
     """Kind and numbers of each row of metrics.jsonl, without what the clock decides."""
     rows = [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    timed = ("seconds", "images_per_s")
+    timed = ("seconds", "images_per_s", "input_wait")
     return [(row.pop("kind"), {name: row[name] for name in row if name not in timed}) for row in rows]
 
 
