@@ -174,7 +174,8 @@ class Supervisor:
         """Whether a line of standard output is for the user."""
         _, mark, word = line.partition(self._mark)
         self._listening |= word.strip() == b"listening"
-        self._left |= word.strip() == b"left"
+        # A launcher that was killed itself may lose the lines after the ranks' own.
+        self._left |= word.strip() == b"left" or (self._request is not None and b"preempted   " in line)
         return not mark and not self._quiet
 
     def _error(self, line: bytes) -> bool:

@@ -164,6 +164,15 @@ def test_horovodrun_forwards_nothing_so_what_is_below_it_is_asked(tmp_path: Path
         assert ended(process) == (75, "", "")
 
 
+def test_ranks_that_left_are_believed_though_the_launcher_is_killed(tmp_path: Path) -> None:
+    """horovodrun, when systemd signals every process."""
+    dies = "def leave(*_): say('[1,0]<stdout>:preempted   SIGUSR1 at image 4'); os.kill(os.getpid(), 9)\n"
+    with supervised(tmp_path, dies + "signal.signal(signal.SIGUSR1, leave)" + LISTENS, "horovodrun") as process:
+        assert line_of(process) == "training"
+        process.send_signal(signal.SIGTERM)
+        assert ended(process) == (75, "[1,0]<stdout>:preempted   SIGUSR1 at image 4\n", "")
+
+
 def test_an_end_by_itself_keeps_its_code_and_a_killed_launcher_is_named(tmp_path: Path) -> None:
     with supervised(tmp_path, "os.write(1, b'no end of line'); sys.exit(3)") as process:
         assert ended(process) == (3, "no end of line", "")
