@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from artifacts.metadata import ModelOverrides
 from benchmarks import report
 from benchmarks.stain_slides import COLUMNS, ROWS, SIDE, UM_PX
 from metrics import confusion
+from models import norm_of
 from samplers.index import find_tissue
 from slides.reader import Slide
 from slides.stain import SlideStain, middle, normalization, slide_stain
@@ -33,6 +34,7 @@ from slides.stain import SlideStain, middle, normalization, slide_stain
 CENTER = 32  # px
 BATCH = 16
 ADAPT = 32  # windows, as `inference.appearance`
+Adapt = Callable[[Iterable[NDArray[np.uint8]]], int]
 
 
 def windows(slide: Slide, mask: Slide, img_size: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
@@ -50,7 +52,7 @@ def stain_of(slide: Slide, norm: str) -> SlideStain:
     return slide_stain(slide, search.tissue_HW, search.cell_l0, (norm,))
 
 
-def score(model: LoadedModel, trained: Path, folder: Path, norm: str, adapt: bool) -> dict[str, float]:
+def score(model: LoadedModel, trained: Path, folder: Path, norm: str, adapt: Adapt | None) -> dict[str, float]:
     """Score a model on the slides of a folder, normalized to the median of those it was trained on."""
     size = model.info.img_size
     inner = slice((size - CENTER) // 2, (size + CENTER) // 2)
@@ -66,8 +68,8 @@ def score(model: LoadedModel, trained: Path, folder: Path, norm: str, adapt: boo
             assert change is not None
             images = tuple(change(image_HWC) for image_HWC in images)
         chosen = [images[(2 * k + 1) * len(images) // (2 * ADAPT)] for k in range(ADAPT)]
-        if model_adapt := model.adaptation():
-            model_adapt(np.stack(chosen[i : i + 8]) for i in range(0, ADAPT, 8) if adapt)
+        if adapt is not None:
+            adapt(np.stack(chosen[i : i + 8]) for i in range(0, ADAPT, 8))
         for first in range(0, len(images), BATCH):
             batch = np.stack(images[first : first + BATCH])
             p_BHW = model.probabilities(batch)[:, inner, inner, 1]
@@ -98,15 +100,18 @@ def main() -> None:
             continue
         model = open_model(folder / "final.keras", ModelOverrides())
         trained = model.info.stain_norm
-        modes = [("plain", trained, False), ("adapted", trained, True)]
+        # Made once: it remembers the trained statistics.
+        adaptation = None if norm_of(model.source) == "group" else model.adaptation()
+        modes = [("plain", trained, False)] + [("adapted", trained, True)] * (adaptation is not None)
         if trained == "none" and match[2] == "none":
             modes += [("macenko", "macenko", False), ("reinhard", "reinhard", False)]
         for where, (mode, norm, adapt) in itertools.product(("own", "other"), modes):
             stain = match[1] if where == "own" else {"pale": "deep", "deep": "pale"}[match[1]]
+            if adaptation is not None:
+                adaptation([])
             row = {"trained": match[1], "arm": match[2], "seed": int(match[3]), "on": where, "mode": mode}
-            rows.append(
-                row | score(model, opts.slides / match[1] / "train", opts.slides / stain / "valid", norm, adapt)
-            )
+            source, target = opts.slides / match[1] / "train", opts.slides / stain / "valid"
+            rows.append(row | score(model, source, target, norm, adaptation if adapt else None))
             print(" ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True)
     keys = sorted({(r["trained"], r["arm"], r["mode"], r["on"]) for r in rows})
     table = []

@@ -77,7 +77,7 @@ class Appearance:
         far = self.distance(planned)
         if far is not None and far > FAR:
             tried = self.norm != NONE or self.adapt_bn
-            cure = "" if tried else ". --adapt_bn may help, and so may a model trained with --stain_norm"
+            cure = "" if tried else "; --adapt_bn or --stain_norm macenko may help"
             found.append(
                 f"{planned.slide_id}: its colors are {far:.1f} standard deviations from those of the training slides "
                 f"(more than {FAR:g}): check its results before you use them{cure}"
