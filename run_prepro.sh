@@ -25,6 +25,9 @@ if [ -z "${BASH_VERSION:-}" ] || [ -o posix ]; then exec env -u POSIXLY_CORRECT 
 
 set -euo pipefail
 
+# Nobody to read a message is no reason to end.
+trap '' PIPE
+
 fail() {
     printf 'run_prepro.sh: %s\n' "$1" >&2
     exit 2
@@ -65,7 +68,7 @@ demo() {
     if [[ ${DRY_RUN:-} != 1 ]]; then
         if is_first_rank; then
             printf '%s\n' "Demo: makes small synthetic slides in $root/$data (under a minute) and prepares them in" \
-                "$root/runs/demo/prepro. Your own slides: ./run_prepro.sh --help"
+                "$root/runs/demo/prepro. Your own slides: ./run_prepro.sh --help" || true
         fi
         demo_slides "$data"
     fi

@@ -315,7 +315,7 @@ demo() {
     NP=${NP:-2}
     if [[ ${DRY_RUN:-} != 1 ]]; then
         printf '%s\n' "Demo: writes small synthetic slides to $root/$out/slides (under a minute), trains effdetd0 on them with" \
-            "$NP MPI ranks and validates (up to 10 minutes on 2 cores). For your own slides see ./run_train.sh --help"
+            "$NP MPI ranks and validates (up to 10 minutes on 2 cores). For your own slides see ./run_train.sh --help" || true
         (cd -- "$root" && "$wf_python" -m slides.synthetic --out "$out/slides")
     fi
     # The paths in demo.args are relative to the repository.

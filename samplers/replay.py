@@ -30,6 +30,7 @@ from samplers.records import Row, read_described, read_samples
 from slides.geometry import Pair, bounds_from_l0, geojson_corner
 from slides.stain import Normalization
 from slides.truth.asap import Outline, write_outlines
+from system.output import endure
 
 BANDS = ("loss: lowest quarter", "loss: second quarter", "loss: third quarter", "loss: highest quarter")
 BAND_RGB = ((49, 54, 149), (116, 173, 209), (253, 174, 97), (165, 0, 38))
@@ -254,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "QuPath shows, or of the whole slide (default: %(default)s)",
     )  # fmt: skip
     opts = parser.parse_args(argv)
+    endure()
     out = opts.out or opts.log_dir / "replay"
     try:
         replay = Replay(opts.log_dir)

@@ -20,6 +20,7 @@ from slides.geometry import Window
 from slides.synthetic.texture import STAINS, blob, stained_tissue
 from slides.truth.asap import Outline, write_outlines
 from slides.truth.raster import edges_of, rasterize
+from system.output import endure
 
 Ring = NDArray[np.float64]
 
@@ -253,5 +254,7 @@ def command_line(make: Callable[[Path, int], list[Path]], what: str) -> None:
         "--seed", type=int, default=0, help="the same seed gives the same slides (default: %(default)s)"
     )
     arguments = parser.parse_args()
+    # run_train.sh makes these slides before it trains.
+    endure()
     for path in make(arguments.out, arguments.seed):
         print(path)

@@ -55,3 +55,11 @@ def test_a_slow_reader_gets_everything_though_the_pipe_does_not_block(tmp_path: 
             lines = file.read().splitlines()
         assert process.wait(timeout=60) == 0
     assert lines == [f"{number} {'x' * 200}" for number in range(1000)]
+
+
+def test_the_slides_of_the_demo_are_made_though_nobody_reads_their_names() -> None:
+    code = "from slides.synthetic.demo import command_line\ncommand_line(lambda out, seed: [out] * 20000, 'x')"
+    process = subprocess.Popen([sys.executable, "-c", code, "--out", "x"], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
