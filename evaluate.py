@@ -92,7 +92,7 @@ def evaluate(opts: EvaluateOptions) -> int:
         raise ValueError(f"no slide could be evaluated; the first: {next(iter(left_out.values()))}")
     # ---- scores ------------------------------------------------------------------------------------------------------
     rows = [one.scores for one in measured]
-    summary = summarize(rows, class_names, scores.bootstrap, scores.seed, scores.froc_threshold)
+    summary = summarize(rows, class_names, scores.bootstrap, scores.seed, scores.froc_threshold, scores.froc)
     metrics = plain(
         summary.metrics
         | sources(found.pairs, {one.slide_id for one in rows})

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metrics.lesions import Lesions
-from options.choices import FALSE_PER_SLIDE
+from options.choices import FALSE_PER_SLIDE, FrocRule
 
 Values = NDArray[np.float64]
 
@@ -131,13 +131,20 @@ class Scorer:
         slides: as in `froc`.
         every_threshold: as in `froc`.
         false_per_slide: as in `froc`.
+        rule: "organisers" keeps the probabilities of lesions in float32 and those of false positives in float64, as
+            their program does: equal numbers of a file then differ by rounding, each is a threshold of its own, and
+            lesions are compared with a threshold in float32. "double" compares all as they are.
 
     Raises:
         ValueError: no slides.
     """
 
     def __init__(
-        self, slides: Sequence[Hits], every_threshold: bool = False, false_per_slide: Sequence[float] = FALSE_PER_SLIDE
+        self,
+        slides: Sequence[Hits],
+        every_threshold: bool = False,
+        false_per_slide: Sequence[float] = FALSE_PER_SLIDE,
+        rule: FrocRule = "double",
     ) -> None:
         if not slides:
             raise ValueError("no slides: a FROC curve needs at least one")
@@ -146,14 +153,20 @@ class Scorer:
         self._false, self._false_slide = _flat([hits.false for hits in slides])
         self._lesion, self._lesion_slide = _flat([hits.lesion_L for hits in slides])
         self._itc_S = np.array([hits.itc > 0 for hits in slides])
+        if rule == "organisers":
+            self._lesion = _in_float32(self._lesion)
         # Distinct probabilities with the 0 of what was not found first.
         self._value_T, at = np.unique(np.concatenate([[0.0], self._false, self._lesion]), return_inverse=True)
         self._false_at, self._lesion_at = at[1 : 1 + len(self._false)], at[1 + len(self._false) :]
+        # The highest threshold that each lesion reaches; NumPy compares float32 with a number in float32.
+        compared_T = _in_float32(self._value_T) if rule == "organisers" else self._value_T
+        self._lesion_reach = np.searchsorted(compared_T, self._lesion, side="right") - 1
 
     def curve(self, weight_S: NDArray[np.int64]) -> Froc:
         """Compute the curve of slides that count `weight_S` times each (whole numbers, not all 0)."""
         false_weight, lesion_weight = weight_S[self._false_slide], weight_S[self._lesion_slide]
         false_T, lesion_T = self._sums(self._false_at, false_weight), self._sums(self._lesion_at, lesion_weight)
+        reached_T = self._sums(self._lesion_reach, lesion_weight)
         occurs_T = (false_T > 0) | (lesion_T > 0)
         occurs_T[0] |= bool((weight_S[self._itc_S] > 0).any())
         kept = np.flatnonzero(occurs_T)
@@ -161,7 +174,7 @@ class Scorer:
             kept = kept[1:]
         slides, lesions = int(weight_S.sum()), int(lesion_weight.sum())
         false_per_slide_T = np.append(_at_or_above(false_T)[kept], 0) / slides
-        found_T = np.append(_at_or_above(lesion_T)[kept], 0)
+        found_T = np.append(_at_or_above(reached_T)[kept], 0)
         sensitivity_T = found_T / lesions if lesions else np.full(found_T.shape, np.nan)
         # From high thresholds to low: both grow. Where several points share an abscissa the best one counts.
         at = np.interp(self._false_per_slide, false_per_slide_T[::-1], sensitivity_T[::-1])
@@ -174,6 +187,11 @@ class Scorer:
 
     def _sums(self, at: NDArray[np.int64], weight: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.bincount(at, weight, minlength=len(self._value_T)).astype(np.int64)
+
+
+def _in_float32(values: Values) -> Values:
+    """Round to float32, as numbers of float64."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 def _flat(parts: Sequence[Values]) -> tuple[Values, NDArray[np.int64]]:

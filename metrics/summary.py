@@ -25,7 +25,7 @@ from metrics.stages import (
     stage_confusion,
     stages_of_patients,
 )
-from options.choices import FALSE_PER_SLIDE
+from options.choices import FALSE_PER_SLIDE, FrocRule
 
 Counts = NDArray[np.int64]
 
@@ -150,6 +150,7 @@ def summarize(
     count: int = 1000,
     seed: int = 0,
     false_per_slide: Sequence[float] = FALSE_PER_SLIDE,
+    rule: FrocRule = "double",
 ) -> Summary:
     """Score a set of slides.
 
@@ -159,12 +160,13 @@ def summarize(
         count: resamples for the intervals; 0 gives none.
         seed: seed of the resamples.
         false_per_slide: false positives per slide at which FROC is read.
+        rule: precision of FROC, see `metrics.froc.Scorer`.
 
     Raises:
         ValueError: no slides.
     """
     weight_RS = resamples(len(slides), count, seed)
-    curve, lesions = _lesions(slides, weight_RS, false_per_slide)
+    curve, lesions = _lesions(slides, weight_RS, false_per_slide, rule)
     roc_curve, ranking = _ranking(slides, weight_RS)
     submission, patients = _patients(slides, count, seed)
     metrics = {
@@ -209,16 +211,19 @@ def _pixels(counts: Sequence[tuple[Counts, Counts]], class_names: Sequence[str],
 
 
 def _lesions(
-    slides: Sequence[SlideScores], weight_RS: Counts, false_per_slide: Sequence[float]
+    slides: Sequence[SlideScores], weight_RS: Counts, false_per_slide: Sequence[float], rule: FrocRule
 ) -> tuple[Froc, dict[str, Any]]:
     hits = [slide.hits for slide in slides]
-    scorer = Scorer(hits, false_per_slide=false_per_slide)
+    scorer = Scorer(hits, false_per_slide=false_per_slide, rule=rule)
     ones_S = np.ones(len(slides), np.int64)
     curve = scorer.curve(ones_S)
-    every = Scorer(hits, every_threshold=True, false_per_slide=false_per_slide).curve(ones_S)
+    every = Scorer(hits, True, false_per_slide, rule).curve(ones_S)
+    theirs = Scorer(hits, False, false_per_slide, "organisers").curve(ones_S)
     return curve, {
         "froc": _score(curve.score, scorer.scores(weight_RS), len(slides)),
+        "froc_rule": rule,
         "froc_every_threshold": every.score,
+        "froc_organisers": theirs.score,
         "sensitivity_at": {f"{at:g}": float(value) for at, value in zip(false_per_slide, curve.at, strict=True)},
         "lesions": curve.lesions,
         "found": sum(int((one.lesion_L > 0).sum()) for one in hits),

@@ -68,6 +68,7 @@ GeojsonFrame = Literal["qupath", "slide"]  # from the corner of what QuPath show
 GEOJSON_FRAMES: tuple[GeojsonFrame, ...] = get_args(GeojsonFrame)
 
 PixelSet = Literal["tissue", "all"]
+FrocRule = Literal["double", "organisers"]  # precision of lesions: that of false positives, or theirs (float32)
 OverlayStyle = Literal["auto", "color", "outline"]  # auto: outline where the picture shows single cells
 ExportFormat = Literal["savedmodel", "onnx", "keras"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

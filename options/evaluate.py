@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from options.choices import FALSE_PER_SLIDE, PixelSet
+from options.choices import FALSE_PER_SLIDE, FrocRule, PixelSet
 from options.classes import Classes
 from options.fields import Group, option, read
 from options.groups import LabeledSlides, SlideFiles
@@ -45,6 +45,10 @@ class Scores(Group):
     pixels: PixelSet = option("tissue", help="which count: tissue and annotations, or all")
     bootstrap: int = option(1000, parse=whole(0, 100_000), help="resamples of slides for the intervals; 0: none")
     seed: int = option(0, parse=whole(0, 2**32 - 1), help="seed of the resamples")
+    froc: FrocRule = option(
+        "double",
+        help="precision of lesions' probabilities: that of false ones, or float32 as in the organizers' program",
+    )
     froc_threshold: tuple[float, ...] = option(
         FALSE_PER_SLIDE, parse=positive, metavar="FALSE",
         help="false positives per slide at which the sensitivity is read",

@@ -8,6 +8,7 @@ sampling maps. Parts that are missing are omitted.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -48,14 +49,11 @@ CURVES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 after one line that describes the error."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words in (["-h"], ["--help"]):
-        sys.stdout.write(f"{__doc__}\n")
-        return 0
+    parser = argparse.ArgumentParser(prog="training.report", description="Write the page of a training run again.")
+    parser.add_argument("log_dir", type=Path, help="--log_dir of the run")
+    opts = parser.parse_args(argv)
     try:
-        if len(words) != 1 or words[0].startswith("-"):
-            raise ValueError("give the --log_dir of one run: python -m training.report LOG_DIR")
-        sys.stdout.write(f"written to  {write(Path(words[0]))}\n")
+        sys.stdout.write(f"written to  {write(opts.log_dir)}\n")
     except (OSError, ValueError) as error:
         sys.stderr.write(f"training.report: error: {error}\n")
         return 2
@@ -148,7 +146,7 @@ def _about(folder: Path, given: Mapping[str, Any], rows: Sequence[Row], names: S
         [
             ("folder", str(folder.resolve())),
             ("state", f"{done}: {images} of {length} images in {_duration(seconds)}"),
-            ("model", f"{given.get('model') or final.get('model') or 'the default'}, field of view {view}"),
+            ("model", f"{given.get('model') or final.get('network') or 'the default'}, field of view {view}"),
             ("slides", str(data)),
             ("labels", labels),
             ("validation", str(given.get("valid_slide_path") or f"a share of {given.get('val_split')} of the slides")),

@@ -22,6 +22,7 @@ MODULES = (
     "samplers.replay",
     "slides.synthetic",
     "slides.context",
+    "training.report",
     "doctor",
 )
 SCRIPTS = ("run_train.sh", "run_prepro.sh", "run_tests.sh", "setup_env.sh", "check.sh")

@@ -364,3 +364,14 @@ def test_blocks_and_one_read_give_the_same(data: Path, monkeypatch: pytest.Monke
         del metrics["seconds"]
     assert parts == whole
     assert (data / "out" / "false_positives.csv").read_text() == regions
+
+
+def test_the_precision_of_froc_can_be_theirs(data: Path) -> None:
+    prediction(data / "p", data / "images" / "tumor_001.tif", (), ((0.3, 90.0, 80.0), (0.3, 300.0, 210.0)))
+    prediction(data / "p", data / "images" / "normal_001.tif", (), ((0.1, 50.0, 50.0),))
+    at = ("--froc_threshold", 0.25)
+    double = run(data, *at)["lesions"]
+    theirs = run(data, *at, "--froc", "organisers")["lesions"]
+    # The lesion ties with a false positive of half a one per slide; float32(0.3) is above 0.3.
+    assert (double["froc"]["value"], double["froc_rule"], double["froc_organisers"]) == (0.5, "double", 1.0)
+    assert (theirs["froc"]["value"], theirs["froc_rule"]) == (1.0, "organisers")

@@ -128,3 +128,46 @@ def test_weights_stand_for_repeated_slides() -> None:
     assert Scorer(slides).scores(weight_RS).tolist() == pytest.approx(expected, nan_ok=True)
     assert len({round(value, 6) for value in expected[:3]}) == 3
     assert math.isnan(expected[3])
+
+
+def organizers(slides: list[Hits]) -> tuple[np.ndarray, np.ndarray]:
+    """False positives per slide and sensitivity as their program computes them, with its types."""
+    false = [float(p) for one in slides for p in one.false]
+    lesions = [p for one in slides for p in np.concatenate([one.lesion_L, np.zeros(one.itc)]).astype(np.float32)]
+    count = len(lesions) - sum(one.itc for one in slides)
+    total_false, total_lesions = [], []
+    for threshold in sorted(set(false + lesions))[1:]:
+        total_false.append((np.asarray(false) >= threshold).sum())
+        total_lesions.append((np.asarray(lesions) >= threshold).sum())
+    return np.array([*total_false, 0]) / len(slides), np.array([*total_lesions, 0]) / count
+
+
+def test_ties_are_broken_by_the_rounding_of_the_organizers() -> None:
+    # float32(0.3) > 0.3: the lesion counts before the false positive; float32(0.7) < 0.7: with it
+    for p, theirs in ((0.3, 0.5), (0.7, 0.25)):
+        one = [Hits(np.array([p]), np.array([p, 0.0]))]
+        double, organisers = (
+            Scorer(one, false_per_slide=(0.5, 1.0), rule=rule).curve(np.ones(1, np.int64)).at.tolist()
+            for rule in ("double", "organisers")
+        )
+        assert (double, organisers) == ([0.25, 0.5], [theirs, 0.5])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_organisers_is_their_program_on_any_ties(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pick = [0.0, 0.1, 0.2, 0.3, 0.3, 0.5, 0.6, 0.7, 0.9]
+    slides = [
+        Hits(
+            rng.choice(pick[1:], rng.integers(0, 5)), rng.choice(pick, rng.integers(1, 4)), itc=int(rng.integers(0, 2))
+        )
+        for _ in range(4)
+    ]
+    false_T, sensitivity_T = organizers(slides)
+    curve = Scorer(slides, rule="organisers").curve(np.ones(4, np.int64))
+    np.testing.assert_array_equal(curve.false_per_slide_T, false_T)
+    np.testing.assert_array_equal(curve.sensitivity_T, sensitivity_T)
+    # Slides that count twice are slides that are there twice.
+    twice = Scorer([*slides, slides[0]], rule="organisers").curve(np.ones(5, np.int64))
+    weighted = Scorer(slides, rule="organisers").curve(np.array([2, 1, 1, 1]))
+    np.testing.assert_array_equal(weighted.sensitivity_T, twice.sensitivity_T)

@@ -40,7 +40,7 @@ def test_defaults_of_evaluate():
         "mpp": None, "mpp_table": None,
         "predictions": "P", "out": "o", "label_map": None, "ignore_groups": ["none"], "mask_values": None,
         "classes": None, "pixels": "tissue", "bootstrap": 1000, "seed": 0,
-        "froc_threshold": [0.25, 0.5, 1.0, 2.0, 4.0, 8.0], "submission": None, "reference": None,
+        "froc": "double", "froc_threshold": [0.25, 0.5, 1.0, 2.0, 4.0, 8.0], "submission": None, "reference": None,
     }  # fmt: skip
 
 
