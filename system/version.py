@@ -1,4 +1,4 @@
 """The version of widefov: shown by `--version`, stored in what the programs write."""
 
 # CHANGELOG.md has a section for each release.
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -15,6 +15,7 @@ from options.fields import Group, as_json, derived, free_options, groups_of, opt
 from options.parser import Parser, pair, share, whole
 from options.predict import PredictOptions
 from options.train import TrainOptions
+from system.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as stopped:
         read(Tool, parser(), ["--version"])
     assert stopped.value.code == 0
-    assert capsys.readouterr().out == "widefov 0.1.0\n"
+    assert capsys.readouterr().out == f"widefov {__version__}\n"
 
 
 # --------------------------------------------------------------------------------------------------- the real programs
