@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,10 @@ class Streamed:
         scratch: folder for files of kept maps; they are in memory if None.
 
     Attributes:
+        tile: see above.
+        segments: see above.
+        cut: see above.
+        graph: the network as it was read.
         variables: trainable variables of the streamed part, in the order of gradients.
         counts: tiles of the last image.
 
@@ -82,16 +87,22 @@ class Streamed:
             raise ValueError(f"dropout {dropout!r}; choose refuse or inactive")
         if any(side < 1 for side in ([tile] if isinstance(tile, int) else tile)):
             raise ValueError(f"tile {tile}: give a positive number of px")
-        self.tile, self.cut = tile, cut
+        self.tile, self.cut, self.segments = tile, cut, tuple(segments)
         self._model = model
-        self._graph = graphs.read(model, cut, batch_statistics, dropout)
+        self.graph = graphs.read(model, cut, batch_statistics, dropout)
         self._keep = [self._named(name) for name in segments]
         self._storage = Storage(None if scratch is None else Path(scratch))
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._traces: dict[Any, Trace] = {}
         self._accumulators: dict[int, Any] = {}
         self._state: State | None = None
-        self.variables = variables_of(self._graph.nodes)
+        self.variables = variables_of(self.graph.nodes)
+
+    def with_tile(self, tile: int | Sequence[int]) -> Streamed:
+        """The same network with other tiles; both share what was traced."""
+        other = copy.copy(self)
+        other.tile, other._layouts, other._state = tile, {}, None
+        return other
 
     @property
     def counts(self) -> Counts:
@@ -99,7 +110,7 @@ class Streamed:
         return Counts() if self._state is None else self._state.counts
 
     def _named(self, name: str) -> Value:
-        found = [v for v in self._graph.values if v.name == name and any(v is n.output for n in self._graph.nodes)]
+        found = [v for v in self.graph.values if v.name == name and any(v is n.output for n in self.graph.nodes)]
         if not found or found[-1].small:
             raise ValueError(f"segments: {name!r} is not a map of the streamed part; name a layer before the cut")
         return found[-1]
@@ -111,10 +122,8 @@ class Streamed:
             ValueError: a tile is too small, with the smallest that works; the image does not fit the model.
         """
         if hw not in self._layouts:
-            self._check_size(hw)
-            cells = sizes(self._graph, hw)
-            area = {index: cells[0][index] * cells[1][index] for index in cells[0]}
-            found = segments(self._graph, self._keep, area)
+            cells = sizes(self.graph, hw)
+            found = self.segments_of(hw)
             with_tiles = [segment for segment in found if segment.targets]
             tiles = self._tiles(len(with_tiles))
             parts = [Part(segment, (), ()) for segment in found]
@@ -122,8 +131,18 @@ class Streamed:
                 if part.segment.targets:
                     side = tiles[with_tiles.index(part.segment)]
                     part.rows, part.columns = bands(part.segment, cells, side)
-            self._layouts[hw] = Layout(self._graph, parts, cells)
+            self._layouts[hw] = Layout(self.graph, parts, cells)
         return self._layouts[hw]
+
+    def segments_of(self, hw: tuple[int, int]) -> list[Segment]:
+        """Segments for an image of `hw` px, without tiles.
+
+        Raises:
+            ValueError: the image does not fit the model.
+        """
+        self._check_size(hw)
+        cells = sizes(self.graph, hw)
+        return segments(self.graph, self._keep, {index: cells[0][index] * cells[1][index] for index in cells[0]})
 
     def _tiles(self, count: int) -> list[int]:
         if isinstance(self.tile, int):
@@ -167,13 +186,13 @@ class Streamed:
             ValueError: see `layout`; wrong number of channels.
         """
         read = source(image)
-        channels = self._graph.values[0].channels
+        channels = self.graph.values[0].channels
         if read.shape[3] != channels:
             raise ValueError(f"the image has {read.shape[3]} channels, {self._model.name} takes {channels}")
         if backward:
             self._prepare()
         self._state = self._passes(self.layout(read.shape[1:3])).forward(read, release=not backward)
-        found = [np.asarray(self._state.known[value.index]) for value in self._graph.outputs]
+        found = [np.asarray(self._state.known[value.index]) for value in self.graph.outputs]
         if not backward:
             self._state.known.clear()
         return found[0] if len(found) == 1 else found
@@ -200,7 +219,7 @@ class Streamed:
         state = self._state
         if state is None or not state.known:
             raise ValueError("backward needs a forward pass of the image before it, with backward=True")
-        outputs = self._graph.outputs
+        outputs = self.graph.outputs
         given = [gradient] if len(outputs) == 1 else list(gradient)
         arrays = [np.asarray(g) for g in given]
         for array, value in zip(arrays, outputs, strict=True):
@@ -211,7 +230,7 @@ class Streamed:
         if isinstance(image_gradient, np.ndarray):
             place = image_gradient if image_gradient.ndim == 4 else image_gradient[None]
         elif image_gradient:
-            place = self._storage.zeros(state.image.shape, wide(self._graph.values[0].dtype))
+            place = self._storage.zeros(state.image.shape, wide(self.graph.values[0].dtype))
         if place is not None and place.shape != state.image.shape:
             raise ValueError(f"image_gradient has shape {place.shape}, the image {state.image.shape}")
         for accumulator in self._accumulators.values():
@@ -227,9 +246,9 @@ class Streamed:
         For `batch_statistics` only; otherwise nothing moves.
         """
         assert self._state is not None
-        layers = {id(node.layer): node.layer for node in self._graph.nodes if node.layer is not None}
+        layers = {id(node.layer): node.layer for node in self.graph.nodes if node.layer is not None}
         for layer in layers.values():
-            found = self._graph.norms.get(layer.name)
+            found = self.graph.norms.get(layer.name)
             if found is None or found.index not in self._state.known:
                 continue
             mean_C, variance_C = tf.unstack(tf.convert_to_tensor(self._state.known[found.index]))
