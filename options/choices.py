@@ -26,6 +26,7 @@ ModelName = Literal["effdetd0", "effdetd4", "deeplab"]
 Recomputation = Literal["none", "blocks", "fine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
+RESNETS = ("resnet18", "resnet34", "resnet50")
 RECOMPUTATIONS: tuple[Recomputation, ...] = get_args(Recomputation)
 Norm = Literal["batch", "group"]
 NORMS: tuple[Norm, ...] = get_args(Norm)

@@ -17,16 +17,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
-
-from models import resnet
+from options.choices import RESNETS
 from streaming.borders import Layer, Lost, Statistics, checked_statistics, smallest_tile
-from streaming.graph import read
-from streaming.nodes import Graph, Node
-from streaming.rules import AveragePooling, Kernel, MaxPooling, Padding
 from system.atomic_files import write_bytes
+
+if TYPE_CHECKING:
+    from streaming.nodes import Graph, Node
 
 
 def graph_hash(layers: Sequence[Layer]) -> str:
@@ -44,6 +42,11 @@ def layers_of(model: Any, cut: str | None = None) -> list[Layer]:
     Raises:
         ValueError: the statistics are not defined for one of its layers; names it.
     """
+    import keras
+
+    from streaming.graph import read
+    from streaming.rules import AveragePooling, Kernel, MaxPooling, Padding
+
     pooling = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
     if cut is None:
         cut = next((at.input._keras_history.operation.name for at in model.layers if isinstance(at, pooling)), None)
@@ -165,11 +168,13 @@ def from_json(stored: dict[str, Any]) -> Statistics:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m streaming.statistics`."""
     parser = argparse.ArgumentParser(prog="python -m streaming.statistics", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", required=True, choices=sorted(resnet.VARIANTS), help="network")
+    parser.add_argument("--model", required=True, choices=RESNETS, help="network")
     parser.add_argument("--tile", type=int, metavar="PX", help="side of the tile; default: the smallest that works")
     parser.add_argument("--cut", metavar="LAYER", help="layer of the late map; default: the input of the pooling")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the statistics here, by network and tile")
     given = parser.parse_args(arguments)
+    from models import resnet
+
     try:
         layers = layers_of(resnet.build(given.model, 1), given.cut)
         tile = given.tile or smallest_tile(layers)

@@ -276,8 +276,10 @@ def test_slide_that_only_one_rank_reads_is_damaged(tiny: TinySet) -> None:
     fine = tissue((311, 263))
     write_levels(slide, [fine, fine[::2, ::2][:131, :155]], tile=64, um_px=UM_PX)
     damage_tile(slide, level=1, tile=5)
-    said = ranks_message(run_train(*tiny.arguments(), NP="2", SCRIPT=SMALL), tiny.log_dir)
-    assert said.startswith(f"error: rank 1: slide {slide} cannot be read in Window(")
+    said = ranks_message(run_train(*tiny.arguments(), "--max_unreadable", "0", NP="2", SCRIPT=SMALL), tiny.log_dir)
+    assert said.startswith("error: tumor_001: in the tissue search, places that cannot be decoded are white")
+    assert f"slide {slide} cannot be read in Window(" in said
+    assert said.endswith("--max_unreadable is 0; copy the slide again, or allow more")
 
 
 def test_only_rank_0_fails_with_more_ranks_than_slides(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ MODULES = (
     "samplers.replay",
     "slides.synthetic",
     "slides.context",
+    "streaming.statistics",
     "training.report",
     "doctor",
 )

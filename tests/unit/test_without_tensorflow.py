@@ -7,8 +7,9 @@ from tests.support.paths import ROOT
 
 # Folders and files below tests/unit that need it.
 USES_TENSORFLOW = (
-    "models/", "training/", "segmentation/", "artifacts/", "samplers/test_pipeline.py", "samplers/test_augment.py",
-    "parallel/test_devices.py", "doctor/test_ranks.py", "benchmarks/test_scaling_model.py", "test_security.py",
+    "models/", "streaming/", "training/", "segmentation/", "artifacts/", "samplers/test_pipeline.py",
+    "samplers/test_augment.py", "parallel/test_devices.py", "doctor/test_ranks.py", "benchmarks/test_scaling_model.py",
+    "test_security.py",
 )  # fmt: skip
 IMPORT = """
 import importlib, sys

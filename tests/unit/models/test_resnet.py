@@ -9,6 +9,7 @@ import pytest
 from benchmarks.torch_resnet import CLASSES, random_image, random_weight
 from models import resnet, torch_files
 from models.weights import MisfitError, load_weights
+from options.choices import RESNETS
 from tests.support.torch_files import torch_file
 
 # Of torchvision's networks with 1000 classes: what its documentation lists as num_params.
@@ -110,6 +111,10 @@ def test_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
 def test_bad_arguments_are_named(given: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resnet.build(**{"name": "resnet18", "outputs": 2, **given})
+
+
+def test_names_of_choices_are_those_of_the_networks() -> None:
+    assert tuple(resnet.VARIANTS) == RESNETS
 
 
 def test_names_of_torch_become_names_of_layers() -> None:
