@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from artifacts import metadata, saved_model
+from artifacts import keras_files, metadata, saved_model
 from artifacts.loading import LoadedModel
 from artifacts.metadata import UINT8_RANGE, ModelInfo
 
@@ -105,13 +105,9 @@ def _as_keras(free: LoadedModel) -> keras.Model:
     """
     if not isinstance(free.source, keras.Model):
         raise ValueError(f"--format keras: {free.path} is a SavedModel, whose layers are unknown; give the run")
-    spec = _spec(free)
-    image = keras.Input(spec.shape[1:], dtype="uint8", name=INPUT)
     low, high = free.info.input_range
-    x = keras.layers.Rescaling((high - low) / 255.0, low, name="scaled")(image)
-    x = free.source(x, training=False)
-    out = x if free.info.output == "probabilities" else keras.layers.Softmax(name=OUTPUT)(x)
-    return keras.Model(image, out, name="exported")
+    softmax = None if free.info.output == "probabilities" else OUTPUT
+    return keras_files.wrapped(free.source, (high - low) / 255.0, low, INPUT, softmax)
 
 
 # ---------------------------------------------------------------------------------------------------------- compare
@@ -157,7 +153,7 @@ def _opened(path: Path) -> Network:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda x: session.run([OUTPUT], {INPUT: x})[0]
     if path.suffix == ".keras":
-        model = keras.models.load_model(path, compile=False)
+        model = keras_files.load(path)
         return lambda x: np.asarray(model(x, training=False))
     opened = saved_model.load(path)
     return lambda x: np.asarray(opened.call(tf.constant(x)))

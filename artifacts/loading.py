@@ -5,7 +5,6 @@ Shapes: B images, H rows, W columns, C channels (3, or 6 with a context view), K
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,14 +17,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 import models
-from artifacts import metadata, saved_model
+from artifacts import keras_files, metadata, saved_model
 from artifacts.checkpoints import CheckpointError, head, read_arrays
 from artifacts.metadata import UINT8_RANGE, ModelInfo, ModelOverrides
 from artifacts.paths import KINDS, require_model
 from artifacts.saved_model import Call, OpenedModel
 from models.adaptation import Adaptation
 from models.layers import normalized_by
-from models.weights import MAX_UNPACKED
 from options.choices import SIZE_MULTIPLE
 
 SUM_TOLERANCE = 1e-3  # of probabilities to 1: half precision has three digits
@@ -242,7 +240,7 @@ def _from_keras(path: Path, given: ModelOverrides) -> LoadedModel:
     """Open a Keras file, ours or from elsewhere, with the information of the `.json` file beside it."""
     beside = path.with_suffix(".json")
     found = metadata.read(beside) if beside.exists() else None
-    model = _load_keras(path)
+    model = keras_files.load(path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
             f"{path}: has {len(model.inputs)} inputs and {len(model.outputs)} outputs; one of each is needed"
@@ -257,23 +255,6 @@ def _from_keras(path: Path, given: ModelOverrides) -> LoadedModel:
         info = metadata.completed(found, given, path, {})
         return LoadedModel(info=info, path=path, call=_calling(another), source=another)
     return _checked(path, given, found, OpenedModel(_calling(model), model, shape, dtype))
-
-
-def _load_keras(path: Path) -> keras.Model:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_UNPACKED:
-            raise ValueError(f"unpacks to {size} bytes; at most {MAX_UNPACKED} are read")
-        model = keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises what its layers raise
-        first = (str(error).strip() or repr(error)).splitlines()[0][:300]
-        if "Lambda" in str(error):
-            first = "it contains a Lambda layer, which is code and is never run; rebuild it with Keras' own layers"
-        raise ValueError(f"{path}: cannot be opened: {first}") from error
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
-        raise ValueError(f"{path}: contains a {type(model).__name__}; a functional or sequential model is needed")
-    return model
 
 
 def _from_saved_model(folder: Path, given: ModelOverrides) -> LoadedModel:
