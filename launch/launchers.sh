@@ -61,6 +61,11 @@ mpirun_command() {
     else
         command+=(-map-by "ppr:$ranks_per_host:node" --bind-to none --oversubscribe)
     fi
+    # In a container of Docker.
+    if [[ -z ${OMPI_MCA_btl_vader_single_copy_mechanism:-} ]] &&
+        [[ $("$wf_python" "$root/launch/single_copy.py" 2>/dev/null) == refused ]]; then
+        settings+=(OMPI_MCA_btl_vader_single_copy_mechanism=none)
+    fi
     # Open MPI forwards only its own variables to other hosts.
     for name in PATH LD_LIBRARY_PATH PYTHONPATH CAMELYON_ROOT CUDA_VISIBLE_DEVICES OMP_NUM_THREADS \
         TF_NUM_INTRAOP_THREADS TF_CPP_MIN_LOG_LEVEL WIDEFOV_MARK $(compgen -e | grep -E '^(HOROVOD|NCCL)_' || true); do
