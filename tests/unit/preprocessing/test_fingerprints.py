@@ -16,23 +16,24 @@ from preprocessing.steps import NAMES, STEPS
 CASE = Case(
     "patient_000_node_1", Path("/s/patient_000_node_1.tif"), Path("/l/patient_000_node_1.xml"), "patient_000", 0
 )
-# Of release 0.1.0, with inputs of 1 byte and time 2.
+# Of release 0.1.0, but for check, which now lists values of masks, and extract_patches, whose resampled px changed; with
+# inputs of 1 byte and time 2.
 DEFAULT = {
-    "check": "cd4f5d223c6b090439eff1485f618ec8",
+    "check": "0609a0f193510e4fa5b806d27ff8e07f",
     "tissue": "286ae1d654a23d5f490e6c3301a3e94b",
     "xml_to_mask": "417fc23c715973bfb145b18366f2af32",
     "mask_to_xml": "dc95ca21140454f3e3ca9afdc83db3cc",
-    "extract_patches": "b8a0e9d52589e43384100f855701ca84",
+    "extract_patches": "d1d02d9e341eb36bafa69501e75fd647",
     "manifest": "a1006256fac3279dcf1ace4e95266a8f",
     "trim_tissue": "412a9edf05a9e49f8de1e14bb3cd92a5",
     "extract_tissue": "8586fa76b98c796f0520ca28f8e9d569",
 }
 OTHER = {
-    "check": "5f4b4e6cf709981954f15d7614c02aad",
+    "check": "04b5aeab87336efe018f29333fa0aa89",
     "tissue": "b6db2e9e436d708c038485f2e7b39255",
     "xml_to_mask": "e948441708f4773b13b332b5d211f23d",
     "mask_to_xml": "b89fc4cda4dcf4e55d213db73a6d9bbc",
-    "extract_patches": "cb4425add8a0038d6d591ef1f850bae6",
+    "extract_patches": "7643aacf36d6953272f268cc14d8d2c2",
     "manifest": "1610401267726389b70717dcc091d1b7",
     "trim_tissue": "33922c949daa7c9c7d0035d57146ecd8",
     "extract_tissue": "664d7e80778ad6ed12eb7e63d0802064",
