@@ -16,8 +16,8 @@ from preprocessing.steps import NAMES, STEPS
 CASE = Case(
     "patient_000_node_1", Path("/s/patient_000_node_1.tif"), Path("/l/patient_000_node_1.xml"), "patient_000", 0
 )
-# Of release 0.1.0, but for check, which now lists values of masks, and extract_patches, whose resampled px changed; with
-# inputs of 1 byte and time 2.
+# Of release 0.1.0, but for check, which now lists values of masks, and extract_patches, whose resampled px changed;
+# with inputs of 1 byte and time 2.
 DEFAULT = {
     "check": "0609a0f193510e4fa5b806d27ff8e07f",
     "tissue": "286ae1d654a23d5f490e6c3301a3e94b",
