@@ -94,21 +94,6 @@ def plan_slide(
     windows, begins = in_stripes(
         with_tissue(grid, TissueCells(cells_HW, cell_l0) if tissue_only else None), grid, classes - 1
     )
-    notes = [*search.notes]
-    if not math.isclose(slide.spacing(um_px), um_px, rel_tol=SNAP):
-        notes.append(
-            f"{slide.id}: read at its own {slide.spacing(um_px):.4g} um/px, not at {um_px:g}, as in training "
-            f"(within {tolerance:g} of it)"
-        )
-    if not cells_HW.any():
-        notes.append(f"{slide.id}: no tissue found" + ("; its maps are empty" if tissue_only else ""))
-        if tissue_only and not search.brightfield:
-            notes.append(f"{slide.id}: this does not mean that it has no tumor; --no-tissue_only predicts all of it")
-    if min(slide.um_px_xy_l0) > COARSE * um_px:
-        notes.append(
-            f"{slide.id}: scanned at {slide.um_px_xy_l0[0]:g} um/px, enlarged to {um_px:g} um/px: "
-            "fine detail is missing"
-        )
     tissue = Places(cells_HW) if tissue_only else None
     stain = slide_stain(slide, cells_HW, cell_l0, stain_methods)
     return PlannedSlide(
@@ -121,10 +106,30 @@ def plan_slide(
         tissue,
         cell_l0,
         stain,
-        tuple(notes),
+        (*search.notes, *_notes(slide, search, um_px, tissue_only, tolerance)),
         search.damage,
         search.brightfield,
     )
+
+
+def _notes(slide: Slide, search: Search, um_px: float, tissue_only: bool, tolerance: float) -> list[str]:
+    """Remarks on the spacing of a slide and on what was found on it; see `plan_slide`."""
+    notes = []
+    if not math.isclose(slide.spacing(um_px), um_px, rel_tol=SNAP):
+        notes.append(
+            f"{slide.id}: read at its own {slide.spacing(um_px):.4g} um/px, not at {um_px:g}, as in training "
+            f"(within {tolerance:g} of it)"
+        )
+    if not search.tissue_HW.any():
+        notes.append(f"{slide.id}: no tissue found" + ("; its maps are empty" if tissue_only else ""))
+        if tissue_only and not search.brightfield:
+            notes.append(f"{slide.id}: this does not mean that it has no tumor; --no-tissue_only predicts all of it")
+    if min(slide.um_px_xy_l0) > COARSE * um_px:
+        notes.append(
+            f"{slide.id}: scanned at {slide.um_px_xy_l0[0]:g} um/px, enlarged to {um_px:g} um/px: "
+            "fine detail is missing"
+        )
+    return notes
 
 
 def tissue_cells(slide: Slide, bb_downsample: int) -> Search:
