@@ -10,7 +10,7 @@ passes gradients on as average pooling of its 0/1 input does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,7 @@ class Statistics:
         output: lost of the network's output, cells.
         backward: (layer, lost of the gradient of its output), from the output back.
         gradient: lost of the gradient of the image, px.
+        smallest: side of the smallest tile that works, px; 0 if it was not looked for.
     """
 
     tile: int
@@ -76,6 +77,7 @@ class Statistics:
     output: Lost
     backward: tuple[tuple[str, Lost], ...]
     gradient: Lost
+    smallest: int = 0
 
     @property
     def step(self) -> int:
@@ -246,15 +248,20 @@ def total_stride(layers: Sequence[Layer]) -> int:
     return strides[-1]
 
 
-def checked_statistics(layers: Sequence[Layer], tile: int) -> Statistics:
-    """`tile_statistics` of a tile that works.
+def checked_statistics(layers: Sequence[Layer], tile: int | None = None) -> Statistics:
+    """`tile_statistics` of a tile that works, with the smallest one.
+
+    Args:
+        layers: see `tile_statistics`.
+        tile: its side, px; None: the smallest.
 
     Raises:
         ValueError: the tile is too small; names the smallest.
     """
     smallest = smallest_tile(layers)
+    tile = smallest if tile is None else tile
     if tile < smallest:
         raise ValueError(
             f"a tile of {tile} px is too small: its gradient would be wrong; the smallest is {smallest} px"
         )
-    return tile_statistics(layers, tile)
+    return replace(tile_statistics(layers, tile), smallest=smallest)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from options.choices import RESNETS
-from streaming.borders import Layer, Lost, Statistics, checked_statistics, smallest_tile
+from streaming.borders import Layer, Lost, Statistics, checked_statistics
 from system.atomic_files import write_bytes
 
 if TYPE_CHECKING:
@@ -133,13 +133,18 @@ def _torch_text(layer: Any, kind: str, padding: int) -> str:
     return text + (f", groups={groups}" if groups != 1 else "") + ("" if layer.use_bias else ", bias=False") + ")"
 
 
-def cached_statistics(layers: Sequence[Layer], tile: int, folder: Path | None) -> Statistics:
+def cached_statistics(layers: Sequence[Layer], tile: int | None, folder: Path | None) -> Statistics:
     """`checked_statistics`, kept in FOLDER/tile_statistics_HASH_TILE.json; the hash is that of the network's layers.
+
+    Args:
+        layers: of a network; `layers_of`.
+        tile: its side, px; None: the smallest that works, which is looked for every time.
+        folder: where to keep them; None: nowhere.
 
     Raises:
         ValueError: the tile is too small.
     """
-    if folder is None:
+    if folder is None or tile is None:
         return checked_statistics(layers, tile)
     path = folder / f"tile_statistics_{graph_hash(layers)}_{tile}.json"
     try:
@@ -147,22 +152,15 @@ def cached_statistics(layers: Sequence[Layer], tile: int, folder: Path | None) -
     except (OSError, ValueError, KeyError, TypeError):
         found = checked_statistics(layers, tile)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, json.dumps(as_json(found), indent=1).encode())
+        write_bytes(path, json.dumps(asdict(found), indent=1).encode())
         return found
 
 
-def as_json(found: Statistics) -> dict[str, Any]:
-    """As numbers and text."""
-    return asdict(found)
-
-
 def from_json(stored: dict[str, Any]) -> Statistics:
-    """What `as_json` made."""
+    """Statistics from what `dataclasses.asdict` made of them."""
     pairs = {key: tuple((text, Lost(**lost)) for text, lost in stored[key]) for key in ("forward", "backward")}
     borders = {key: Lost(**stored[key]) for key in ("output", "gradient")}
-    return Statistics(
-        stored["tile"], stored["stride"], pairs["forward"], borders["output"], pairs["backward"], borders["gradient"]
-    )
+    return Statistics(**{**stored, **pairs, **borders})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,9 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         layers = layers_of(resnet.build(given.model, 1), given.cut)
-        tile = given.tile or smallest_tile(layers)
-        found = cached_statistics(layers, tile, given.cache)
-        smallest = smallest_tile(layers)
+        found = cached_statistics(layers, given.tile, given.cache)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -187,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *found.lines(),
         "",
         f"Tile {found.tile} px: a cell of the output is {found.stride} px; the backward pass moves by {found.step} px.",
-        f"Smallest tile that works: {smallest} px",
+        f"Smallest tile that works: {found.smallest} px",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

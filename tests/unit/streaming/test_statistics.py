@@ -105,6 +105,7 @@ def test_the_command_prints_all_of_it(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[-1].startswith("Smallest tile that works: ")
 
 
-def test_the_command_names_the_smallest_tile(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model", "resnet18", "--tile", "960"]) == 2
+@pytest.mark.parametrize("tile", ["960", "0", "-32"])
+def test_the_command_names_the_smallest_tile(tile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "resnet18", "--tile", tile]) == 2
     assert "the smallest is 1024 px" in capsys.readouterr().err
