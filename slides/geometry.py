@@ -17,6 +17,8 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +28,22 @@ from options.choices import GeojsonFrame
 Pair = tuple[float, float]
 Points = NDArray[np.float64]  # shape (..., 2), last axis (x, y)
 EDGE_PX = 1e-6  # of a grid; as far as rounding of doubles may take a point
+
+
+class Extent(Protocol):
+    """What says which slide it is and where it ends; `reader.Slide` has it."""
+
+    @property
+    def id(self) -> str:
+        """Id of the slide."""
+
+    @property
+    def path(self) -> Path:
+        """The slide, for messages."""
+
+    @property
+    def size_xy_l0(self) -> tuple[int, int]:
+        """Width and height, level-0 px."""
 
 
 @dataclass(frozen=True)

@@ -196,14 +196,28 @@ def describe(label_map: Mapping[str, int], names: Mapping[int, str] | None = Non
     return "; ".join(parts)
 
 
-def _parse(path: Path) -> etree._Element:
+def read_file(path: Path, most: int, advice: str = "") -> bytes:
+    """Read a file of annotations.
+
+    Args:
+        path: The file.
+        most: Bytes it may have.
+        advice: What to do about a larger one.
+
+    Raises:
+        AnnotationError: It cannot be read, or is larger.
+    """
     try:
         size = path.stat().st_size
-        if size > MAX_XML_BYTES:
-            raise AnnotationError(f"{path}: {size} bytes; annotations of at most {MAX_XML_BYTES} bytes are read")
-        data = path.read_bytes()
+        if size > most:
+            raise AnnotationError(f"{path}: {size} bytes; annotations of at most {most} bytes are read{advice}")
+        return path.read_bytes()
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _parse(path: Path) -> etree._Element:
+    data = read_file(path, MAX_XML_BYTES)
     # Zero bytes are dropped so that UTF-16 hides nothing. Refused before parsing: entities could grow without bound.
     if b"<!DOCTYPE" in data.replace(b"\0", b"").upper():
         raise AnnotationError(f"{path}: has a DOCTYPE; annotations need none, and entities are refused. Remove it")

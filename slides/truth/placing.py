@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from slides.geometry import Pair
+from slides.geometry import Extent, Pair
 from slides.reader import Level
 
 # How far a mask may end from the edge of its slide: level-0 px, or px of the mask if they are more.
@@ -21,20 +21,8 @@ _ROUNDED_UM = 0.005
 _SAME_UM = 0.02
 
 
-class Field(Protocol):
+class Field(Extent, Protocol):
     """What a mask needs to know of its slide; `reader.Slide` has it."""
-
-    @property
-    def id(self) -> str:
-        """Id of the slide."""
-
-    @property
-    def path(self) -> Path:
-        """The slide, for messages."""
-
-    @property
-    def size_xy_l0(self) -> tuple[int, int]:
-        """Width and height, level-0 px."""
 
     @property
     def um_px_xy_l0(self) -> Pair:

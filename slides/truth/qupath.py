@@ -22,6 +22,7 @@ from slides.truth.annotation import (
     MAX_COORDINATE,
     Annotation,
     AnnotationError,
+    read_file,
     rings_filled,
     unknown_group,
 )
@@ -99,13 +100,7 @@ def read_geojson(
 
 def _features(path: Path) -> Iterator[dict[str, Any]]:
     """Features of a file, those of a collection one by one."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise AnnotationError(f"{path}: {size} bytes; GeoJSON of at most {MAX_BYTES} bytes is read; omit cells")
-        data = path.read_bytes()
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read: {error.strerror or error}") from error
+    data = read_file(path, MAX_BYTES, "; omit cells")
     try:
         root = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from slides.geometry import Window
+from slides.geometry import Extent, Window
 from slides.truth import qupath
 from slides.truth.annotation import (
     DEFAULT_IGNORE_GROUPS,
@@ -28,20 +28,8 @@ from slides.truth.label import IGNORE, check_classes, ignore_outside
 from slides.truth.raster import edges_of, polygons_of, rasterize, touched_cells
 
 
-class Extent(Protocol):
-    """What XML truth needs to know of a slide; `reader.Slide` has it."""
-
-    @property
-    def id(self) -> str:
-        """Id of the slide."""
-
-    @property
-    def path(self) -> Path:
-        """The slide, for messages."""
-
-    @property
-    def size_xy_l0(self) -> tuple[int, int]:
-        """Width and height, level-0 px."""
+class Bounded(Extent, Protocol):
+    """What outlines need to know of their slide; `reader.Slide` has it."""
 
     @property
     def bounds_xy_l0(self) -> tuple[int, int]:
@@ -50,7 +38,7 @@ class Extent(Protocol):
 
 def read_outlines(
     path: Path,
-    slide: Extent,
+    slide: Bounded,
     label_map: Mapping[str, int] = DEFAULT_LABEL_MAP,
     ignore_groups: Collection[str] = DEFAULT_IGNORE_GROUPS,
 ) -> tuple[tuple[Annotation, ...], tuple[str, ...]]:
@@ -81,7 +69,7 @@ class XmlTruth:
     def __init__(
         self,
         path: str | Path,
-        slide: Extent,
+        slide: Bounded,
         label_map: Mapping[str, int] = DEFAULT_LABEL_MAP,
         ignore_groups: Collection[str] = DEFAULT_IGNORE_GROUPS,
     ) -> None:
