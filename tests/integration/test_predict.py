@@ -131,14 +131,20 @@ def test_what_is_done_stays_and_other_options_are_refused(tiny: TinySet, once: P
     assert {path: path.stat().st_mtime_ns for path in once.glob("*/*")} == before
 
 
-def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
-    """SIGKILL when the first slide is done: the second job keeps it, and its results are those of one job."""
-    out = tiny.folder / "killed"
+def started(tiny: TinySet, out: Path, ranks: str, output: int) -> subprocess.Popen[str]:
+    """A slow prediction by run_train.sh that has finished its first slide.
+
+    Args:
+        tiny: the slides and the model.
+        out: where to.
+        ranks: NP.
+        output: of `subprocess`, for standard output and errors.
+    """
     words = ["--model", tiny.log_dir, "--slide_path", tiny.folder / "train" / "images", "--out", out, "--no_cuda"]
     process = subprocess.Popen(
         [str(ROOT / "run_train.sh"), *map(str, words)],
-        env=environment(NP="1", SCRIPT=SCRIPT, OMP_NUM_THREADS="1", SLOWLY="0.5"),
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=environment(NP=ranks, SCRIPT=SCRIPT, OMP_NUM_THREADS="1", SLOWLY="0.5"),
+        stdin=subprocess.DEVNULL, stdout=output, stderr=output, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         until = time.monotonic() + 200
@@ -146,6 +152,17 @@ def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
+    except BaseException:
+        process.kill()
+        raise
+    return process
+
+
+def test_a_killed_prediction_goes_on(tiny: TinySet, once: Path) -> None:
+    """SIGKILL when the first slide is done: the second job keeps it, and its results are those of one job."""
+    out = tiny.folder / "killed"
+    process = started(tiny, out, "1", subprocess.DEVNULL)
+    try:
         # So that it holds the folder however long the second takes to start; the rank has a session of its own.
         everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in everyone:
@@ -174,18 +191,8 @@ def test_a_prediction_that_is_asked_to_stop_goes_on_later(
     tiny: TinySet, once: Path, ranks: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    words = ["--model", tiny.log_dir, "--slide_path", tiny.folder / "train" / "images", "--out", out, "--no_cuda"]
-    process = subprocess.Popen(
-        [str(ROOT / "run_train.sh"), *map(str, words)],
-        env=environment(NP=ranks, SCRIPT=SCRIPT, OMP_NUM_THREADS="1", SLOWLY="0.5"), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = started(tiny, out, ranks, subprocess.PIPE)
     try:
-        until = time.monotonic() + 200
-        while not (out / "normal_001").exists():
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.02)
         os.killpg(process.pid, signal.SIGTERM)
         said, err = process.communicate(timeout=60)
     finally:

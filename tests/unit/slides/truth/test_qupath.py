@@ -149,6 +149,15 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path, data, said):
     assert said in str(error.value)
 
 
+def test_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(AnnotationError, match=r"none\.geojson: cannot be read"):
+        read_geojson(tmp_path / "none.geojson", MAP)
+    path = written(tmp_path, feature("Polygon", [ring(0, 0, 9, 9)]))
+    monkeypatch.setattr("slides.truth.qupath.MAX_BYTES", 100)
+    with pytest.raises(AnnotationError, match="annotations of at most 100 bytes are read; omit cells"):
+        read_geojson(path, MAP)
+
+
 def test_annotations_without_a_class_are_an_error(tmp_path, slide):
     path = written(tmp_path, [feature("Polygon", [ring(0, 0, 5, 5)], name=None)])
     with pytest.raises(AnnotationError, match="its only annotation is ignored, as of group None"):
