@@ -82,7 +82,7 @@ def write_outputs(
     write_summary(
         folder / "summary.json", summary(slide, maps, best, run, time.monotonic() - started, options.geojson_frame)
     )
-    notes = [] if finding else [f"slide {slide.id}: no finding (no tumor predicted, no detection)"]
+    notes = [] if finding else ["no finding (no tumor predicted, no detection)"]
     if slide.bounds_xy_l0 != (0, 0):
         x, y = (f"{value:g}" for value in corner_xy_l0)
         notes.append(
@@ -91,5 +91,5 @@ def write_outputs(
             + " (--geojson_frame); the other files from that of the whole slide"
         )
     if small:
-        notes.append(f"slide {slide.id}: no outline of {counted(small, 'region')} below {options.min_area_um2:g} um2")
+        notes.append(f"no outline of {counted(small, 'region')} below {options.min_area_um2:g} um2")
     return notes

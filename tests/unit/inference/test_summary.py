@@ -217,7 +217,7 @@ def write_truth(path, slide):
 
 def test_a_slide_without_finding_is_reported(tmp_path, slide):
     maps = write_maps(tmp_path, np.zeros((50, 75)), size_xy_l0=slide.size_xy_l0)
-    expected = [f"slide {slide.id}: no finding (no tumor predicted, no detection)"]
+    expected = ["no finding (no tumor predicted, no detection)"]
     assert write_outputs(tmp_path, slide, maps, RUN, time.monotonic()) == expected
 
 
@@ -226,7 +226,7 @@ def test_small_regions_are_counted_in_a_note(tmp_path, slide):
     label[40, 60] = 1
     maps = write_maps(tmp_path, label, size_xy_l0=slide.size_xy_l0)
     notes = write_outputs(tmp_path, slide, maps, RUN, time.monotonic(), options=OutputOptions(min_area_um2=20.0))
-    assert notes == [f"slide {slide.id}: no outline of 1 region below 20 um2"]
+    assert notes == ["no outline of 1 region below 20 um2"]
 
 
 def test_there_is_no_summary_when_something_before_it_fails(tmp_path, slide, monkeypatch):
