@@ -65,7 +65,7 @@ def _described(archive: zipfile.ZipFile) -> tuple[keras.Model, keras.Model] | No
         if config["name"] == EXPORTED:
             return _exported(config)
         network = _network(config)
-    except (ValueError, KeyError, TypeError, StopIteration, RecursionError):
+    except (ValueError, LookupError, TypeError, StopIteration, RecursionError):
         # Of another kind, or of a version of ours that described networks differently.
         return None
     return None if network is None else (network, network)

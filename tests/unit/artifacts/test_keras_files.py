@@ -98,3 +98,9 @@ def test_a_damaged_description_is_an_error_with_the_path(tmp_path: Path, config:
         archive.writestr("config.json", config)
     with pytest.raises(ValueError, match=r"bad\.keras: cannot be opened: "):
         keras_files.load(tmp_path / "bad.keras")
+
+
+def test_a_network_of_that_name_without_layers_is_left_to_keras(tmp_path: Path) -> None:
+    keras.Sequential(name="deeplab").save(tmp_path / "empty.keras")
+    with pytest.raises(ValueError, match=r"empty\.keras: contains a Sequential; "):
+        keras_files.load(tmp_path / "empty.keras")
