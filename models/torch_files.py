@@ -107,10 +107,11 @@ class _Tensor:
         """Its values, a copy.
 
         Raises:
-            ValueError: it reaches beyond its storage.
+            ValueError: its storage is not in the file, or it reaches beyond it.
         """
         numbers = self.storage.numbers
-        assert numbers is not None
+        if numbers is None:
+            raise ValueError(f"weights {path} are damaged: the data of a tensor of {self.size} are missing")
         plain = len(self.size) == len(self.stride) and all(n >= 0 for n in (self.offset, *self.size, *self.stride))
         empty = 0 in self.size
         last = self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=False))

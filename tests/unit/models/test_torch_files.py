@@ -98,6 +98,15 @@ def test_a_tensor_beyond_its_data_is_refused(tmp_path: Path) -> None:
         torch_files.read(path)
 
 
+def test_a_tensor_whose_data_are_not_in_the_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch_file(path, {"fc.bias": np.zeros(8, np.float32)}, legacy=True)
+    before_storages = path.read_bytes().rpartition(pickle.dumps(["0"], 2))[0]
+    path.write_bytes(before_storages + pickle.dumps([], 2))
+    with pytest.raises(ValueError, match=r"weights\.pth are damaged: the data of a tensor of \(8,\) are missing"):
+        torch_files.read(path)
+
+
 def test_a_file_without_tensors_says_what_to_save(tmp_path: Path) -> None:
     torch_file(tmp_path / "weights.pth", {})
     with pytest.raises(ValueError, match=r"hold no tensors by name; save a model's state_dict\(\)"):
