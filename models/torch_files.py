@@ -44,6 +44,10 @@ PREFIXES = ("module.", "model.")
 MAX_BYTES = 4 * 2**30
 
 
+class TorchFileError(ValueError):
+    """A file that is not read; the message names it."""
+
+
 def read(path: Path) -> dict[str, Array]:
     """Tensors of a file by name, as NumPy arrays; dictionaries and prefixes around them are taken off.
 
@@ -51,7 +55,7 @@ def read(path: Path) -> dict[str, Array]:
         path: ends in one of `SUFFIXES`.
 
     Raises:
-        ValueError: damaged, of another kind, without tensors, or with anything but plain data.
+        TorchFileError: damaged, of another kind, without tensors, or with anything but plain data.
     """
     try:
         if path.suffix == ".safetensors":
@@ -60,10 +64,10 @@ def read(path: Path) -> dict[str, Array]:
             found = _zip(path)
         else:
             found = _pickles(path)
-    except ValueError:
+    except TorchFileError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
-        raise ValueError(f"weights {path} cannot be read; truncated or no PyTorch file: {error}") from error
+        raise TorchFileError(f"weights {path} cannot be read; truncated or no PyTorch file: {error}") from error
     return _named(found, path)
 
 
@@ -74,12 +78,12 @@ def _safetensors(path: Path) -> dict[str, Array]:
     try:
         stored = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise ValueError(f"weights {path} cannot be read; truncated or no safetensors file: {error}") from error
+        raise TorchFileError(f"weights {path} cannot be read; truncated or no safetensors file: {error}") from error
     types = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8", "I32": "<i4"}
     types |= {"I16": "<i2", "I8": "<i1", "U8": "<u1", "BOOL": "?"}
     unknown = sorted({entry["dtype"] for _, entry in stored} - set(types))
     if unknown:
-        raise ValueError(f"weights {path} hold numbers of type {', '.join(unknown)}; known are {', '.join(types)}")
+        raise TorchFileError(f"weights {path} hold numbers of type {', '.join(unknown)}; known are {', '.join(types)}")
     return {name: _numbers(entry["data"], types[entry["dtype"]]).reshape(entry["shape"]) for name, entry in stored}
 
 
@@ -107,16 +111,16 @@ class _Tensor:
         """Its values, a copy.
 
         Raises:
-            ValueError: its storage is not in the file, or it reaches beyond it.
+            TorchFileError: its storage is not in the file, or it reaches beyond it.
         """
         numbers = self.storage.numbers
         if numbers is None:
-            raise ValueError(f"weights {path} are damaged: the data of a tensor of {self.size} are missing")
+            raise TorchFileError(f"weights {path} are damaged: the data of a tensor of {self.size} are missing")
         plain = len(self.size) == len(self.stride) and all(n >= 0 for n in (self.offset, *self.size, *self.stride))
         empty = 0 in self.size
         last = self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=False))
         if not plain or (not empty and last >= numbers.size):
-            raise ValueError(f"weights {path} are damaged: a tensor of {self.size} reaches beyond its data")
+            raise TorchFileError(f"weights {path} are damaged: a tensor of {self.size} reaches beyond its data")
         if empty:
             return np.zeros(self.size, numbers.dtype)
         strides = [step * numbers.itemsize for step in self.stride]
@@ -178,13 +182,13 @@ def _zip(path: Path) -> Any:
     """The object in a zip archive of `torch.save`."""
     with zipfile.ZipFile(path) as archive:
         if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-            raise ValueError(f"weights {path} would take more than {MAX_BYTES} bytes in memory")
+            raise TorchFileError(f"weights {path} would take more than {MAX_BYTES} bytes in memory")
         pickles = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == "data.pkl"]
         if len(pickles) != 1:
-            raise ValueError(f"weights {path} are a zip archive, but not one of torch.save: no data.pkl in it")
+            raise TorchFileError(f"weights {path} are a zip archive, but not one of torch.save: no data.pkl in it")
         root = pickles[0][: -len("data.pkl")]
         if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
-            raise ValueError(f"weights {path} were written on a big-endian machine; save them again on another")
+            raise TorchFileError(f"weights {path} were written on a big-endian machine; save them again on another")
         storages: dict[str, _Storage] = {}
 
         def storage(pid: tuple[Any, ...]) -> _Storage:
@@ -210,19 +214,19 @@ def _pickles(path: Path) -> Any:
     with path.open("rb") as file:
         magic = _Reader(file, storage).load()
         if magic != MAGIC_NUMBER or _Reader(file, storage).load() != PROTOCOL:
-            raise ValueError(f"weights {path} were not written by torch.save")
+            raise TorchFileError(f"weights {path} were not written by torch.save")
         if _Reader(file, storage).load().get("little_endian") is not True:
-            raise ValueError(f"weights {path} were written on a big-endian machine; save them again on another")
+            raise TorchFileError(f"weights {path} were written on a big-endian machine; save them again on another")
         found = _Reader(file, storage).load()
         for key in _Reader(file, storage).load():
             (size,) = struct.unpack("<q", file.read(8))
             held = storages[str(key)]
             width = 2 if held.kind == "bfloat16" else np.dtype(held.kind).itemsize
             if size != held.size or not 0 <= size * width <= MAX_BYTES:
-                raise ValueError(f"weights {path} are damaged: {size} numbers where {held.size} belong")
+                raise TorchFileError(f"weights {path} are damaged: {size} numbers where {held.size} belong")
             raw = file.read(size * width)
             if len(raw) < size * width:
-                raise ValueError(f"weights {path} are truncated")
+                raise TorchFileError(f"weights {path} are truncated")
             held.numbers = _numbers(raw, held.kind)
     return found
 
@@ -238,7 +242,7 @@ def _named(found: Any, path: Path) -> dict[str, Array]:
         if isinstance(name, str) and isinstance(value, (_Tensor, np.ndarray)):
             arrays[name] = value.array(path) if isinstance(value, _Tensor) else value
     if not arrays:
-        raise ValueError(f"weights {path} hold no tensors by name; save a model's state_dict()")
+        raise TorchFileError(f"weights {path} hold no tensors by name; save a model's state_dict()")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in arrays):
             arrays = {name[len(prefix) :]: array for name, array in arrays.items()}

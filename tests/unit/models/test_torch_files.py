@@ -107,6 +107,18 @@ def test_a_tensor_whose_data_are_not_in_the_file_is_refused(tmp_path: Path) -> N
         torch_files.read(path)
 
 
+def test_numbers_cut_in_the_middle_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch_file(path, {"fc.bias": np.zeros(8, np.float32)})
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read("archive/data.pkl")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/data/0", b"\0" * 31)
+    with pytest.raises(ValueError, match=r"weights\.pth cannot be read; truncated or no PyTorch file"):
+        torch_files.read(path)
+
+
 def test_a_file_without_tensors_says_what_to_save(tmp_path: Path) -> None:
     torch_file(tmp_path / "weights.pth", {})
     with pytest.raises(ValueError, match=r"hold no tensors by name; save a model's state_dict\(\)"):
