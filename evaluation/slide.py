@@ -98,7 +98,7 @@ class _Read:
         slide: the slide.
         truth: its truth.
         label, probability: the maps of the prediction.
-        cut: side of the cells (level-0 px) and which of them the maps are cut to; None: they are as they should be.
+        cut: side of the cells (level-0 px) and which of them the maps are cut to; None: no cut is needed.
     """
 
     prediction: Prediction

@@ -77,8 +77,16 @@ def write(folder: Path) -> Path:
 
 
 def html(folder: Path) -> str:
-    """Return the report of a run as HTML; `folder` is its `--log_dir`."""
-    given = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+    """Return the report of a run as HTML; `folder` is its `--log_dir`.
+
+    Raises:
+        ValueError: its options.json is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        given = dict(json.loads((folder / "options.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'options.json'} is damaged: {error}") from error
     rows = _rows(folder)
     train, val = ([row for row in rows if row.get("kind") == kind] for kind in ("train", "val"))
     names = _class_names(folder, rows)
@@ -138,7 +146,11 @@ def _about(folder: Path, given: Mapping[str, Any], rows: Sequence[Row], names: S
     done = "finished" if final and length and images >= length else "not finished"
     seconds = max((row.get("seconds") or 0.0 for row in rows), default=0.0)
     size, um_px = given.get("img_size"), given.get("resolution")
-    view = f"{size} px at {um_px:g} um/px = {size * um_px:.0f} um" if size and isinstance(um_px, float | int) else ""
+    view = (
+        f", field of view {size} px at {um_px:g} um/px = {size * um_px:.0f} um"
+        if size and isinstance(um_px, float | int)
+        else ""
+    )
     data = given.get("manifest") or given.get("slide_path") or f"CAMELYON{given.get('dataset')}"
     labels = f"{given.get('label_path') or ''} {given.get('label_format') or ''}".strip()
     groups = given.get("label_map") or given.get("mask_values")
@@ -146,7 +158,7 @@ def _about(folder: Path, given: Mapping[str, Any], rows: Sequence[Row], names: S
         [
             ("folder", str(folder.resolve())),
             ("state", f"{done}: {images} of {length} images in {_duration(seconds)}"),
-            ("model", f"{given.get('model') or final.get('network') or 'the default'}, field of view {view}"),
+            ("model", f"{given.get('model') or final.get('network') or 'the default'}{view}"),
             ("slides", str(data)),
             ("labels", labels),
             ("validation", str(given.get("valid_slide_path") or f"a share of {given.get('val_split')} of the slides")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -56,16 +57,26 @@ def prepare_folder(folder: Path, resumed: bool, options: Mapping[str, Any]) -> l
 
 
 def trim_metrics(folder: Path, images: int) -> None:
-    """Drop the rows of `metrics.jsonl` after an image counter: that part of the run will be repeated.
+    """Drop the rows of `metrics.jsonl` after an image counter, since that part of the run will be repeated.
+
+    Rows that a full disk or a crash of the machine has damaged are dropped, too.
 
     Ranks: only rank 0 may call this.
     """
     path = folder / "metrics.jsonl"
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A last line cut short by a full disk has no end.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= images]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if _images(line) <= images]
         write_bytes(path, "".join(kept).encode())
+
+
+def _images(line: str) -> float:
+    """The image counter of a row; infinite if the row is damaged."""
+    try:
+        # A line cut short by a full disk has no end.
+        return int(json.loads(line)["images"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _set_aside(folder: Path) -> list[str]:

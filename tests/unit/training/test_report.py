@@ -13,7 +13,7 @@ from PIL import Image
 
 from training import environment, log, report
 from training.log import Picture, Progress, RunLog
-from training.run_folder import prepare_folder
+from training.run_folder import prepare_folder, trim_metrics
 
 OPTIONS = {
     "model": "effdetd0", "img_size": 1024, "resolution": 0.25, "num_steps": 40, "slide_path": "/data/<slides>",
@@ -127,6 +127,23 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert report.main([str(tmp_path / "nowhere")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"training.report: error: {tmp_path}/nowhere has no options.json: give the --log_dir of a run"
+
+
+def test_damaged_options_are_one_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "options.json").write_text("{")
+    assert report.main([str(folder)]) != 0
+    assert f"{folder / 'options.json'} is damaged: " in capsys.readouterr().err
+
+
+def test_resuming_drops_later_and_damaged_rows(folder: Path) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n\0\0\0\n{}\n" + row("train", 30) + "\n")
+    trim_metrics(folder, 30)
+    kept = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["images"]) for line in kept] == [
+        *(("train", 10), ("train", 20), ("val", 20), ("train", 30), ("val", 30)),
+        ("train", 30),
+    ]
 
 
 def test_a_page_that_cannot_be_written_is_a_warning(
