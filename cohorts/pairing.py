@@ -97,8 +97,7 @@ def pair(
             labels; a label has no slide; a CAMELYON16 `tumor_*` slide has no label; a label path was given but nothing
             pairs; none was given but masks lie beside the slides.
     """
-    inside = label_path is not None and label_path.is_dir() and slide_path.resolve() in label_path.resolve().parents
-    slides, masks = slides_and_masks(slide_path, slide_format, recursive, label_path if inside else None)
+    slides, masks = slides_and_masks(slide_path, slide_format, recursive, label_path)
     if label_path is None:
         if masks:
             raise ValueError(
@@ -279,16 +278,16 @@ def case_of(slide_id: str, slide_path: Path, label_path: Path | None) -> Case:
 
 
 def slides_and_masks(
-    slide_path: Path, slide_format: str, recursive: bool = False, without: Path | None = None
+    slide_path: Path, slide_format: str, recursive: bool = False, label_path: Path | None = None
 ) -> tuple[list[Path], list[Path]]:
-    """Slides at a path, and masks (by name) among its files, those in the folder `without` left out."""
+    """Slides at a path, and masks (by name) among its files; a folder of labels below it holds neither."""
     found = list_files(slide_path, slide_format, "slide", recursive)
-    if without is not None:
-        found = [path for path in found if without.resolve() not in path.resolve().parents]
+    if label_path is not None and label_path.is_dir() and slide_path.resolve() in label_path.resolve().parents:
+        found = [path for path in found if label_path.resolve() not in path.resolve().parents]
     masks = [path for path in found if is_mask(path) or path.stem.lower().endswith(_MASK_ENDING)]
     slides = [path for path in found if path not in masks]
     if not slides:
-        held = f"only masks: {named(masks)}" if masks else f"files of slides only in the label path {without}"
+        held = f"only masks: {named(masks)}" if masks else f"files of slides only in the label path {label_path}"
         raise ValueError(f"slide_path {slide_path} has {held}; give the folder of the slides")
     return slides, masks
 

@@ -203,12 +203,15 @@ def paired_only(sources: Sequence[Source], fault: str) -> Slides:
     slides: dict[str, list[Path]] = {}
     labels: dict[str, list[Path]] = {}
     for source in sources:
-        for path in slides_and_masks(source.slide_path, source.slide_format, source.recursive)[0]:
+        found = slides_and_masks(source.slide_path, source.slide_format, source.recursive, source.label_path)[0]
+        for path in found:
             slides.setdefault(id_of(path), []).append(path)
         if source.label_path is not None:
+            taken = {path.resolve() for path in found}
             for path in list_files(source.label_path, source.label_format, "label", source.recursive):
-                for slide_id in ids_of_label(path):
-                    labels.setdefault(slide_id, []).append(path)
+                if path.resolve() not in taken:
+                    for slide_id in ids_of_label(path):
+                        labels.setdefault(slide_id, []).append(path)
     cases = [
         case_of(slide_id, paths[0], next(iter(labels.get(slide_id, [])), None))
         for slide_id, paths in sorted(slides.items())

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cohorts.pairing import Case, center_of, find_slides, known_problems, list_files, pair
+from cohorts.sets import Source, paired_only
 from tests.support.paths import SHARED
 
 REAL = SHARED / "c16mosaic"
@@ -229,6 +230,21 @@ def test_a_folder_of_labels_below_the_slides_holds_no_slides(tmp_path: Path) -> 
     assert pair(root, root / "masks", recursive=True)[0].slide_path == root / "images/1/a.tif"
     with pytest.raises(ValueError, match=r"files of slides only in the label path .*masks; give the folder"):
         pair(make(tmp_path / "only", "masks/a.tif"), tmp_path / "only" / "masks", recursive=True)
+
+
+@pytest.mark.parametrize(("label_folder", "recursive"), [("all", False), ("all/labels", True)])
+def test_slides_of_folders_that_do_not_pair_keep_their_labels(
+    tmp_path: Path, label_folder: str, recursive: bool
+) -> None:
+    make(tmp_path / "all", "a.tif", "b.tif")
+    labels = make(tmp_path / label_folder, "a_mask.tif", "orphan_mask.tif")
+    if recursive:
+        make(labels, "b.tif")  # named like its slide
+    source = Source(tmp_path / "all", labels, "tif", "tif", recursive)
+    found = paired_only([source], "fault")
+    assert found.faults == ("fault",)
+    assert [case.slide_path for case in found.cases] == [tmp_path / "all/a.tif", tmp_path / "all/b.tif"]
+    assert labels_of(list(found.cases)) == {"a": "a_mask.tif", "b": "b.tif" if recursive else None}
 
 
 def test_ten_files_are_named_and_the_rest_counted(tmp_path: Path) -> None:
