@@ -21,6 +21,7 @@ SLIDE_SUFFIXES: dict[str, tuple[str, ...]] = {"tif": (".tif", ".tiff"), "tiff": 
     name: (f".{name}",) for name in ("svs", "ndpi", "mrxs", "vms", "vmu", "scn", "bif", "svslide", "czi")
 }
 SLIDE_SUFFIXES |= {"ome.tif": (".ome.tif", ".ome.tiff"), "ome.tiff": (".ome.tif", ".ome.tiff")}
+ALL_SLIDE_SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in SLIDE_SUFFIXES.values() for suffix in suffixes))
 LABEL_SUFFIXES: dict[str, tuple[str, ...]] = {
     "tif": (".tif", ".tiff"),
     "tiff": (".tif", ".tiff"),
@@ -41,7 +42,6 @@ _MASK_ENDING = "_mask"
 _OME = ".ome"
 # Files of folders that preprocessing or prediction wrote, where masks and maps would be taken for slides.
 _OWN_OUTPUT = ((".done",), ("summary.json", "label.tif"))
-_ALL_SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in SLIDE_SUFFIXES.values() for suffix in suffixes))
 _NAMED_AT_MOST = 10
 
 
@@ -313,7 +313,7 @@ def ids_of_label(path: Path) -> list[str]:
     names = [stem]
     if has_outlines(path):
         # QuPath's scripts often keep the suffix of the slide: x.svs.geojson.
-        names += [stem[: -len(suffix)] for suffix in _ALL_SUFFIXES if stem.lower().endswith(suffix)]
+        names += [stem[: -len(suffix)] for suffix in ALL_SLIDE_SUFFIXES if stem.lower().endswith(suffix)]
     if is_mask(path):
         names.append(_without_ome(stem)[: -len(_MASK_ENDING)])
     elif path.suffix.lower() in MASK_SUFFIXES:

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cohorts.pairing import SLIDE_SUFFIXES, Case, named
+from cohorts.pairing import ALL_SLIDE_SUFFIXES, Case, named
 from slides.geometry import Pair
 from slides.names import composed, id_of
 from slides.reader import UM_PX_RANGE
 
 ONE, BOTH = "mpp", ("mpp_x", "mpp_y")
 _SLIDE = ("slide", "slide_id")
-_SUFFIXES = tuple(suffix for suffixes in SLIDE_SUFFIXES.values() for suffix in suffixes)
 
 
 def spacing_of(where: str, row: Mapping[str, str | None]) -> Pair | None:
@@ -69,7 +68,7 @@ def read_spacings(path: Path) -> dict[str, Pair]:
                 where = f"--mpp_table {path}, line {reader.line_num}"
                 spacing = spacing_of(where, row)
                 name = composed((row[column] or "").strip())
-                slide_id = id_of(Path(name)) if name.lower().endswith(_SUFFIXES) else name
+                slide_id = id_of(Path(name)) if name.lower().endswith(ALL_SLIDE_SUFFIXES) else name
                 if spacing is None:
                     continue
                 if found.setdefault(slide_id, spacing) != spacing:
