@@ -69,12 +69,12 @@ def cells_mm2(cells_HW: NDArray[np.bool_], cell_l0: int, slide: Slide) -> float:
         cell_l0: side of a cell, level-0 px.
         slide: the slide.
     """
-    counts, side = cells_HW.astype(np.float64), float(cell_l0)
-    for axis, (size, um_px) in enumerate(zip(slide.size_xy_l0[::-1], slide.um_px_xy_l0[::-1], strict=True)):
-        starts = np.arange(cells_HW.shape[axis]) * side
-        along = np.clip(size - starts, 0.0, side) * um_px / 1000
-        counts = np.tensordot(along, counts, axes=(0, 0))
-    return float(counts)
+    width_mm, height_mm = (
+        np.clip(size - np.arange(cells) * cell_l0, 0, cell_l0) * um_px / 1000
+        for size, cells, um_px in zip(slide.size_xy_l0, reversed(cells_HW.shape), slide.um_px_xy_l0, strict=True)
+    )
+    # Row by row: as floats, all cells would take eight times their memory.
+    return float(sum(height * width_mm[row].sum() for height, row in zip(height_mm, cells_HW, strict=True)))
 
 
 def is_brightfield(rgb_HWC: NDArray[np.uint8]) -> bool:
