@@ -74,10 +74,9 @@ class MaskFile:
             pixels = backend.fetch(level, corner_xy_lv, hw)[0]
         except READ_ERRORS as error:
             drop_handle(self._key)
-            reason = str(error).strip().splitlines()[:2]
-            raise ValueError(
-                f"mask {self.path} cannot be read in level {level}, corner {corner_xy_lv}, size {hw}: {reason}"
-            ) from error
+            reason = "; ".join(str(error).strip().splitlines()[:2])
+            where = f"level {level}, corner {corner_xy_lv}, rows and columns {hw}"
+            raise ValueError(f"mask {self.path} cannot be read in {where}: {reason}") from error
         return self._stored_of(pixels)
 
     def _open(self) -> Backend:
