@@ -150,7 +150,7 @@ def check_some_left(path: Path, annotations: Collection[Annotation], notes: Coll
     groups = ", ".join("None (no group assigned)" if group == "none" else repr(group) for group in ignored)
     raise AnnotationError(
         f"{found} ignored, as of group {groups}; assign groups in ASAP or classes in QuPath, give such a group a class "
-        f"with --label_map {ignored[0]}:CLASS, or remove the file if the slide has no tumor"
+        f"with --label_map {shlex.quote(f'{ignored[0]}:CLASS')}, or remove the file if the slide has no tumor"
     )
 
 
@@ -241,7 +241,7 @@ def _group(element: etree._Element, parents: Mapping[str, str], named: Collectio
         passed.add(group.lower())
         group = parents.get(group.lower(), "None")
     # The outermost group is part of None, which says nothing.
-    return given if group.lower() == "none" else group if group.lower() in named else given
+    return group if group.lower() in named and group.lower() != "none" else given
 
 
 def _number(text: str | int) -> float:

@@ -298,6 +298,9 @@ def test_annotations_of_which_none_is_left_are_an_error(tmp_path, slide):
         AnnotationError, match=r"its only annotation is ignored, as of group 'artifact'; .*artifact:CLASS"
     ):
         XmlTruth(tmp_path / "a.xml", slide, ignore_groups=("none", "ARTIFACT"))
+    write_asap(tmp_path / "a.xml", [("my notes", square(1, 2, 30, 20))])
+    with pytest.raises(AnnotationError, match="--label_map 'my notes:CLASS', or remove"):
+        XmlTruth(tmp_path / "a.xml", slide, ignore_groups=("none", "my notes"))
     with pytest.raises(
         AnnotationError, match=r"only annotation is skipped, first: annotation .* 2 points without area"
     ):
