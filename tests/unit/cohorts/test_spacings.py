@@ -67,7 +67,7 @@ def slides(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_training_and_replay_read_slides_by_the_table(slides: Path, tmp_path: Path):
+def test_training_reads_slides_by_the_table_and_its_record_keeps_the_spacings(slides: Path, tmp_path: Path):
     table = write(tmp_path / "t.csv", "slide,mpp\na,0.25\nb,2\n")
     words = [
         "--slide_path",
