@@ -113,7 +113,9 @@ class _Reader:
             raise refused(operation, f"it has {len(node.outputs)} outputs; one can be streamed")
         inputs = tuple(known[id(tensor)] for tensor in tensors)
         small = all(value.small for value in inputs) and _is_small(node.outputs[0])
-        made = add_batch_norm(self.graph, operation, inputs[0]) if self._uses_batch(operation) else None
+        made = None
+        if self._uses_batch(operation):
+            made = add_batch_norm(self.graph, prefix + operation.name, operation, inputs[0])
         if made is None:
             kind: Kind = "small" if small else _kind(operation)
             output = self.graph.value(

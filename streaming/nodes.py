@@ -76,13 +76,13 @@ class Graph:
         nodes: all that the outputs need.
         values: every value, the image first.
         outputs: what the stream returns.
-        norms: layers of batch normalization that use batch statistics -> their value of mean and variance.
+        norms: calls of batch normalization with batch statistics: the layer, and its value of mean and variance.
     """
 
     nodes: list[Node] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
-    norms: dict[str, Value] = field(default_factory=dict)
+    norms: list[tuple[Any, Value]] = field(default_factory=list)
 
     def value(self, name: str, shape: Sequence[int | None], dtype: str, small: bool = False) -> Value:
         """Add a value."""

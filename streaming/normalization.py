@@ -19,20 +19,21 @@ from streaming.nodes import Graph, Node, Value
 from streaming.rules import Rule
 
 
-def add_batch_norm(graph: Graph, layer: Any, x: Value) -> Value:
+def add_batch_norm(graph: Graph, name: str, layer: Any, x: Value) -> Value:
     """Add the three parts of a batch normalization; the normalized map.
 
     Args:
         graph: gets the nodes.
+        name: of the layer in the network, `outer/inner` in a nested model.
         layer: of Keras or `models.layers`, along the channels, without `renorm`.
         x: its input.
     """
     if layer.axis not in (-1, 3) or layer.renorm or layer.synchronized:
         raise refused(layer, "its axis must be the channels, without renorm and synchronized")
     dtype = "float64" if x.dtype == "float64" else "float32"
-    sums = graph.value(f"{layer.name}/sums", (None, 2, x.channels), dtype, True)
-    found = graph.value(f"{layer.name}/statistics", (2, x.channels), dtype, True)
-    out = graph.value(layer.name, (None, None, None, x.channels), layer.compute_dtype)
+    sums = graph.value(f"{name}/sums", (None, 2, x.channels), dtype, True)
+    found = graph.value(f"{name}/statistics", (2, x.channels), dtype, True)
+    out = graph.value(name, (None, None, None, x.channels), layer.compute_dtype)
 
     def moments(x_BHWC: Any) -> Any:
         away = tf.cast(x_BHWC, dtype) - tf.cast(tf.stop_gradient(layer.moving_mean.value), dtype)
@@ -53,5 +54,5 @@ def add_batch_norm(graph: Graph, layer: Any, x: Value) -> Value:
 
     graph.add(Node(sums.name, "sum", (x,), sums, lambda x: x, moments=moments))
     graph.add(Node(found.name, "small", (sums,), found, statistics))
-    graph.norms[layer.name] = found
-    return graph.add(Node(layer.name, "local", (x, found), out, normalized, rule=Rule(layer), layer=layer))
+    graph.norms.append((layer, found))
+    return graph.add(Node(name, "local", (x, found), out, normalized, rule=Rule(layer), layer=layer))

@@ -244,12 +244,14 @@ class Streamed:
         """Moves the moving statistics of batch normalization towards those of the last image, as Keras does.
 
         For `batch_statistics` only; otherwise nothing moves.
+
+        Raises:
+            ValueError: no `forward` before.
         """
-        assert self._state is not None
-        layers = {id(node.layer): node.layer for node in self.graph.nodes if node.layer is not None}
-        for layer in layers.values():
-            found = self.graph.norms.get(layer.name)
-            if found is None or found.index not in self._state.known:
+        if self._state is None:
+            raise ValueError("update_statistics needs a forward pass of the image before it")
+        for layer, found in self.graph.norms:
+            if found.index not in self._state.known:
                 continue
             mean_C, variance_C = tf.unstack(tf.convert_to_tensor(self._state.known[found.index]))
             for moving, value in ((layer.moving_mean, mean_C), (layer.moving_variance, variance_C)):

@@ -102,6 +102,26 @@ def test_batch_statistics_of_the_whole_image() -> None:
     assert max(difference(a, b) for a, b in zip(model.get_weights(), expected, strict=True)) < 1e-12
 
 
+def test_batch_statistics_of_nested_models_whose_layers_have_one_name() -> None:
+    def block(name: str) -> keras.Model:
+        inner = keras.Input((None, None, 2))
+        return keras.Model(inner, layers.BatchNormalization(name="norm")(layers.Conv2D(2, 1)(inner)), name=name)
+
+    image = keras.Input((None, None, 2))
+    model = randomized(image, block("second")(block("first")(image)))
+    before = model.get_weights()
+    stream = Streamed(model, tile=8, segments=["first/norm"], batch_statistics=True)
+    with pytest.raises(ValueError, match="update_statistics needs a forward pass"):
+        stream.update_statistics()
+    image_BHWC = image_of(16, 16, 2)
+    stream.forward(image_BHWC)
+    stream.update_statistics()
+    found = model.get_weights()
+    model.set_weights(before)
+    model(image_BHWC, training=True)
+    assert max(difference(a, b) for a, b in zip(found, model.get_weights(), strict=True)) < 1e-12
+
+
 def test_batch_statistics_of_our_layer_with_its_activation() -> None:
     with policy("float32"):
         image = keras.Input((None, None, 3))
