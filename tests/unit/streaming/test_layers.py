@@ -181,6 +181,8 @@ class Scaled(layers.Layer):
     ],
 )  # fmt: skip
 def test_what_is_not_local_is_refused_by_name(layer: Any, words: str) -> None:
+    # Keras numbers the names of operations over all tests of a process.
+    keras.utils.clear_session()
     with pytest.raises(ValueError, match="cannot be streamed") as raised:
         Streamed(chained(layers.Conv2D(4, 3), layer, layers.Conv2D(2, 1)))
     assert words in str(raised.value)
