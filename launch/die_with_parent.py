@@ -1,6 +1,7 @@
 """Run a command that receives SIGTERM when its parent process ends, even by SIGKILL (Linux only).
 
-`python launch/die_with_parent.py COMMAND ...`: run_train.sh starts launchers with it, so that none outlives the script.
+`python launch/die_with_parent.py COMMAND ...`: benchmarks start launchers with it, so that none outlives its benchmark.
+run_train.sh uses launch/supervise.py.
 """
 
 import ctypes

@@ -150,7 +150,8 @@ class Supervisor:
             elif now > self._at + PATIENCE_S and not (self._told or self._left):
                 self._told = True
                 say(
-                    f"{self._request.name}: waiting for the step and a checkpoint; a second signal ends the run at once"
+                    f"{self._request.name}: waiting for the step and a checkpoint; a second SIGTERM or Ctrl-C ends the "
+                    f"run within {KILL_S:.0f} s"
                 )
         if not self._ending:
             return
