@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         layers = layers_of(resnet.build(given.model, 1), given.cut)
         found = cached_statistics(layers, given.tile, given.cache)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     lines = [

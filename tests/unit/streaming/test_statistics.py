@@ -109,3 +109,11 @@ def test_the_command_prints_all_of_it(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_command_names_the_smallest_tile(tile: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "resnet18", "--tile", tile]) == 2
     assert "the smallest is 1024 px" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["--model", "resnet18", "--cut", "layer1_0", "--tile", "256", "--cache", str(tmp_path / "file")]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "file") in line
