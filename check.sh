@@ -19,7 +19,7 @@ cd -- "$root" || exit 1
 typed=(
     train.py predict.py evaluate.py export.py
     artifacts cohorts doctor evaluation inference launch metrics models options pages parallel preprocessing samplers
-    segmentation slides streaming system training .ci/phrases.py .ci/sizes.py
+    classification segmentation slides streaming system training .ci/phrases.py .ci/sizes.py
 )
 
 fix=0

@@ -29,14 +29,14 @@ PARTS = {
     "launch": set(),
 }
 # Each trains and applies networks for another purpose; all parts are theirs, but no other task.
-TASKS = {"segmentation"}
+TASKS = {"segmentation", "classification"}
 MAY_IMPORT = {**PARTS, **{task: set(PARTS) for task in TASKS}, "doctor": {*PARTS, *TASKS}}
 # They run things and are not run by the rest, so they may import anything of ours.
 FREE = {"tests", "benchmarks", ".ci"}
 # Imports nothing, so that vocabularies stand once; any folder may import it.
 LEAF = "options.choices"
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}
-USES_TENSORFLOW = {"models", "training", "artifacts", "parallel", "segmentation", "streaming"}
+USES_TENSORFLOW = {"models", "training", "artifacts", "parallel", "segmentation", "classification", "streaming"}
 USES_TENSORFLOW_TOO = {"samplers/pipeline.py", "samplers/augment.py"}
 USES_HOROVOD = {"parallel/comm.py"}
 BY_CALL = "by a call"
