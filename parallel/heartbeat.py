@@ -3,7 +3,8 @@
 An allreduce waits forever for a rank that was stopped, or whose host or network is down; launchers only notice
 processes that end. So every rank has its own connection to rank 0 (TCP, lines of JSON), served by threads that run
 while the rank computes. A rank that hears nothing from the other end for `timeout_s` names it and ends its own process;
-the launcher ends the others.
+the launcher ends the others. A rank of the same host whose process is at work, in native code that lets no thread run,
+gets `WORK_TIMES` as long.
 
 Horovod's HOROVOD_STALL_SHUTDOWN_TIME_SECONDS does not replace it: rank 0 looks for stalled tensors between two rounds
 of messages from all ranks, so a rank that was stopped stalls the look itself (set to 8 s, it still waited after 77 s).
@@ -21,13 +22,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import psutil
 
 from parallel.comm import Comm, abort
 from parallel.launchers import program
+from parallel.local_process import AT_WORK, LocalProcess, describe_this
 from parallel.stranded_daemon import end_daemon_later
 
 Batch = TypeVar("Batch")
@@ -37,6 +39,7 @@ CONNECT_S = 20.0
 GRACE_S = 5.0
 READING = "waiting for patches"
 READING_TIMES = 5  # times the timeout: a busy file system may well be silent for a while
+WORK_TIMES = 5  # times the timeout, of a process that is seen to be at work
 LONGEST_LINE = 65536
 
 
@@ -50,6 +53,12 @@ class Peer:
     doing_s: float = 0.0
     closed: bool = False  # ended in good order
     rest: bytes = b""
+    process: LocalProcess = field(default_factory=lambda: LocalProcess([]))
+
+    def reported(self, line: dict[str, Any]) -> None:
+        """Take what a line says of the other end."""
+        self.doing, self.doing_s = str(line["doing"]), float(line["doing_s"])
+        self.process.description = list(line["process"])
 
 
 class Heartbeat:
@@ -75,6 +84,7 @@ class Heartbeat:
         self._closed = threading.Event()
         self._parent = os.getppid()
         self._token = ""
+        self._process = describe_this()
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
 
@@ -165,8 +175,8 @@ class Heartbeat:
         if not secrets.compare_digest(str(line["token"]), self._token):
             raise ValueError("wrong token")
         peer.name = f"rank {int(line['rank'])} of {self._comm.size} ({line['host']})"
-        peer.doing, peer.doing_s = str(line["doing"]), float(line["doing_s"])
-        self._send(connection, {})
+        peer.reported(line)
+        self._send(connection, self._activity())
 
     # -------------------------------------------------------------------------------------------------- other ranks
 
@@ -174,13 +184,22 @@ class Heartbeat:
         """Thread of the other ranks: report what this one is doing, and check that rank 0 answers."""
         me = {"token": self._token, "rank": self._comm.rank, "host": socket.gethostname()}
         while not self._closed.is_set():
-            self._send(connection, me | {"doing": self._doing, "doing_s": time.monotonic() - self._since})
+            self._send(connection, me | self._activity())
             until = time.monotonic() + self._beat_s
             while (left := until - time.monotonic()) > 0 and not self._closed.is_set():
                 for _ in self._selector.select(left):
-                    self._receive(connection, peer, lambda *_: None)
+                    self._receive(connection, peer, self._answered)
             self._check()
-        self._send(connection, me | {"goodbye": True, "doing": "done", "doing_s": 0.0})
+        self._send(connection, me | self._activity() | {"goodbye": True, "doing": "done"})
+
+    @staticmethod
+    def _answered(_: Any, peer: Peer, line: dict[str, Any]) -> None:
+        if not line.get("goodbye"):
+            peer.reported(line)
+
+    def _activity(self) -> dict[str, Any]:
+        """What a line says of this rank."""
+        return {"doing": self._doing, "doing_s": time.monotonic() - self._since, "process": self._process}
 
     @staticmethod
     def _send(connection: Any, line: dict[str, Any]) -> None:
@@ -239,20 +258,27 @@ class Heartbeat:
         if os.getppid() != self._parent:
             self._end("the launcher has ended")
         for peer in peers:
-            if now - peer.heard > self._timeout_s and not peer.closed:
-                if self._comm.local_rank:
-                    # Ranks: one of each host reports.
-                    self._closed.wait(GRACE_S)
-                self._end(
-                    f"{peer.name} has not answered for {self._timeout_s:g} s (--stall_timeout) while it was "
-                    f"{peer.doing}: stopped, or its host or network is down"
-                )
+            self._check_silence(peer, now - peer.heard)
         waits = [Peer("this rank", now, self._doing, now - self._since), *peers] if self._comm.rank == 0 else []
         for peer in waits:
             if peer.doing == READING and peer.doing_s > READING_TIMES * self._timeout_s:
                 self._end(
                     f"{peer.name} has been {READING} for {peer.doing_s:.0f} s (--stall_timeout): slides unreachable?"
                 )
+
+    def _check_silence(self, peer: Peer, silent_s: float) -> None:
+        found = peer.process.look()
+        limit_s = self._timeout_s * (WORK_TIMES if found == AT_WORK else 1)
+        if silent_s <= limit_s or peer.closed:
+            return
+        if self._comm.local_rank:
+            # Ranks: one of each host reports.
+            self._closed.wait(GRACE_S)
+        times = f"{WORK_TIMES} x " if found == AT_WORK else ""
+        self._end(
+            f"{peer.name} has not answered for {limit_s:g} s ({times}--stall_timeout) while it was {peer.doing}: "
+            f"{found}"
+        )
 
 
 def _addresses() -> list[str]:

@@ -29,7 +29,7 @@ PARTS = {
     "launch": set(),
 }
 # Each trains and applies networks for another purpose; all parts are theirs, but no other task.
-TASKS = {"segmentation", "classification"}
+TASKS = ("segmentation", "classification")
 MAY_IMPORT = {**PARTS, **{task: set(PARTS) for task in TASKS}, "doctor": {*PARTS, *TASKS}}
 # They run things and are not run by the rest, so they may import anything of ours.
 FREE = {"tests", "benchmarks", ".ci"}

@@ -64,7 +64,7 @@ class Job:
         self._mark = folder / "mark"
         self._env = {"NP": "2", "OMP_NUM_THREADS": "1", "LAUNCHER": launcher, "SCRIPT": str(FAULTY)} | env
 
-    def arguments(self) -> list[str]:
+    def arguments(self, stall_s: int = 60) -> list[str]:
         """The options of the run."""
         # No tiles kept: a slide that is cut short shall be noticed.
         more = (
@@ -73,7 +73,7 @@ class Job:
             "--resume",
             "auto",
             "--stall_timeout",
-            str(STALL_S),
+            str(stall_s),
             "--hard_mining",
             "--seed",
             "5",
@@ -87,9 +87,11 @@ class Job:
         """The job, running."""
         self._mark.unlink(missing_ok=True)
         self._log = (self.tiny.folder / "log.txt").open("w+", encoding="utf-8", errors="replace")
+        # Only where silence is the fault: 8 s are little for a rank that loads TensorFlow on a busy machine.
+        stall_s = STALL_S if fault.startswith("stop") else 60
         given = {"FAULT": fault, "FAULT_MARK": str(self._mark)} if fault else {}
         return subprocess.Popen(
-            [str(ROOT / "run_train.sh"), *self.arguments()], env=environment(**self._env, **given, **env),
+            [str(ROOT / "run_train.sh"), *self.arguments(stall_s)], env=environment(**self._env, **given, **env),
             stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

@@ -7,14 +7,18 @@ import re
 import selectors
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 
 from parallel import heartbeat as heartbeat_module
 from parallel.heartbeat import READING, Heartbeat, Peer
+from parallel.local_process import AT_WORK, IDLE, STOPPED, UNKNOWN, LocalProcess, describe_this
 from parallel.preemption import HOSTS_CHANGED, Preemption
 
 TIMEOUT_S = 1.0
@@ -45,7 +49,14 @@ class Watched:
         self.socket = socket.create_connection(("127.0.0.1", port))
 
     def report(self, **changes) -> None:
-        line = {"token": self.token, "rank": 1, "host": "b", "doing": "in a step", "doing_s": 0.0} | changes
+        line = {
+            "token": self.token,
+            "rank": 1,
+            "host": "b",
+            "doing": "in a step",
+            "doing_s": 0.0,
+            "process": [],
+        } | changes
         self.socket.sendall(json.dumps(line).encode() + b"\n")
 
     def first_reason(self, wait_s: float = 60.0) -> str:
@@ -80,7 +91,65 @@ def test_two_ranks_that_live_and_end_are_not_missed() -> None:
 def test_silence_is_named_with_rank_host_and_place(watched: Watched) -> None:
     watched.report(doing="validating")
     reason = watched.first_reason()
-    assert reason.startswith("rank 1 of 2 (b) has not answered for 1 s (--stall_timeout) while it was validating")
+    assert reason == (
+        "rank 1 of 2 (b) has not answered for 1 s (--stall_timeout) while it was validating: "
+        "stopped, or its host or network is down"
+    )
+
+
+@contextlib.contextmanager
+def python(source: str) -> Iterator[psutil.Process]:
+    """A process that is busy with a line of Python."""
+    with subprocess.Popen([sys.executable, "-c", source]) as process:
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.kill()
+
+
+def described(process: psutil.Process) -> list:
+    return [socket.gethostname(), process.pid, process.create_time()]
+
+
+def test_a_silent_rank_of_this_host_is_looked_at() -> None:
+    with python("import time; time.sleep(600)") as process:
+        known = LocalProcess(described(process))
+        until = time.monotonic() + 60
+        while known.look() != IDLE and time.monotonic() < until:
+            time.sleep(0.1)
+        assert known.look() == IDLE
+        process.suspend()
+        while process.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        assert known.look() == STOPPED
+    assert known.look() == UNKNOWN
+    ours = describe_this()
+    assert LocalProcess(["elsewhere", *ours[1:]]).look() == UNKNOWN
+    assert LocalProcess([*ours[:2], ours[2] - 5]).look() == UNKNOWN
+    assert LocalProcess([]).look() == UNKNOWN
+
+
+def test_a_rank_that_is_silent_at_work_gets_longer(watched: Watched) -> None:
+    """As in native code that holds Python's lock, or in a library that is loaded from a slow disk."""
+    with python("while True: pass") as process:
+        watched.report(process=described(process))
+        assert watched.first_reason(2.5 * TIMEOUT_S) == ""
+        reason = watched.first_reason()
+    assert reason.startswith("rank 1 of 2 (b) has not answered for 5 s (5 x --stall_timeout) while it was in a step: ")
+    assert reason.endswith(AT_WORK)
+
+
+def test_rank_0_tells_what_it_is_doing(watched: Watched) -> None:
+    watched.heartbeat.doing = "validating"
+    other = Heartbeat(Ranks(1, watched.shared), TIMEOUT_S, pytest.fail)
+    with other:
+        other.start()
+        (key,) = other._selector.get_map().values()
+        until = time.monotonic() + 60
+        while key.data.doing != "validating" and time.monotonic() < until:
+            time.sleep(0.02)
+        assert key.data.doing == "validating"
+        assert key.data.process.description == describe_this()
 
 
 def test_an_end_without_goodbye_is_named(watched: Watched) -> None:
@@ -137,7 +206,7 @@ def test_strangers_are_turned_away(words: bytes, watched: Watched) -> None:
     # Ranks are still answered.
     watched.report()
     watched.socket.settimeout(5)
-    assert watched.socket.recv(100) == b"{}\n"
+    assert json.loads(watched.socket.recv(1000))["doing"] == "starting"
     assert watched.reasons == []
 
 
