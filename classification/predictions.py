@@ -84,7 +84,8 @@ def predictions_csv(path: Path, targets: Outputs, labeled: Sequence[Slide], logi
     """Write what was predicted for every slide as CSV, completely or not at all.
 
     Columns: slide_id, patient, label, logit_NAME and probability_NAME for every output (but not of a regression),
-    prediction, loss. Logits are exact to float32, so that scores can be computed from the file.
+    prediction, loss. Logits are exact to float32, so that scores can be computed from the file. Loss is without class
+    weights: softmax cross-entropy, the mean binary cross-entropy of labels, smooth L1 of numbers.
 
     Raises:
         ValueError: no slides, or logits of another shape.
@@ -103,7 +104,7 @@ def predictions_csv(path: Path, targets: Outputs, labeled: Sequence[Slide], logi
     for index, slide in enumerate(labeled):
         numbers = [logits_NK[index], p_NK[index]] if columns else []
         writer.writerow(
-            [slide.slide_id, slide.group or slide.slide_id, slide.text]
+            [slide.slide_id, slide.group or slide.slide_id, _label(targets, slide)]
             + [f"{value:.9g}" for row in numbers for value in row]
             + [_predicted(targets, logits_NK[index], p_NK[index]), f"{loss_N[index]:.9g}"]
         )
@@ -118,6 +119,15 @@ def probabilities_and_losses(targets: Outputs, logits_NK: Values, target_NK: Val
     if targets.kind == "multilabel":
         return measured.sigmoid_NK(logits_NK), measured.sigmoid_loss_N(logits_NK, target_NK)
     return logits_NK, measured.smooth_l1_loss_N(logits_NK, target_NK)
+
+
+def _label(targets: Outputs, slide: Slide) -> str:
+    """The label; of classes and labels written as predictions are, so that the two can be compared."""
+    if targets.kind == "classes":
+        return targets.names[int(slide.target_K.argmax())]
+    if targets.kind == "multilabel":
+        return ";".join(str(int(value > 0.5)) for value in slide.target_K)
+    return slide.text
 
 
 def _predicted(targets: Outputs, logits_K: Values, p_K: Values) -> str:

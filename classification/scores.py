@@ -7,6 +7,8 @@
 
 Where a score does not exist, such as the AUC of one class only, its value is None and its text has the reason.
 
+The calibration error has no interval: within resamples it is larger than in the set, since slides repeat.
+
 N slides, K outputs, R resamples of patients; the first row of `weight_RN` is the set itself.
 """
 
@@ -199,7 +201,7 @@ def _classes(targets: Outputs, logits_NK: Values, target_NK: Values, weight_RN: 
         if two
         else _mean_of_defined(np.stack([_auc_R(p_NK[:, k], truth_N == k, weight_RN) for k in range(classes)])),
         "brier": measured.brier_R(*brier, weight_RN),
-        "calibration_error": measured.calibration_error_R(stated_N, event_N, weight_RN),
+        "calibration_error": measured.calibration_error_R(stated_N, event_N, weight_RN[:1]),
     }
     if targets.ordered:
         found_R["kappa"] = measured.kappa_R(truth_N, predicted_N, classes, weight_RN)
@@ -230,7 +232,7 @@ def _multilabel(targets: Outputs, logits_NK: Values, target_NK: Values, weight_R
         "auc": _mean_of_defined(np.stack([_auc_R(p_NK[:, k], truth_NK[:, k], weight_RN) for k in labels])),
         "brier": measured.brier_R(p_NK, target_NK, weight_RN) / len(labels),
         "calibration_error": np.mean(
-            [measured.calibration_error_R(p_NK[:, k], truth_NK[:, k], weight_RN) for k in labels], axis=0
+            [measured.calibration_error_R(p_NK[:, k], truth_NK[:, k], weight_RN[:1]) for k in labels], axis=0
         ),
     }
     why = "undefined: each label occurs in all slides or in none"
@@ -290,7 +292,7 @@ def _output(
     if label:
         values["accuracy"] = _score(measured.mean_R(right_N, weight_RN), patients)
         values["brier"] = _score(measured.mean_R((p_N - truth_N) ** 2, weight_RN), patients)
-        values["calibration_error"] = _score(measured.calibration_error_R(p_N, truth_N, weight_RN), patients)
+        values["calibration_error"] = _score(measured.calibration_error_R(p_N, truth_N, weight_RN[:1]), patients)
     points: tuple[tuple[float, float], ...] = ()
     if values["auc"].value is not None:
         curve = roc(truth_N, p_N)
@@ -320,6 +322,7 @@ def _mean_of_defined(values_KR: Values) -> Values:
 
 
 def _score(values_R: Values, patients: int, why: str = "") -> Score:
+    """Return a score from its value in the set, which is first, and those in resamples, if any."""
     value = float(values_R[0])
     if not math.isfinite(value):
         return Score(None, None, None, why or "undefined")

@@ -46,9 +46,13 @@ class RunLog:
         folder: the run's `--log_dir`, or None.
         rank: this rank.
         seconds: how long the run took before it was resumed.
+        page: writes the run's `report.html` from its folder after every validation; returns a warning, or "".
     """
 
-    def __init__(self, folder: Path | None, rank: int, seconds: float = 0.0) -> None:
+    def __init__(
+        self, folder: Path | None, rank: int, seconds: float = 0.0, page: Callable[[Path], str] = report.attempt
+    ) -> None:
+        self._page = page
         self._folder = folder if rank == 0 else None
         self._writer = tf.summary.create_file_writer(str(folder)) if folder and rank == 0 else None
         self._start = time.monotonic() - seconds
@@ -110,7 +114,7 @@ class RunLog:
     def report(self) -> None:
         """Write `report.html` from what is in the folder; a failure is a warning, since the run is worth more."""
         self._validated = False
-        if self._folder is not None and (warning := report.attempt(self._folder)):
+        if self._folder is not None and (warning := self._page(self._folder)):
             job.write(warning)
 
     def started(self, start: dict[str, Any]) -> None:

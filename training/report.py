@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,8 @@ def html(folder: Path) -> str:
         ValueError: its options.json is damaged.
         OSError: it cannot be read.
     """
-    try:
-        given = dict(json.loads((folder / "options.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'options.json'} is damaged: {error}") from error
-    rows = _rows(folder)
+    given = read_options(folder)
+    rows = read_rows(folder)
     train, val = ([row for row in rows if row.get("kind") == kind] for kind in ("train", "val"))
     names = _class_names(folder, rows)
     return page(
@@ -96,20 +93,33 @@ def html(folder: Path) -> str:
             f"<h1>Training: {escape(folder.resolve().name)}</h1>",
             _about(folder, given, rows, names),
             f'<div class="numbers">{"".join(_numbers(train, val))}</div>',
-            _curves(train, val),
+            curves(CURVES, train, val),
             _classes(val, names),
             _sheets(folder, val),
             _samples(folder, names),
             _maps(folder),
-            _environment(folder),
+            environment(folder),
             "<h2>Options</h2>",
             options("options of train.py", given),
         ],
     )
 
 
-def _rows(folder: Path) -> list[Row]:
-    """Read metrics.jsonl; lines that a full disk cut short are omitted."""
+def read_options(folder: Path) -> Row:
+    """Read options.json of a run.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        return dict(json.loads((folder / "options.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'options.json'} is damaged: {error}") from error
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Read metrics.jsonl of a run; lines that a full disk cut short are omitted."""
     path = folder / "metrics.jsonl"
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -157,7 +167,7 @@ def _about(folder: Path, given: Mapping[str, Any], rows: Sequence[Row], names: S
     return named(
         [
             ("folder", str(folder.resolve())),
-            ("state", f"{done}: {images} of {length} images in {_duration(seconds)}"),
+            ("state", f"{done}: {images} of {length} images in {duration(seconds)}"),
             ("model", f"{given.get('model') or final.get('network') or 'the default'}{view}"),
             ("slides", str(data)),
             ("labels", labels),
@@ -170,7 +180,8 @@ def _about(folder: Path, given: Mapping[str, Any], rows: Sequence[Row], names: S
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format a time in minutes or hours."""
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
@@ -200,9 +211,16 @@ def _card(name: str, value: float | None, what: str) -> str:
     return card(name, number(value), escape(what), defined=value is not None)
 
 
-def _curves(train: Sequence[Row], val: Sequence[Row]) -> str:
+def curves(wanted: Sequence[tuple[str, str, bool, bool]], train: Sequence[Row], val: Sequence[Row]) -> str:
+    """Draw what was logged over the images trained, as HTML; quantities that were not logged are omitted.
+
+    Args:
+        wanted: title, name in metrics.jsonl, whether it is a share (0 to 1), whether its scale is logarithmic.
+        train: rows of the training.
+        val: rows of validations.
+    """
     figures = []
-    for title, key, share, log in CURVES:
+    for title, key, share, log in wanted:
         first, second = _points(train, key), _points(val, key)
         if not first and not second:
             continue
@@ -313,7 +331,8 @@ def _maps(folder: Path) -> str:
     )
 
 
-def _environment(folder: Path) -> str:
+def environment(folder: Path) -> str:
+    """Show where a run was started, as HTML; empty where nothing was recorded."""
     starts = read_starts(folder)
     if not starts:
         return ""
@@ -323,16 +342,21 @@ def _environment(folder: Path) -> str:
     return f"<h2>Environment</h2>{named([*rows, ('starts', times if len(starts) > 1 else '')])}"
 
 
-def attempt(folder: Path) -> str:
+def attempt(folder: Path, write: Callable[[Path], object] = write, module: str = "training.report") -> str:
     """Write the report of a run that goes on whatever happens; returns a warning, or "".
 
     A page must not end a training run, so every error becomes a warning.
+
+    Args:
+        folder: the run's `--log_dir`.
+        write: writes the page of a folder.
+        module: what writes it later from the command line.
     """
     try:
         write(folder)
     except Exception as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else f"{error}"
-        again = f"python -m training.report {folder}"
+        again = f"python -m {module} {folder}"
         return (
             f"WARNING     {folder / NAME} is not up to date ({reason}); the run continues, and {again} writes it later"
         )

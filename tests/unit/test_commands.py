@@ -24,6 +24,7 @@ MODULES = (
     "slides.context",
     "streaming.statistics",
     "training.report",
+    "classification.report",
     "doctor",
 )
 SCRIPTS = ("run_train.sh", "run_prepro.sh", "run_tests.sh", "setup_env.sh", "check.sh")
