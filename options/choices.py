@@ -35,6 +35,13 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # cells.
 SIZE_MULTIPLE = 128
 
+TargetKind = Literal["classes", "multilabel", "regression"]  # of the labels of whole slides
+TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
+WholeAugmentation = Literal["none", "flips", "standard", "strong"]
+WHOLE_AUGMENTATIONS: tuple[WholeAugmentation, ...] = get_args(WholeAugmentation)
+ColorModel = Literal["none", "lch", "hed"]  # lightness, chroma and hue; densities of stains
+COLOR_MODELS: tuple[ColorModel, ...] = get_args(ColorModel)
+
 LossName = Literal["ce", "focal", "dice", "ce+dice"]
 ScheduleName = Literal["constant", "cosine", "cyclic", "poly"]
 LrScaling = Literal["linear", "sqrt", "none"]

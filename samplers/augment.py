@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 
 from options.choices import Augmentation
 from samplers.draw import AUGMENT, generator
+from slides.stain import HED_RGB
 from slides.truth.label import IGNORE
 
 GRID = 5  # nodes a side of the elastic grid; those on the border do not move along it
 TAPS = 3  # reach of the blur, px
-
-# Optical density of haematoxylin, eosin and DAB in red, green, blue (Ruifrok and Johnston 2001).
-HED_RGB = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float64)
-HED_RGB /= np.linalg.norm(HED_RGB, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)

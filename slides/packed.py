@@ -279,7 +279,8 @@ def _scanned(path: Path) -> dict[str, Member]:
                 )
             if info.offset_data + info.size > size:
                 raise PackError(f"archive {path} ends inside {info.name!r}: it is incomplete: pack it again")
-            _add(found, info.name, Member(info.offset_data, info.size), path)
+            # `tar -C FOLDER -cf NAME.tar .` names its files ./a
+            _add(found, info.name.removeprefix("./"), Member(info.offset_data, info.size), path)
     return found
 
 

@@ -35,6 +35,9 @@ LEAST_PX = 2_000  # fewer stained px (0.008 mm2) tell nothing
 LEAST_ANGLE = {"macenko": math.radians(8), "vahadane": math.radians(3)}
 MOST_SCALE = 3.0  # a normalization never changes a density by more: noise would grow, too
 PERCENTILES = 1.0, 99.0  # of angles and densities, as Macenko et al.
+# Optical density of haematoxylin, eosin and DAB in red, green, blue (Ruifrok and Johnston 2001).
+HED_RGB = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float64)
+HED_RGB /= np.linalg.norm(HED_RGB, axis=1, keepdims=True)
 SPARSITY = 0.1  # as Vahadane et al.
 DICTIONARY_PX = 5_000
 

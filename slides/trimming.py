@@ -105,14 +105,22 @@ def read_strips(slide: Slide, trim: Trim, rows: int) -> Iterator[NDArray[np.uint
     """
     width, height = trim.size_xy_trim
     for top in range(0, height, rows):
-        strip_HWC = np.empty((min(rows, height - top), width, 3), np.uint8)
-        for rows_grid, row in _inside(trim.runs_y, top, top + strip_HWC.shape[0]):
-            for columns_grid, column in _inside(trim.runs_x, 0, width):
-                hw = rows_grid[1] - rows_grid[0], columns_grid[1] - columns_grid[0]
-                corner = columns_grid[0] * trim.step_xy_l0[0], rows_grid[0] * trim.step_xy_l0[1]
-                window = Window(corner, hw, trim.step_xy_l0)
-                strip_HWC[row : row + hw[0], column : column + hw[1]] = slide.read(window)
-        yield strip_HWC
+        yield read_part(slide, trim, (top, min(top + rows, height)), (0, width))
+
+
+def read_part(slide: Slide, trim: Trim, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read rows and columns (first, end) of a trimmed image as image_HWC; they lie inside it. See `read_strips`.
+
+    Raises:
+        SlideError: The slide cannot be decoded.
+    """
+    part_HWC = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
+    for rows_grid, row in _inside(trim.runs_y, *rows):
+        for columns_grid, column in _inside(trim.runs_x, *columns):
+            hw = rows_grid[1] - rows_grid[0], columns_grid[1] - columns_grid[0]
+            corner = columns_grid[0] * trim.step_xy_l0[0], rows_grid[0] * trim.step_xy_l0[1]
+            part_HWC[row : row + hw[0], column : column + hw[1]] = slide.read(Window(corner, hw, trim.step_xy_l0))
+    return part_HWC
 
 
 def _inside(runs: Runs, first: int, end: int) -> Iterator[tuple[tuple[int, int], int]]:
@@ -195,15 +203,32 @@ def read_trim(path: Path) -> Trim:
         ValueError: The file cannot be read, or is not such a map.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no map of a trimmed slide: {error}") from error
+    return trim_of(text, str(path))
+
+
+def trim_of(text: str, where: str) -> Trim:
+    """Read what `trim_text` gave.
+
+    Args:
+        text: JSON.
+        where: Its file, for messages.
+
+    Raises:
+        ValueError: It is not such a map.
+    """
+    try:
+        stored = json.loads(text)
         if not isinstance(stored, dict) or stored.get("version") != VERSION:
             raise ValueError(f"version {VERSION} is wanted")
         step_x, step_y = stored["step_xy_l0"]
         return Trim((float(step_x), float(step_y)), _runs(stored["runs_x_grid"]), _runs(stored["runs_y_grid"]))
     except KeyError as error:
-        raise ValueError(f"{path} is no map of a trimmed slide: {error} is missing") from error
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no map of a trimmed slide: {error}") from error
+        raise ValueError(f"{where} is no map of a trimmed slide: {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} is no map of a trimmed slide: {error}") from error
 
 
 def _runs(stored: Any) -> Runs:
