@@ -10,6 +10,7 @@ import simplejpeg
 
 from classification import image_files
 from classification.images import in_folder, in_tar
+from cohorts.staging import Place, Staging
 from preprocessing import pack
 from slides.geometry import Trim
 from slides.reader import Slide, SlideError
@@ -241,3 +242,30 @@ def test_images_of_the_real_step(tmp_path):
     assert (folder.size_xy_l0, folder.um_px_xy_l0, folder.um_px) == ((900, 700), (4.0, 4.0), 8.0)
     assert 180 <= x <= 200
     assert 80 <= y <= 100
+
+
+def test_copies_on_the_node(tmp_path):
+    expected_HWC, trim = made_by_us(tmp_path / "in")
+    assert pack.main(["--files", str(tmp_path / "in"), "--out", str(tmp_path)]) == 0
+    packed = tmp_path / "pack" / "in.tar"
+    for number, images in enumerate((in_folder(tmp_path / "in"), in_tar(packed))):
+        staging = Staging(tmp_path / f"node{number}", 10**9, Place(0, 1), lambda value: [value])
+        moved, line = images.staged(staging)
+        assert line.startswith(("2 of 2 files", "1 of 1 file")[number])
+        # Only the map, which is small, is read where it was.
+        for path in (tmp_path / "in" / "images" / "a.tif", tmp_path / "in" / "masks" / "a.tif", packed)[2 * number :][
+            :2
+        ]:
+            path.rename(path.with_suffix(".gone"))
+        image = moved.open("a")
+        assert image.where.startswith(str(tmp_path / f"node{number}"))
+        check(image, expected_HWC, trim)
+        staging.close()
+
+
+def test_faults_before_a_run(tmp_path):
+    made_by_us(tmp_path)
+    (tmp_path / "images" / "b.tif").write_bytes(b"II*\0")
+    images = in_folder(tmp_path)
+    (fault,) = images.faults(["a", "b"])
+    assert fault.startswith(f"slide {tmp_path}/images/b.tif cannot be opened: ")
