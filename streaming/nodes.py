@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from streaming.rules import Rule
+import numpy as np
+
+from streaming.rules import Rule, Transposed
 
 Kind = Literal["local", "sum", "whole", "small"]
 
@@ -103,3 +105,10 @@ def variables_of(nodes: Iterable[Node]) -> list[Any]:
         for variable in getattr(node.layer, "trainable_variables", ()):
             found.setdefault(id(variable), variable)
     return list(found.values())
+
+
+def multiplications(node: Node) -> int:
+    """Multiplications of an operation for one output cell."""
+    weights = [v for v in getattr(node.layer, "weights", ()) if len(v.shape) in (2, 4)]
+    count = sum(int(np.prod(v.shape)) for v in weights)
+    return count // int(np.prod(node.rule.strides)) if isinstance(node.rule, Transposed) else count

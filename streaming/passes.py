@@ -8,8 +8,7 @@ Shapes: B images, H rows, W columns, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,85 +16,16 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from streaming.images import Source, alike
-from streaming.nodes import Graph, Node, Value, variables_of
+from streaming.layout import Layout, Part, State
+from streaming.nodes import Node, Value, variables_of
+from streaming.regions import Interval
 from streaming.segments import Segment
+from streaming.sharing import Alone, Sharing, Totals, added, check_alike, completed, labels, only_first, owners
 from streaming.storage import Storage, wide
-from streaming.tiles import Band, Sizes
+from streaming.tiles import Band
 from streaming.trace import Accumulators, Trace
 
 Array = NDArray[Any]
-
-
-@dataclass
-class Counts:
-    """Tiles of the passes over the last image.
-
-    Attributes:
-        forward: tiles computed.
-        forward_reused: tiles whose result was that of another one: all inputs of one value, the same sides.
-        backward: tiles computed.
-        backward_reused: tiles whose gradient was added to that of another one before it was computed.
-        skipped: tiles whose gradient is zero everywhere.
-    """
-
-    forward: int = 0
-    forward_reused: int = 0
-    backward: int = 0
-    backward_reused: int = 0
-    skipped: int = 0
-
-
-@dataclass(eq=False)
-class Part:
-    """A segment laid out for one size of image.
-
-    Attributes:
-        segment: what is done.
-        rows: bands of rows.
-        columns: bands of columns.
-    """
-
-    segment: Segment
-    rows: Sequence[Band]
-    columns: Sequence[Band]
-
-    def tiles(self) -> Iterator[tuple[tuple[int, int], tuple[Band, Band]]]:
-        """Every tile: a key that is equal for tiles in which operations do the same, and its bands."""
-        keys = [[next(i for i, other in enumerate(bands) if band.same(other)) for band in bands]
-                for bands in (self.rows, self.columns)]  # fmt: skip
-        for row, row_key in zip(self.rows, keys[0], strict=True):
-            for column, column_key in zip(self.columns, keys[1], strict=True):
-                yield (row_key, column_key), (row, column)
-
-
-@dataclass(eq=False)
-class Layout:
-    """A network laid out for one size of image.
-
-    Attributes:
-        graph: the network.
-        parts: its segments in order.
-        sizes: rows and columns of every value.
-    """
-
-    graph: Graph
-    parts: list[Part]
-    sizes: tuple[Sizes, Sizes]
-
-
-@dataclass(eq=False)
-class State:
-    """What a forward pass leaves for the backward pass.
-
-    Attributes:
-        image: the source.
-        known: value's index -> kept map (B, H, W, C) or small value.
-        counts: tiles done.
-    """
-
-    image: Source
-    known: dict[int, Any] = field(default_factory=dict)
-    counts: Counts = field(default_factory=Counts)
 
 
 class Passes:
@@ -105,10 +35,18 @@ class Passes:
         layout: the network for the image's size.
         trace: from a segment and the inputs whose gradients are wanted to its functions.
         storage: makes arrays for maps.
+        sharing: the ranks that share the image.
     """
 
-    def __init__(self, layout: Layout, trace: Callable[[Segment, Sequence[Value]], Trace], storage: Storage) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        trace: Callable[[Segment, Sequence[Value]], Trace],
+        storage: Storage,
+        sharing: Sharing | None = None,
+    ) -> None:
         self.layout, self.trace, self.storage = layout, trace, storage
+        self.sharing = sharing or Alone()
 
     # --- Forward ------------------------------------------------------------------------------------------------------
 
@@ -119,6 +57,7 @@ class Passes:
             image: what is streamed.
             release: drop maps as soon as no later segment needs them; then there is no backward pass.
         """
+        check_alike(self.sharing, image.shape)
         state = State(image)
         outputs = {value.index for value in self.layout.graph.outputs}
         for number, part in enumerate(self.layout.parts):
@@ -144,12 +83,14 @@ class Passes:
         for value in segment.maps:
             hw = (self.layout.sizes[0][value.index], self.layout.sizes[1][value.index])
             state.known[value.index] = self.storage.zeros((images, *hw, value.channels), value.dtype)
-        totals: list[Any] = [0.0] * len(segment.sums)
+        totals = Totals(self.sharing, segment.sums, images, len(part.rows) * len(part.columns))
         trace = self.trace(segment, ())
         made: dict[Any, list[Any]] = {}
-        for key, bands in part.tiles():
-            inputs = self._inputs(part, state, bands)
-            same = _likeness(key, segment, inputs)
+        mine = self._mine(part, state)
+        for number, (key, bands) in enumerate(part.tiles()):
+            if number not in mine:
+                continue
+            same, inputs = self._look(part, state, number, key, bands, made)
             if same in made:
                 out = made[same]
                 state.counts.forward_reused += 1
@@ -161,10 +102,51 @@ class Passes:
             for place, value in enumerate(segment.maps):
                 (top, bottom), (left, right) = bands[0].boxes[place], bands[1].boxes[place]
                 state.known[value.index][:, top:bottom, left:right] = out[place]
-            for number, found in enumerate(out[len(segment.maps) :]):
-                totals[number] = totals[number] + found.astype(np.float64)
-        for node, total in zip(segment.sums, totals, strict=True):
+            totals.add(number, out[len(segment.maps) :])
+        for value in segment.maps:
+            completed(self.sharing, state.known[value.index])
+        for node, total in zip(segment.sums, totals.all(), strict=True):
             state.known[node.output.index] = self._sum(node, total)
+
+    def _look(
+        self,
+        part: Part,
+        state: State,
+        number: int,
+        key: tuple[int, int],
+        bands: tuple[Band, Band],
+        before: Container[Any],
+    ) -> tuple[Any, list[Any]]:
+        """`_likeness` of a tile, and its windows; these are not read where it is known to be like one `before`."""
+        known = state.labels.get(part.segment.index)
+        if known is not None and known[number] in before:
+            return known[number], []
+        inputs = self._inputs(part, state, bands)
+        return (_likeness(key, part.segment, inputs) if known is None else known[number]), inputs
+
+    def _mine(self, part: Part, state: State) -> Container[int]:
+        """Numbers of the tiles that this rank computes."""
+        if self.sharing.size == 1:
+            return range(len(part.rows) * len(part.columns))
+        tiles = list(part.tiles())
+        same = labels(self.sharing, lambda number: self._corners_alike(part, state, *tiles[number]), len(tiles))
+        state.labels[part.segment.index] = same
+        ranks = owners(part.costs(), same, self.sharing.size)
+        return {number for number, rank in enumerate(ranks) if rank == self.sharing.rank}
+
+    def _corners_alike(self, part: Part, state: State, key: tuple[int, int], bands: tuple[Band, Band]) -> Any:
+        """`_likeness` of a tile; most are known to be like no other by their corners, and not read for it."""
+        for value in part.segment.inputs:
+            if not value.small:
+                (top, bottom), (left, right) = (band.held[value.index] for band in bands)
+                corners = [
+                    self._window(state, value, (row, row + 1), (column, column + 1))
+                    for row in (top, bottom - 1)
+                    for column in (left, right - 1)
+                ]
+                if not all(np.array_equal(corners[0], other) for other in corners[1:]):
+                    return None
+        return _likeness(key, part.segment, self._inputs(part, state, bands))
 
     def _sum(self, node: Node, total: Array) -> Any:
         """The value of a sum from all its parts."""
@@ -185,14 +167,16 @@ class Passes:
             if value.small:
                 found.append(state.known[value.index])
                 continue
-            rows, columns = (band.held[value.index] for band in bands)
-            if value.index == 0:
-                window = state.image.read(rows, columns)
-                found.append(np.ascontiguousarray(window, tf.as_dtype(value.dtype).as_numpy_dtype))
-            else:
-                window = state.known[value.index][:, rows[0] : rows[1], columns[0] : columns[1]]
-                found.append(np.ascontiguousarray(window))
+            window = self._window(state, value, *(band.held[value.index] for band in bands))
+            found.append(np.ascontiguousarray(window, tf.as_dtype(value.dtype).as_numpy_dtype))
         return found
+
+    def _window(self, state: State, value: Value, rows: Interval, columns: Interval) -> Array:
+        """A window of the image or of a kept map."""
+        if value.index == 0:
+            return state.image.read(rows, columns)
+        window: Array = state.known[value.index][:, rows[0] : rows[1], columns[0] : columns[1]]
+        return window
 
     # --- Backward -----------------------------------------------------------------------------------------------------
 
@@ -215,19 +199,26 @@ class Passes:
         for part in reversed(self.layout.parts):
             sources = [value for value in part.segment.inputs if value.index in wanted]
             for value in [*sources, *(v for n in part.segment.first for v in n.inputs if v.index in wanted)]:
-                if value.index in given:  # the caller's array stays as it is
-                    slopes[value.index] = np.array(slopes[value.index])
-                    given.remove(value.index)
-                elif value.index not in slopes:
-                    shape = state.known[value.index].shape
-                    make = np.zeros if value.small else self.storage.zeros
-                    slopes[value.index] = make(tuple(shape), wide(value.dtype))
+                self._ready(value, state, slopes, given)
             if sources or any(id(v) in accumulators for v in variables_of(part.segment.nodes)):
+                for value in sources:
+                    only_first(self.sharing, slopes[value.index])
                 self._backward_part(part, state, slopes, sources)
+                for value in sources:
+                    added(self.sharing, slopes[value.index])
             for node in reversed(part.segment.first):
                 self._backward_once(node, state, slopes, wanted, accumulators)
             for value in part.segment.maps:
                 slopes.pop(value.index, None)
+
+    def _ready(self, value: Value, state: State, slopes: dict[int, Any], given: set[int]) -> None:
+        """An array for the gradient of a value; the caller's stays as it is."""
+        if value.index in given:
+            slopes[value.index] = np.array(slopes[value.index])
+            given.remove(value.index)
+        elif value.index not in slopes:
+            make = np.zeros if value.small else self.storage.zeros
+            slopes[value.index] = make(tuple(state.known[value.index].shape), wide(value.dtype))
 
     def _wanted(self, accumulators: Accumulators, image: bool) -> set[int]:
         """Values whose gradient somebody needs."""
@@ -244,27 +235,45 @@ class Passes:
         trace = self.trace(segment, sources)
         sums = [self._sum_slope(node, state, slopes) for node in segment.sums]
         waiting: dict[Any, tuple[list[Any], tuple[Band, Band], list[Any]]] = {}
-        for key, bands in part.tiles():
-            boxes = [self._box(slopes, v, place, bands, state) for place, v in enumerate(segment.maps)]
+        mine = self._mine_back(part, state, slopes, sums, bool(sources))
+        for number, (key, bands) in enumerate(part.tiles()):
+            if number not in mine:
+                continue
+            boxes = self._boxes(slopes, segment, bands, state)
             if not any(np.any(g) for g in [*boxes, *sums]):
                 state.counts.skipped += 1
                 continue
-            inputs = self._inputs(part, state, bands)
             # Tiles of one value differ in their gradients only; those of variables are linear in them.
-            same = None if sources else _likeness(key, segment, inputs)
+            if sources:
+                same, inputs = None, self._inputs(part, state, bands)
+            else:
+                same, inputs = self._look(part, state, number, key, bands, waiting)
             if same is None:
                 self._backward_tile(trace, inputs, bands, [*boxes, *sums], slopes)
                 state.counts.backward += 1
             elif same in waiting:
-                before = waiting[same][2]
-                added = [a + b for a, b in zip(before, [*boxes, *sums], strict=True)]
-                waiting[same] = (inputs, bands, added)
+                inputs, first, before = waiting[same]
+                waiting[same] = inputs, first, [a + b for a, b in zip(before, [*boxes, *sums], strict=True)]
                 state.counts.backward_reused += 1
             else:
                 waiting[same] = (inputs, bands, [*boxes, *sums])
         for inputs, bands, summed in waiting.values():
             self._backward_tile(trace, inputs, bands, summed, slopes)
             state.counts.backward += 1
+
+    def _mine_back(
+        self, part: Part, state: State, slopes: Mapping[int, Any], sums: Sequence[Array], sources: bool
+    ) -> Container[int]:
+        """Numbers of the tiles whose gradients this rank computes, or skips as zero."""
+        costs = part.costs()
+        if self.sharing.size == 1:
+            return range(len(costs))
+        same = list(state.labels[part.segment.index])
+        for number, (_, bands) in enumerate(part.tiles()):
+            if not any(np.any(g) for g in [*self._boxes(slopes, part.segment, bands, state), *sums]):
+                costs[number], same[number] = 0, None
+        ranks = owners(costs, [None] * len(same) if sources else same, self.sharing.size)
+        return {number for number, rank in enumerate(ranks) if rank == self.sharing.rank}
 
     def _backward_tile(
         self, trace: Trace, inputs: list[Any], bands: tuple[Band, Band], given: list[Any], slopes: dict[int, Any]
@@ -278,15 +287,19 @@ class Passes:
                 (top, bottom), (left, right) = (band.held[value.index] for band in bands)
                 slopes[value.index][:, top:bottom, left:right] += found.numpy()
 
-    def _box(
-        self, slopes: Mapping[int, Any], value: Value, place: int, bands: tuple[Band, Band], state: State
-    ) -> Array:
-        """The part of a map's gradient that belongs to a tile."""
-        (top, bottom), (left, right) = bands[0].boxes[place], bands[1].boxes[place]
-        if value.index not in slopes:
-            return np.zeros((state.image.shape[0], bottom - top, right - left, value.channels), wide(value.dtype))
-        box: Array = slopes[value.index][:, top:bottom, left:right]
-        return box
+    def _boxes(
+        self, slopes: Mapping[int, Any], segment: Segment, bands: tuple[Band, Band], state: State
+    ) -> list[Array]:
+        """The part of every map's gradient that belongs to a tile."""
+        boxes = []
+        for place, value in enumerate(segment.maps):
+            (top, bottom), (left, right) = bands[0].boxes[place], bands[1].boxes[place]
+            if value.index in slopes:
+                boxes.append(slopes[value.index][:, top:bottom, left:right])
+            else:
+                shape = (state.image.shape[0], bottom - top, right - left, value.channels)
+                boxes.append(np.zeros(shape, wide(value.dtype)))
+        return boxes
 
     def _sum_slope(self, node: Node, state: State, slopes: Mapping[int, Any]) -> Array:
         """Gradient of every part of a sum, (B, C), or (B, 2, C) of two moments."""
@@ -314,8 +327,10 @@ class Passes:
         for value, gradient in zip(node.inputs, found, strict=False):
             if value.index in wanted:
                 slopes[value.index] += gradient.numpy()
-        for variable, gradient in zip(variables, found[len(inputs) :], strict=True):
-            accumulators[id(variable)].assign_add(gradient)
+        # Ranks: all do this for the gradients of the inputs; those of variables are summed over ranks.
+        if self.sharing.rank == 0:
+            for variable, gradient in zip(variables, found[len(inputs) :], strict=True):
+                accumulators[id(variable)].assign_add(gradient)
 
 
 def _likeness(key: tuple[int, int], segment: Segment, inputs: Sequence[Any]) -> Any:

@@ -17,8 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from streaming.nodes import Node, Value
-from streaming.passes import Layout, Part
+from streaming.layout import Layout, Part
+from streaming.nodes import Node, Value, multiplications
 from streaming.rules import Kernel, Transposed
 from streaming.segments import Segment
 from streaming.storage import wide
@@ -218,16 +218,9 @@ def _part_multiplications(part: Part) -> int:
     for node in part.segment.nodes:
         at = node.output.index
         rows, columns = (sum(b.held[at][1] - b.held[at][0] for b in axis) for axis in (part.rows, part.columns))
-        total += rows * columns * _per_cell(node)
+        total += rows * columns * multiplications(node)
     return total
 
 
 def _multiplications(node: Node, rows: Any, columns: Any) -> int:
-    return int(rows[node.output.index] * columns[node.output.index] * _per_cell(node))
-
-
-def _per_cell(node: Node) -> int:
-    """Multiplications for one output cell."""
-    weights = [v for v in getattr(node.layer, "weights", ()) if len(v.shape) in (2, 4)]
-    count = sum(int(np.prod(v.shape)) for v in weights)
-    return count // int(np.prod(node.rule.strides)) if isinstance(node.rule, Transposed) else count
+    return int(rows[node.output.index] * columns[node.output.index] * multiplications(node))

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from streaming import graph as graphs
 from streaming.images import source
+from streaming.layout import Counts, Layout, Part, State
 from streaming.nodes import Value, variables_of
-from streaming.passes import Counts, Layout, Part, Passes, State
+from streaming.passes import Passes
 from streaming.segments import Segment, segments
+from streaming.sharing import Alone, Sharing, completed, only_first, summed
 from streaming.storage import Storage, wide
 from streaming.tiles import bands, sizes
 from streaming.trace import Trace
@@ -58,6 +60,8 @@ class Streamed:
             gradient; each costs a segment. `update_statistics` then moves the moving statistics.
         dropout: "refuse" random layers, or let them be "inactive".
         scratch: folder for files of kept maps; they are in memory if None.
+        sharing: the ranks among which the tiles of an image are shared; all of them call `forward` with the same image
+            and `backward` after it, and get the same map and the same gradients, which are those of one rank.
 
     Attributes:
         tile: see above.
@@ -65,7 +69,7 @@ class Streamed:
         cut: see above.
         graph: the network as it was read.
         variables: trainable variables of the streamed part, in the order of gradients.
-        counts: tiles of the last image.
+        counts: tiles of the last image that this rank did.
 
     Raises:
         ValueError: not such a network, or a layer that cannot be streamed, by its name.
@@ -80,6 +84,7 @@ class Streamed:
         batch_statistics: bool = False,
         dropout: Literal["refuse", "inactive"] = "refuse",
         scratch: str | Path | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         if keras.backend.backend() != "tensorflow":
             raise ValueError(f"Keras runs on {keras.backend.backend()}; streaming needs KERAS_BACKEND=tensorflow")
@@ -88,7 +93,7 @@ class Streamed:
         if any(side < 1 for side in ([tile] if isinstance(tile, int) else tile)):
             raise ValueError(f"tile {tile}: give a positive number of px")
         self.tile, self.cut, self.segments = tile, cut, tuple(segments)
-        self._model = model
+        self._model, self._sharing = model, sharing or Alone()
         self.graph = graphs.read(model, cut, batch_statistics, dropout)
         self._keep = [self._named(name) for name in segments]
         self._storage = Storage(None if scratch is None else Path(scratch))
@@ -106,7 +111,7 @@ class Streamed:
 
     @property
     def counts(self) -> Counts:
-        """Tiles of the last image."""
+        """Tiles of the last image that this rank did."""
         return Counts() if self._state is None else self._state.counts
 
     def _named(self, name: str) -> Value:
@@ -169,7 +174,7 @@ class Streamed:
         return self._traces[key]
 
     def _passes(self, layout: Layout) -> Passes:
-        return Passes(layout, self._trace, self._storage)
+        return Passes(layout, self._trace, self._storage, self._sharing)
 
     def forward(self, image: Any, backward: bool = True) -> Any:
         """The late map of an image.
@@ -207,8 +212,9 @@ class Streamed:
         """Gradients of the last image of `forward`.
 
         Args:
-            gradient: of the loss at the late map, of its shape; a list if there are several.
-            image_gradient: whether that of the image is wanted, or an array (B, H, W, C), also in a file, to add it to.
+            gradient: of the loss at the late map, of its shape; a list if there are several. Rank 0's is taken.
+            image_gradient: whether that of the image is wanted, or an array (B, H, W, C), also in a file, to add it to;
+                if ranks share the image, to rank 0's array, which all of them get.
 
         Returns:
             Gradients of `variables`, and of the image.
@@ -237,8 +243,12 @@ class Streamed:
             accumulator.assign(tf.zeros_like(accumulator))
         state.counts.backward = state.counts.backward_reused = state.counts.skipped = 0
         layout = self.layout(state.image.shape[1:3])
+        # Ranks: a head's gradients may differ in their last bits on GPUs, and with them which tiles are skipped.
+        if self._sharing.size > 1:
+            arrays = [completed(self._sharing, only_first(self._sharing, np.array(array))) for array in arrays]
         self._passes(layout).backward(state, arrays, self._accumulators, place)
-        return Gradients([tf.identity(self._accumulators[id(v)]) for v in self.variables], place)
+        found = [tf.identity(self._accumulators[id(v)]) for v in self.variables]
+        return Gradients(summed(self._sharing, found), place)
 
     def update_statistics(self) -> None:
         """Moves the moving statistics of batch normalization towards those of the last image, as Keras does.

@@ -13,7 +13,7 @@ from keras import layers
 from models import resnet
 from slides.geometry import Window
 from streaming import ArrayImage, SlideImage, Streamed
-from streaming.passes import Counts
+from streaming.layout import Counts
 from streaming.tiles import _Walk
 from tests.support.streams import (
     assert_exact,

@@ -1,0 +1,101 @@
+"""A network laid out for one size of image: segments, their tiles, and what a forward pass leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streaming.images import Source
+from streaming.nodes import Graph, multiplications
+from streaming.segments import Segment
+from streaming.tiles import Band, Sizes
+
+
+@dataclass
+class Counts:
+    """Tiles of the passes over the last image.
+
+    Attributes:
+        forward: tiles computed.
+        forward_reused: tiles whose result was that of another one: all inputs of one value, the same sides.
+        backward: tiles computed.
+        backward_reused: tiles whose gradient was added to that of another one before it was computed.
+        skipped: tiles whose gradient is zero everywhere.
+    """
+
+    forward: int = 0
+    forward_reused: int = 0
+    backward: int = 0
+    backward_reused: int = 0
+    skipped: int = 0
+
+
+@dataclass(eq=False)
+class Part:
+    """A segment laid out for one size of image.
+
+    Attributes:
+        segment: what is done.
+        rows: bands of rows.
+        columns: bands of columns.
+    """
+
+    segment: Segment
+    rows: Sequence[Band]
+    columns: Sequence[Band]
+
+    def tiles(self) -> Iterator[tuple[tuple[int, int], tuple[Band, Band]]]:
+        """Every tile: a key that is equal for tiles in which operations do the same, and its bands."""
+        keys = [[next(i for i, other in enumerate(bands) if band.same(other)) for band in bands]
+                for bands in (self.rows, self.columns)]  # fmt: skip
+        for row, row_key in zip(self.rows, keys[0], strict=True):
+            for column, column_key in zip(self.columns, keys[1], strict=True):
+                yield (row_key, column_key), (row, column)
+
+    def costs(self) -> list[int]:
+        """Multiplications of every tile, and one for every number that is made."""
+        return [
+            sum(
+                (row.held[at][1] - row.held[at][0]) * (column.held[at][1] - column.held[at][0]) * each
+                for at, each in self._each()
+            )
+            for row in self.rows
+            for column in self.columns
+        ]
+
+    def _each(self) -> list[tuple[int, int]]:
+        nodes = self.segment.nodes
+        return [(node.output.index, multiplications(node) + node.output.channels) for node in nodes]
+
+
+@dataclass(eq=False)
+class Layout:
+    """A network laid out for one size of image.
+
+    Attributes:
+        graph: the network.
+        parts: its segments in order.
+        sizes: rows and columns of every value.
+    """
+
+    graph: Graph
+    parts: list[Part]
+    sizes: tuple[Sizes, Sizes]
+
+
+@dataclass(eq=False)
+class State:
+    """What a forward pass leaves for the backward pass.
+
+    Attributes:
+        image: the source.
+        known: value's index -> kept map (B, H, W, C) or small value.
+        counts: tiles done by this rank.
+        labels: segment's index -> for every tile, what is equal for those with one result; only if ranks share it.
+    """
+
+    image: Source
+    known: dict[int, Any] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+    labels: dict[int, list[Any]] = field(default_factory=dict)
