@@ -47,17 +47,16 @@ class Lch:
 
     def __call__(self, image_HWC: Pixels) -> Pixels:
         """See `Recolor`."""
-        lab_HWC = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2LAB)
         levels = np.arange(256, dtype=np.float64)
         light = np.clip(np.floor(levels * self.lightness + 0.5), 0, 255).astype(np.uint8)
         a, b = np.meshgrid(levels - NEUTRAL, levels - NEUTRAL, indexing="ij")
         angle = np.deg2rad(self.turn)
         turned = np.stack([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], axis=-1)
         pairs = np.clip(np.floor(turned * self.chroma + NEUTRAL + 0.5), 0, 255).astype(np.uint8).reshape(-1, 2)
-        place_HW = lab_HWC[..., 1].astype(np.int32) * 256 + lab_HWC[..., 2]
-        lab_HWC[..., 0] = light[lab_HWC[..., 0]]
-        lab_HWC[..., 1:] = pairs[place_HW]
-        recolored: Pixels = cv2.cvtColor(lab_HWC, cv2.COLOR_LAB2RGB).astype(np.uint8, copy=False)
+        light_HW, a_HW, b_HW = cv2.split(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2LAB))
+        place_HW = a_HW.astype(np.uint16) * 256 + b_HW.astype(np.uint16)
+        planes = cv2.LUT(light_HW, light), pairs[:, 0].take(place_HW), pairs[:, 1].take(place_HW)
+        recolored: Pixels = cv2.cvtColor(cv2.merge(planes), cv2.COLOR_LAB2RGB).astype(np.uint8, copy=False)
         return recolored
 
 
@@ -81,17 +80,19 @@ class Hed:
         density = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
         grid = np.arange(int((MOST_DENSITY - LEAST_DENSITY) * DENSITY_STEP) + 1) / DENSITY_STEP + LEAST_DENSITY
         shown = np.clip(np.floor(256 * np.exp(-grid) - 0.5), 0, 255).astype(np.uint8)
-        density_HWC = density[image_HWC]
-        recolored = np.empty_like(image_HWC)
+        densities = [cv2.LUT(plane_HW, density) for plane_HW in cv2.split(image_HWC)]
+        # In entries of the table.
+        matrix, shift = matrix * DENSITY_STEP, (shift - LEAST_DENSITY) * DENSITY_STEP + 0.5
+        planes = []
         for channel in range(3):
             # Sums of three, not a product of matrices: its order of additions would depend on the size.
-            mixed_HW = density_HWC[..., 0] * matrix[0, channel]
-            mixed_HW += density_HWC[..., 1] * matrix[1, channel]
-            mixed_HW += density_HWC[..., 2] * matrix[2, channel]
-            mixed_HW += shift[channel] - np.float32(LEAST_DENSITY)
-            mixed_HW *= np.float32(DENSITY_STEP)
-            place_HW = np.clip(np.floor(mixed_HW + np.float32(0.5)), 0, shown.size - 1).astype(np.int32)
-            recolored[..., channel] = shown[place_HW]
+            mixed_HW = densities[0] * np.float32(matrix[0, channel])
+            for other in (1, 2):
+                mixed_HW += densities[other] * np.float32(matrix[other, channel])
+            mixed_HW += np.float32(shift[channel])
+            np.clip(mixed_HW, 0, shown.size - 1, out=mixed_HW)
+            planes.append(shown.take(mixed_HW.astype(np.uint16)))
+        recolored: Pixels = cv2.merge(planes).astype(np.uint8, copy=False)
         return recolored
 
 

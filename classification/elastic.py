@@ -28,16 +28,25 @@ class Displacement:
 
     nodes_GJ2: NDArray[np.float32]
 
-    def of_px(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Points:
-        """Displacement (H, W, 2) of the centers of px in whole rows and columns, each ascending."""
+    def of_px(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Displacement along x and along y (H, W) of the centers of px in whole rows and columns, each ascending."""
         row, down = self._cells((rows + 0.5) / GRID_PX, 0)
         column, right = self._cells((columns + 0.5) / GRID_PX, 1)
         first = int(column[0])
-        nodes = self.nodes_GJ2[:, first : int(column[-1]) + 2].astype(np.float64)
-        lines = nodes[row] * (1 - down)[:, None, None] + nodes[row + 1] * down[:, None, None]
-        left, right = column - first, right[:, None]
-        moved_HW2: Points = lines[:, left] * (1 - right) + lines[:, left + 1] * right
-        return moved_HW2
+        nodes = self.nodes_GJ2[:, first : int(column[-1]) + 2]
+        share, share_W, left = down.astype(np.float32)[:, None, None], right.astype(np.float32), column - first
+        lines = nodes[row] * (1 - share) + nodes[row + 1] * share
+        moved = []
+        for axis in (0, 1):
+            line = np.ascontiguousarray(lines[..., axis])
+            near, far = line.take(left, axis=1), line.take(left + 1, axis=1)
+            far -= near
+            far *= share_W
+            far += near
+            moved.append(far)
+        return moved[0], moved[1]
 
     def of_points(self, xy: Points) -> Points:
         """Displacement (..., 2) of any points (..., 2) in px."""
