@@ -9,11 +9,12 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from classification.targets import Labeled, Targets
 from metrics import classification as measured
 from system.atomic_files import write_bytes
 
@@ -24,50 +25,7 @@ LABEL_FROM = 0.5
 Values = NDArray[np.float64]
 
 
-class Outputs(Protocol):
-    """What the outputs of a network mean; `classification.targets.Targets` has it."""
-
-    @property
-    def kind(self) -> str:
-        """One of classes, multilabel, regression."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the K outputs."""
-        ...
-
-    @property
-    def ordered(self) -> bool:
-        """Whether classes are whole numbers, so that errors have a size."""
-        ...
-
-
-class Slide(Protocol):
-    """A slide and its label; `classification.targets.Labeled` has it."""
-
-    @property
-    def slide_id(self) -> str:
-        """Id of the slide."""
-        ...
-
-    @property
-    def target_K(self) -> NDArray[np.float32]:  # noqa: N802
-        """One-hot class, 0 or 1 for every label, or numbers."""
-        ...
-
-    @property
-    def group(self) -> str:
-        """The patient; slides without one are their own."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """The label as it was written."""
-        ...
-
-
-def check(targets: Outputs, labeled: Sequence[Slide], logits_NK: NDArray[Any]) -> None:
+def check(targets: Targets, labeled: Sequence[Labeled], logits_NK: NDArray[Any]) -> None:
     """Refuse what cannot be scored.
 
     Raises:
@@ -80,7 +38,7 @@ def check(targets: Outputs, labeled: Sequence[Slide], logits_NK: NDArray[Any]) -
         raise ValueError(f"logits of shape {np.shape(logits_NK)}; {wanted} (slides, outputs) are needed")
 
 
-def predictions_csv(path: Path, targets: Outputs, labeled: Sequence[Slide], logits_NK: NDArray[Any]) -> None:
+def predictions_csv(path: Path, targets: Targets, labeled: Sequence[Labeled], logits_NK: NDArray[Any]) -> None:
     """Write what was predicted for every slide as CSV, completely or not at all.
 
     Columns: slide_id, patient, label, logit_NAME and probability_NAME for every output (but not of a regression),
@@ -111,7 +69,7 @@ def predictions_csv(path: Path, targets: Outputs, labeled: Sequence[Slide], logi
     write_bytes(path, buffer.getvalue().encode("utf-8", "replace"))
 
 
-def probabilities_and_losses(targets: Outputs, logits_NK: Values, target_NK: Values) -> tuple[Values, Values]:
+def probabilities_and_losses(targets: Targets, logits_NK: Values, target_NK: Values) -> tuple[Values, Values]:
     """Probabilities (N, K), the numbers themselves for a regression, and the loss of every slide (N,)."""
     if targets.kind == "classes":
         loss_N = measured.softmax_loss_N(logits_NK, target_NK.argmax(axis=1))
@@ -121,7 +79,7 @@ def probabilities_and_losses(targets: Outputs, logits_NK: Values, target_NK: Val
     return logits_NK, measured.smooth_l1_loss_N(logits_NK, target_NK)
 
 
-def _label(targets: Outputs, slide: Slide) -> str:
+def _label(targets: Targets, slide: Labeled) -> str:
     """The label; of classes and labels written as predictions are, so that the two can be compared."""
     if targets.kind == "classes":
         return targets.names[int(slide.target_K.argmax())]
@@ -130,7 +88,7 @@ def _label(targets: Outputs, slide: Slide) -> str:
     return slide.text
 
 
-def _predicted(targets: Outputs, logits_K: Values, p_K: Values) -> str:
+def _predicted(targets: Targets, logits_K: Values, p_K: Values) -> str:
     """The prediction, written as the labels are."""
     if not np.isfinite(logits_K).all():
         return ""

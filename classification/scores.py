@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classification.predictions import LABEL_FROM, PREDICTIONS, Outputs, Slide, check, predictions_csv
+from classification.predictions import LABEL_FROM, PREDICTIONS, check, predictions_csv
+from classification.targets import Labeled, Targets
 from metrics import classification as measured
 from metrics.bootstrap import interval
 from metrics.ranking import auc_R, roc
@@ -143,8 +144,8 @@ class Scores:
 
 
 def scores(
-    targets: Outputs,
-    labeled: Sequence[Slide],
+    targets: Targets,
+    labeled: Sequence[Labeled],
     logits_NK: NDArray[Any],
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -181,7 +182,7 @@ def scores(
     return score(targets, logits_NK, target_NK, weight_RN, count)
 
 
-def _classes(targets: Outputs, logits_NK: Values, target_NK: Values, weight_RN: Weights, patients: int) -> Scores:
+def _classes(targets: Targets, logits_NK: Values, target_NK: Values, weight_RN: Weights, patients: int) -> Scores:
     names, classes = targets.names, len(targets.names)
     p_NK = measured.softmax_NK(logits_NK)
     truth_N, predicted_N = target_NK.argmax(axis=1), logits_NK.argmax(axis=1)
@@ -216,7 +217,7 @@ def _classes(targets: Outputs, logits_NK: Values, target_NK: Values, weight_RN: 
     )  # fmt: skip
 
 
-def _multilabel(targets: Outputs, logits_NK: Values, target_NK: Values, weight_RN: Weights, patients: int) -> Scores:
+def _multilabel(targets: Targets, logits_NK: Values, target_NK: Values, weight_RN: Weights, patients: int) -> Scores:
     p_NK = measured.sigmoid_NK(logits_NK)
     truth_NK, predicted_NK = target_NK > 0.5, p_NK >= LABEL_FROM
     outputs = tuple(
@@ -242,7 +243,7 @@ def _multilabel(targets: Outputs, logits_NK: Values, target_NK: Values, weight_R
     )
 
 
-def _regression(targets: Outputs, logits_NK: Values, target_NK: Values, weight_RN: Weights, patients: int) -> Scores:
+def _regression(targets: Targets, logits_NK: Values, target_NK: Values, weight_RN: Weights, patients: int) -> Scores:
     whys = {
         "r2": "undefined: all labels are equal",
         "spearman": "undefined: all labels or all predictions are equal",
@@ -331,7 +332,7 @@ def _score(values_R: Values, patients: int, why: str = "") -> Score:
     return Score(value, *ends)
 
 
-def _having(targets: Outputs, target_N: Values) -> int:
+def _having(targets: Targets, target_N: Values) -> int:
     return len(target_N) if targets.kind == "regression" else int((target_N > 0.5).sum())
 
 
@@ -350,7 +351,7 @@ def _notes(values: Mapping[str, Score], outputs: Sequence[OutputScores], two: bo
 
 
 def write_scores(
-    folder: Path, found: Scores, targets: Outputs, labeled: Sequence[Slide], logits_NK: NDArray[Any]
+    folder: Path, found: Scores, targets: Targets, labeled: Sequence[Labeled], logits_NK: NDArray[Any]
 ) -> None:
     """Write `scores.json` and `predictions.csv`, each completely or not at all.
 

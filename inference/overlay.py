@@ -78,7 +78,7 @@ def overlay(
     mm_px = step * slide.um_px_xy_l0[0] / 1000
     colored = style == "color" or (style == "auto" and mm_px * 1000 > CELLS_UM_PX)
     if colored:
-        _blend(image_HWC, _sampled(maps, window))
+        blend(image_HWC, _sampled(maps, window))
     for polygons in (truth or {}).values():
         _outline(image_HWC, polygons, window, TRUTH_COLOR)
     for cls in range(1, maps.classes):
@@ -86,9 +86,8 @@ def overlay(
     lines = [(color_of(cls), f"predicted {maps.class_names[cls]}") for cls in range(1, maps.classes)]
     if truth is not None:
         lines.append((TRUTH_COLOR, "truth"))
-    legend_HWC = _legend(image_HWC.shape[1], lines, notes, mm_px, slide.id, colored)
-    wide = max(image_HWC.shape[1], legend_HWC.shape[1])
-    return np.concatenate([_widened(image_HWC, wide), _widened(legend_HWC, wide)])
+    quantity = "tumor probability" if colored else ""
+    return above(image_HWC, legend(image_HWC.shape[1], lines, notes, mm_px, slide.id, quantity))
 
 
 def write_overlay(path: Path, image_HWC: Picture) -> None:
@@ -113,8 +112,8 @@ def _sampled(maps: Maps, window: Window) -> NDArray[np.uint8]:
     return sampled_HW
 
 
-def _blend(image_HWC: Picture, probability_HW: NDArray[np.uint8]) -> None:
-    """Lay colors over an image, in place, the more opaque the more probable."""
+def blend(image_HWC: Picture, probability_HW: NDArray[np.uint8]) -> None:
+    """Lay colors over an image, in place, the more opaque the more probable (0 to 255)."""
     share = (np.arange(256) / 255 - CLEAR_BELOW) / (OPAQUE_FROM - CLEAR_BELOW)
     opacity = (MOST_OPAQUE * np.clip(share, 0, 1)).astype(np.float32)
     colors = _colors(np.arange(256)).astype(np.float32)
@@ -146,13 +145,19 @@ def _outline(image_HWC: Picture, polygons: Sequence[shapely.Polygon], window: Wi
         )
 
 
-def _legend(
+def above(image_HWC: Picture, legend_HWC: Picture) -> Picture:
+    """Put an image above its legend, the narrower one widened with white."""
+    wide = max(image_HWC.shape[1], legend_HWC.shape[1])
+    return np.concatenate([_widened(image_HWC, wide), _widened(legend_HWC, wide)])
+
+
+def legend(
     width: int,
     lines: Sequence[tuple[str, str]],
     notes: Sequence[str],
-    mm_px: float,
+    mm_px: float | None,
     name: str = "",
-    colored: bool = True,
+    quantity: str = "tumor probability",
 ) -> Picture:
     """Draw the legend in as many rows as the width needs.
 
@@ -160,13 +165,16 @@ def _legend(
         width: width of the picture, px.
         lines: color and meaning of each kind of outline.
         notes: further text.
-        mm_px: millimeters per px of the picture.
+        mm_px: millimeters per px of the picture; None where it is not known, and there is no scale bar.
         name: the slide's, in a row of its own.
-        colored: whether colors of probability are explained.
+        quantity: what the colors show, from 0 to 1; empty where there are none.
     """
     font = ImageFont.load_default(FONT_PX)
-    bar_mm = max((mm for mm in SCALE_BARS_MM if mm / mm_px <= max(width, 300) / 5), default=SCALE_BARS_MM[0])
-    cells = [_scale_bar(bar_mm, mm_px, font), *([_color_bar(font)] if colored else [])]
+    cells = []
+    if mm_px is not None:
+        bar_mm = max((mm for mm in SCALE_BARS_MM if mm / mm_px <= max(width, 300) / 5), default=SCALE_BARS_MM[0])
+        cells.append(_scale_bar(bar_mm, mm_px, font))
+    cells += [_color_bar(font, quantity)] if quantity else []
     cells += [_line_sample(color, text, font) for color, text in lines]
     cells += [_text(note, font) for note in notes]
     rows: list[list[Image.Image]] = [[]]
@@ -200,8 +208,8 @@ def _scale_bar(mm: float, mm_px: float, font: ImageFont.FreeTypeFont | ImageFont
     return cell
 
 
-def _color_bar(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
-    before, low, high = (_text(text, font) for text in ("tumor probability", "0", "1"))
+def _color_bar(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, quantity: str) -> Image.Image:
+    before, low, high = (_text(text, font) for text in (quantity, "0", "1"))
     cell = Image.new("RGB", (before.width + low.width + 256 + high.width + 24, BAR_PX), "white")
     left = 0
     for part in (before, low, None, high):

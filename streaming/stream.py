@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import keras
 import numpy as np
@@ -27,17 +27,40 @@ from streaming.trace import Trace
 Array = NDArray[Any]
 
 
+class Windows(Protocol):
+    """What takes a gradient of an image window by window, as `place[:, rows, columns] += window`.
+
+    Windows of the last segment come in rows of tiles from top to bottom, and overlap.
+
+    Attributes:
+        shape: B, H, W and C.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """B, H, W and C."""
+        ...
+
+    def __getitem__(self, key: tuple[slice, slice, slice]) -> Array:
+        """A window; what it holds may be changed."""
+        ...
+
+    def __setitem__(self, key: tuple[slice, slice, slice], window: Array) -> None:
+        """Store a window."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """What a backward pass returns.
 
     Attributes:
         variables: a tensor for every variable of `Streamed.variables`.
-        image: (B, H, W, C), if it was asked for.
+        image: (B, H, W, C), if it was asked for; what was given to take it.
     """
 
     variables: list[Any]
-    image: Array | None
+    image: Any
 
 
 class Streamed:
@@ -108,6 +131,11 @@ class Streamed:
         other = copy.copy(self)
         other.tile, other._layouts, other._state = tile, {}, None
         return other
+
+    @property
+    def shared(self) -> bool:
+        """Whether ranks share the tiles of an image."""
+        return self._sharing.size > 1
 
     @property
     def counts(self) -> Counts:
@@ -208,19 +236,20 @@ class Streamed:
             if id(variable) not in self._accumulators:
                 self._accumulators[id(variable)] = tf.Variable(tf.zeros(variable.shape, variable.dtype))
 
-    def backward(self, gradient: Any, image_gradient: bool | Array = False) -> Gradients:
+    def backward(self, gradient: Any, image_gradient: bool | Array | Windows = False) -> Gradients:
         """Gradients of the last image of `forward`.
 
         Args:
             gradient: of the loss at the late map, of its shape; a list if there are several. Rank 0's is taken.
             image_gradient: whether that of the image is wanted, or an array (B, H, W, C), also in a file, to add it to;
-                if ranks share the image, to rank 0's array, which all of them get.
+                if ranks share the image, to rank 0's array, which all of them get. Otherwise also what takes windows of
+                it one by one.
 
         Returns:
             Gradients of `variables`, and of the image.
 
         Raises:
-            ValueError: no `forward` before, or another shape.
+            ValueError: no `forward` before, another shape, or windows of a shared image.
         """
         state = self._state
         if state is None or not state.known:
@@ -232,13 +261,7 @@ class Streamed:
             shape = tuple(state.known[value.index].shape)
             if array.shape != shape:
                 raise ValueError(f"the gradient of {value.name} has shape {array.shape}, the map {shape}")
-        place: Array | None = None
-        if isinstance(image_gradient, np.ndarray):
-            place = image_gradient if image_gradient.ndim == 4 else image_gradient[None]
-        elif image_gradient:
-            place = self._storage.zeros(state.image.shape, wide(self.graph.values[0].dtype))
-        if place is not None and place.shape != state.image.shape:
-            raise ValueError(f"image_gradient has shape {place.shape}, the image {state.image.shape}")
+        place = self._place(image_gradient, state.image.shape)
         for accumulator in self._accumulators.values():
             accumulator.assign(tf.zeros_like(accumulator))
         state.counts.backward = state.counts.backward_reused = state.counts.skipped = 0
@@ -249,6 +272,17 @@ class Streamed:
         self._passes(layout).backward(state, arrays, self._accumulators, place)
         found = [tf.identity(self._accumulators[id(v)]) for v in self.variables]
         return Gradients(summed(self._sharing, found), place)
+
+    def _place(self, wanted: bool | Array | Windows, shape: tuple[int, int, int, int]) -> Any:
+        """What the gradient of the image is added to; None if it is not wanted."""
+        if isinstance(wanted, bool):
+            return self._storage.zeros(shape, wide(self.graph.values[0].dtype)) if wanted else None
+        place = wanted[None] if isinstance(wanted, np.ndarray) and wanted.ndim == 3 else wanted
+        if place.shape != shape:
+            raise ValueError(f"image_gradient has shape {place.shape}, the image {shape}")
+        if self.shared and not isinstance(place, np.ndarray):
+            raise ValueError("image_gradient: ranks that share an image fill an array; give one, or True")
+        return place
 
     def update_statistics(self) -> None:
         """Moves the moving statistics of batch normalization towards those of the last image, as Keras does.

@@ -12,7 +12,8 @@ from PIL import Image
 
 from classification import report
 from classification.scores import scores, write_scores
-from tests.unit.classification.test_scores import BINARY, GRADES, LABELS, NUMBER, Names, Row, classes, labels, numbers
+from classification.targets import Labeled, Targets
+from tests.unit.classification.test_scores import BINARY, GRADES, LABELS, NUMBER, classes, labels, numbers
 
 OPTIONS = {"model": "resnet34", "image_size": 4096, "resolution": 0.5, "train_csv": "/data/<train>.csv", "epochs": 3}
 LOGITS = np.array([[0, 2], [0, 1], [0, -1.5], [0, 0.5], [0, -1]])
@@ -22,7 +23,7 @@ def text_of(html: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", html.split("</style>")[1]).split())
 
 
-def run(folder: Path, of: Names, labeled: list[Row], logits: np.ndarray) -> str:
+def run(folder: Path, of: Targets, labeled: list[Labeled], logits: np.ndarray) -> str:
     """Score a set of slides into a folder; returns the page."""
     folder.mkdir(exist_ok=True)
     (folder / "options.json").write_text(json.dumps(OPTIONS))
@@ -117,8 +118,8 @@ def test_grades_labels_and_numbers(tmp_path: Path) -> None:
 
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
-    of = Names("classes", ("<b>&", 'x" onload="y'))
-    labeled = [Row("</h3><script>", np.array([1, 0], np.float32), "<i>", ""), *classes(of, [1, 1])]
+    of = Targets("classes", ("<b>&", 'x" onload="y'))
+    labeled = [Labeled("</h3><script>", np.array([1, 0], np.float32), "<i>", ""), *classes(of, [1, 1])]
     html = run(tmp_path, of, labeled, LOGITS[:3])
     assert not re.search(r"<script|<b>&|<i>| onload=\"y", html)
 

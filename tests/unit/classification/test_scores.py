@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,41 +11,26 @@ from sklearn import metrics
 
 from classification.predictions import predictions_csv
 from classification.scores import scores, write_scores
+from classification.targets import Labeled, Targets
+
+BINARY = Targets("classes", ("normal", "tumor"))
+GRADES = Targets("classes", ("1", "2", "3"))
+LABELS = Targets("multilabel", ("0", "1", "2"))
+NUMBER = Targets("regression", ("value",))
 
 
-@dataclass(frozen=True)
-class Names:
-    kind: str
-    names: tuple[str, ...]
-    ordered: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    slide_id: str
-    target_K: np.ndarray = field(compare=False)
-    group: str
-    text: str
-
-
-BINARY = Names("classes", ("normal", "tumor"))
-GRADES = Names("classes", ("1", "2", "3"), ordered=True)
-LABELS = Names("multilabel", ("0", "1", "2"))
-NUMBER = Names("regression", ("value",))
-
-
-def classes(of: Names, numbers: list[int], patients: str = "") -> list[Row]:
+def classes(of: Targets, numbers: list[int], patients: str = "") -> list[Labeled]:
     eye = np.eye(len(of.names), dtype=np.float32)
     groups = patients or [""] * len(numbers)
-    return [Row(f"s{n}", eye[cls], groups[n], of.names[cls]) for n, cls in enumerate(numbers)]
+    return [Labeled(f"s{n}", eye[cls], groups[n], of.names[cls]) for n, cls in enumerate(numbers)]
 
 
-def labels(rows: list[list[int]]) -> list[Row]:
-    return [Row(f"s{n}", np.array(row, np.float32), "", ";".join(map(str, row))) for n, row in enumerate(rows)]
+def labels(rows: list[list[int]]) -> list[Labeled]:
+    return [Labeled(f"s{n}", np.array(row, np.float32), "", ";".join(map(str, row))) for n, row in enumerate(rows)]
 
 
-def numbers(values: list[float]) -> list[Row]:
-    return [Row(f"s{n}", np.array([value], np.float32), "", f"{value:g}") for n, value in enumerate(values)]
+def numbers(values: list[float]) -> list[Labeled]:
+    return [Labeled(f"s{n}", np.array([value], np.float32), "", f"{value:g}") for n, value in enumerate(values)]
 
 
 def test_two_classes_on_paper() -> None:

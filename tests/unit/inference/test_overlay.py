@@ -10,7 +10,7 @@ import shapely
 from PIL import Image
 
 from inference.annotations import rgb_of
-from inference.overlay import MOST_OPAQUE, _blend, _colors, _legend, _outline, overlay, write_overlay
+from inference.overlay import MOST_OPAQUE, _colors, _outline, blend, legend, overlay, write_overlay
 from inference.polygons import Region
 from slides.geometry import Window
 from slides.reader import Slide, SlideError
@@ -94,7 +94,7 @@ def test_colors_rise_in_lightness_and_clear_where_there_is_nothing():
     assert (np.diff(lightness) >= -1).all()
     assert lightness[-1] - lightness[0] > 150
     image = np.full((1, 4, 3), 200, np.uint8)
-    _blend(image, np.array([[0, 12, 128, 255]], np.uint8))
+    blend(image, np.array([[0, 12, 128, 255]], np.uint8))
     assert image[0, :2].tolist() == [[200] * 3] * 2
     full = colors[[128, 255]] * MOST_OPAQUE + 200 * (1 - MOST_OPAQUE)
     assert np.abs(image[0, 2:] - full).max() < 2
@@ -102,8 +102,8 @@ def test_colors_rise_in_lightness_and_clear_where_there_is_nothing():
 
 def test_the_scale_bar_is_as_long_as_it_says():
     """0.01 mm per px, 800 px: the longest bar of at most 160 px is 1 mm = 100 px."""
-    legend = _legend(800, [], [], 0.01)
-    row = legend[legend.shape[0] // 2, :, 0]
+    drawn = legend(800, [], [], 0.01)
+    row = drawn[drawn.shape[0] // 2, :, 0]
     dark = np.flatnonzero(row[:126] == 0)
     assert (int(dark[0]), int(dark[-1]) - int(dark[0]) + 1) == (24, 100)
 
@@ -187,14 +187,14 @@ def test_colors_are_explained_where_they_are_used(tmp_path):
 
 
 def test_the_name_of_the_slide_is_a_row_of_its_own(tmp_path):
-    named = _legend(800, [], [], 0.01, "patient_001_node_2")
-    bare = _legend(800, [], [], 0.01)
+    named = legend(800, [], [], 0.01, "patient_001_node_2")
+    bare = legend(800, [], [], 0.01)
     assert named.shape[0] - bare.shape[0] == 44
     row = named[12:56]
     assert (row[:, 24:60] < 128).any()
     np.testing.assert_array_equal(named[56:], bare[12:])
     # Long names and bytes that are not text have a picture, too.
-    long = _legend(800, [], [], 0.01, "x" * 500 + os.fsdecode(b"\xff"))
+    long = legend(800, [], [], 0.01, "x" * 500 + os.fsdecode(b"\xff"))
     assert long.shape[1] < 1500
     assert picture_of(tmp_path, 0.25).shape[0] > 244
 
