@@ -22,6 +22,7 @@ MODULES = (
     "samplers.replay",
     "slides.synthetic",
     "slides.context",
+    "slides.synthetic.fine",
     "streaming.statistics",
     "training.report",
     "classification.report",

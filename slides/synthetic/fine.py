@@ -1,0 +1,216 @@
+"""Slides with one label each that is only to be seen at fine spacing, somewhere on a large canvas.
+
+    python -m slides.synthetic.fine --out DIR [--seed S] [--train N] [--val N]
+
+Tissue with round islands some 110 px across, each filled with a fine pattern of some 6 px: plaid, stripes or rings,
+turned at random. All patterns have the same mean and the same contrast, so in a thumbnail an eighth of the size all
+islands are alike: even spots. Two data sets:
+
+- `one_place`: label 1 where one or two of the islands have stripes; all others are plaid
+- `two_places`: every slide has two islands, more than half the canvas apart, that are not plaid. Label 1 where one has
+  stripes and the other has rings; label 0 where both have stripes or both have rings. No window with one of them
+  tells the label.
+
+Each has `slides/*.tif` (JPEG pyramids), `train.csv` and `val.csv` (`slide_id,label`; both labels equally often), and
+`islands.csv`: where the islands that decide lie, level-0 px.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from slides.synthetic.demo import write_pyramid
+from slides.synthetic.texture import blob
+from system.output import endure
+
+SETS = ("one_place", "two_places")
+SIDE = 2048  # level-0 px
+UM_PX = 0.5
+ISLANDS = 12
+RADIUS = (48, 62)  # level-0 px
+PERIOD = (5.0, 6.5)  # of a pattern, level-0 px
+GLASS, TISSUE, ISLAND = (243.0, 242.0, 244.0), (222.0, 176.0, 205.0), (150.0, 105.0, 165.0)  # mean RGB
+CONTRAST = 55.0  # of a pattern, standard deviation times the square root of 2
+APART = 0.55  # of the canvas between two places that decide
+
+
+@dataclass(frozen=True)
+class Island:
+    """One island.
+
+    Attributes:
+        x: of its center, level-0 px.
+        y: of its center, level-0 px.
+        radius: level-0 px.
+        pattern: "plaid", "stripes" or "rings".
+    """
+
+    x: int
+    y: int
+    radius: int
+    pattern: str
+
+
+def pattern(kind: str, radius: int, period: float, angle: float) -> NDArray[np.float32]:
+    """A pattern of mean 0 and mean square 1/2, (2 radius + 1) px a side.
+
+    Args:
+        kind: "plaid", "stripes" or "rings".
+        radius: of the island, px.
+        period: px.
+        angle: by which it is turned, radians.
+    """
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
+    u = (np.cos(angle) * x + np.sin(angle) * y) * 2 * np.pi / period
+    v = (np.cos(angle) * y - np.sin(angle) * x) * 2 * np.pi / period
+    # The angle also shifts the pattern, so that no place of an island has one phase.
+    shift = 7 * angle
+    if kind == "stripes":
+        waves = np.cos(u + shift)
+    elif kind == "rings":
+        waves = np.cos(np.hypot(u, v) + shift)
+    else:
+        waves = (np.cos(u + shift) + np.cos(v - shift)) / np.sqrt(2)
+    return waves.astype(np.float32)
+
+
+def patterns(rng: np.random.Generator, name: str, label: int) -> list[str]:
+    """Patterns of a slide's islands; those that decide come first."""
+    if name == SETS[0]:
+        first = ["stripes"] * int(rng.integers(1, 3)) * label
+    elif label:
+        first = ["stripes", "rings"]
+    else:
+        first = [str(rng.choice(["stripes", "rings"]))] * 2
+    return first + ["plaid"] * (ISLANDS - len(first))
+
+
+def places(
+    rng: np.random.Generator, tissue_HW: NDArray[np.bool_], kinds: Sequence[str], apart_px: float
+) -> list[Island]:
+    """Islands inside the tissue that do not touch.
+
+    Args:
+        rng: random source.
+        tissue_HW: where tissue is.
+        kinds: a pattern for every island.
+        apart_px: between the first two, at least.
+
+    Raises:
+        ValueError: there is no room.
+    """
+    inside_HW = cv2.erode(tissue_HW.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=RADIUS[1] + 8)
+    rows, columns = np.nonzero(inside_HW)
+    found: list[Island] = []
+    for _ in range(100_000):
+        if len(found) == len(kinds):
+            return found
+        at = int(rng.integers(len(rows)))
+        island = Island(int(columns[at]), int(rows[at]), int(rng.integers(RADIUS[0], RADIUS[1] + 1)), kinds[len(found)])
+        gaps = [np.hypot(island.x - other.x, island.y - other.y) for other in found]
+        if min(gaps, default=np.inf) > 2.5 * RADIUS[1] and (len(found) != 1 or gaps[0] > apart_px):
+            found.append(island)
+    raise ValueError(f"no room for {len(kinds)} islands on {tissue_HW.shape[1]} x {tissue_HW.shape[0]} px")
+
+
+def fine_image(
+    rng: np.random.Generator, name: str, label: int, side: int = SIDE
+) -> tuple[NDArray[np.uint8], list[Island]]:
+    """A slide (side, side, 3) and its islands; those that decide come first.
+
+    Args:
+        rng: random source.
+        name: one of `SETS`.
+        label: 0 or 1.
+        side: level-0 px.
+
+    Raises:
+        ValueError: there is no room for the islands.
+    """
+    half = np.full(2, side / 2)
+    outline = blob(rng, half, half * rng.uniform(0.9, 0.94), roughness=0.05)
+    tissue_HW = np.zeros((side, side), np.uint8)
+    cv2.fillPoly(tissue_HW, [np.rint(outline).astype(np.int32)], 1)
+    kinds = patterns(rng, name, label)
+    islands = places(rng, tissue_HW.astype(np.bool_), kinds, APART * side if name == SETS[1] else 0.0)
+    image_HWC = np.where(tissue_HW[..., None] > 0, np.float32(TISSUE), np.float32(GLASS))
+    coarse = cv2.resize(
+        rng.standard_normal((side // 128, side // 128), np.float32), (side, side), interpolation=cv2.INTER_CUBIC
+    )
+    grain = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 1.0)
+    image_HWC += ((6 * coarse + 14 * grain) * tissue_HW)[..., None]
+    for island in islands:
+        r = island.radius
+        disc = np.zeros((2 * r + 1, 2 * r + 1), np.float32)
+        cv2.circle(disc, (r, r), r - 3, 1.0, -1)
+        disc = cv2.GaussianBlur(disc, (0, 0), 1.5)[..., None]
+        waves = pattern(island.pattern, r, float(rng.uniform(*PERIOD)), float(rng.uniform(0, np.pi)))[..., None]
+        box = image_HWC[island.y - r : island.y + r + 1, island.x - r : island.x + r + 1]
+        box += disc * (np.float32(ISLAND) - np.float32(TISSUE) + CONTRAST * waves)
+    return np.clip(np.rint(image_HWC), 0, 255).astype(np.uint8), islands
+
+
+def make_fine(out: Path, seed: int = 0, train: int = 48, val: int = 32, sets: Sequence[str] = SETS) -> list[Path]:
+    """Write the data sets; a second for two slides on one core.
+
+    Args:
+        out: folder; made when missing.
+        seed: the same seed gives the same slides.
+        train: slides for training of each set.
+        val: slides for validation of each set.
+        sets: of `SETS`.
+
+    Returns:
+        Paths of the slides.
+    """
+    paths = []
+    for name in sets:
+        folder = Path(out) / name
+        (folder / "slides").mkdir(parents=True, exist_ok=True)
+        truth: list[tuple[str, int, Island]] = []
+        for split, count in (("train", train), ("val", val)):
+            labels = []
+            for number in range(count):
+                slide_id, label = f"{split}_{number:03d}", number % 2
+                rng = np.random.default_rng([seed, SETS.index(name), ("train", "val").index(split), number])
+                image_HWC, islands = fine_image(rng, name, label)
+                paths.append(folder / "slides" / f"{slide_id}.tif")
+                write_pyramid(paths[-1], image_HWC, UM_PX)
+                labels.append((slide_id, label))
+                truth += [(slide_id, label, island) for island in islands if island.pattern != "plaid"]
+            _write(folder / f"{split}.csv", ("slide_id", "label"), labels)
+        rows = [(slide_id, i.pattern, i.x, i.y, i.radius) for slide_id, _, i in truth]
+        _write(folder / "islands.csv", ("slide_id", "pattern", "x", "y", "radius"), rows)
+    return paths
+
+
+def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def main() -> None:
+    """Write the data sets and print the paths of the slides."""
+    parser = argparse.ArgumentParser(description="write slides whose label is only to be seen at fine spacing")
+    parser.add_argument("--out", type=Path, required=True, help="folder for one_place/ and two_places/")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same slides (default: %(default)s)"
+    )
+    parser.add_argument("--train", type=int, default=48, help="training slides of each set (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=32, help="validation slides of each set (default: %(default)s)")
+    arguments = parser.parse_args()
+    endure()
+    for path in make_fine(arguments.out, arguments.seed, arguments.train, arguments.val):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
