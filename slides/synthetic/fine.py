@@ -79,7 +79,7 @@ def pattern(kind: str, radius: int, period: float, angle: float) -> NDArray[np.f
         waves = np.cos(np.hypot(u, v) + shift)
     else:
         waves = (np.cos(u + shift) + np.cos(v - shift)) / np.sqrt(2)
-    return waves.astype(np.float32)
+    return np.asarray(waves, np.float32)
 
 
 def patterns(rng: np.random.Generator, name: str, label: int) -> list[str]:
@@ -141,7 +141,7 @@ def fine_image(
     cv2.fillPoly(tissue_HW, [np.rint(outline).astype(np.int32)], 1)
     kinds = patterns(rng, name, label)
     islands = places(rng, tissue_HW.astype(np.bool_), kinds, APART * side if name == SETS[1] else 0.0)
-    image_HWC = np.where(tissue_HW[..., None] > 0, np.float32(TISSUE), np.float32(GLASS))
+    image_HWC = np.where(tissue_HW[..., None] > 0, np.array(TISSUE, np.float32), np.array(GLASS, np.float32))
     coarse = cv2.resize(
         rng.standard_normal((side // 128, side // 128), np.float32), (side, side), interpolation=cv2.INTER_CUBIC
     )
@@ -151,10 +151,10 @@ def fine_image(
         r = island.radius
         disc = np.zeros((2 * r + 1, 2 * r + 1), np.float32)
         cv2.circle(disc, (r, r), r - 3, 1.0, -1)
-        disc = cv2.GaussianBlur(disc, (0, 0), 1.5)[..., None]
+        soft = cv2.GaussianBlur(disc, (0, 0), 1.5)[..., None]
         waves = pattern(island.pattern, r, float(rng.uniform(*PERIOD)), float(rng.uniform(0, np.pi)))[..., None]
         box = image_HWC[island.y - r : island.y + r + 1, island.x - r : island.x + r + 1]
-        box += disc * (np.float32(ISLAND) - np.float32(TISSUE) + CONTRAST * waves)
+        box += soft * (np.array(ISLAND, np.float32) - np.array(TISSUE, np.float32) + CONTRAST * waves)
     return np.clip(np.rint(image_HWC), 0, 255).astype(np.uint8), islands
 
 
