@@ -1,10 +1,10 @@
 """EfficientNet backbone, with the layer names of `keras.applications`, so that its published weights load by name.
 
 Paper: Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks,
-https://arxiv.org/abs/1905.11946. The classifier (from `top_conv` on) is omitted, and so is stochastic depth:
-EfficientDet trains without it, which also keeps the training pass deterministic.
+https://arxiv.org/abs/1905.11946. Stochastic depth is omitted: EfficientDet trains without it, which also keeps the
+training pass deterministic; so is the dropout before the classifier.
 
-Shapes: B images, H rows, W columns, C channels.
+Shapes: B images, H rows, W columns, C channels, K outputs.
 """
 
 import math
@@ -14,6 +14,7 @@ import keras
 from keras import layers
 
 from models.layers import normalization
+from options.choices import POOLS
 
 # Published weights expect RGB standardized with these ImageNet statistics of values in [0, 1].
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
@@ -55,8 +56,37 @@ class Block:
 
 
 STEM_FILTERS = 32
+TOP_FILTERS = 1280
 PREFIXES = ("stem_", "block")  # of the names of all layers with weights
 SQUEEZE_RATIO = 0.25
+
+
+def build(variant: str, outputs: int, pool: str = "max") -> keras.Model:
+    """Builds an untrained classifier of images of any size.
+
+    Args:
+        variant: "b0" or "b4".
+        outputs: K, at least 1: logits of classes, or numbers to predict.
+        pool: "max" or "average", over the whole map, before the linear layer; "average" in the paper.
+
+    Returns:
+        A model from image_BHWC, float32 RGB in [-1, 1], to `fc`, logits_BK, float32.
+
+    Raises:
+        ValueError: unknown pool, or no outputs.
+    """
+    if pool not in POOLS:
+        raise ValueError(f"pool {pool!r} is unknown; choose one of {', '.join(POOLS)}")
+    if outputs < 1:
+        raise ValueError(f"outputs is {outputs}; a classifier needs at least 1")
+    image_BHWC = layers.Input((None, None, 3), name="image")
+    x = features(variant, image_BHWC)[-1]
+    x = _conv(x, _scaled_filters(TOP_FILTERS, SCALING[variant][0]), 1, "top_conv")
+    x = normalization("swish", name="top_bn")(x)
+    pooling = layers.GlobalMaxPooling2D if pool == "max" else layers.GlobalAveragePooling2D
+    x = pooling(name="pool", dtype="float32")(x)
+    logits_BK = layers.Dense(outputs, name="fc", dtype="float32")(x)
+    return keras.Model(image_BHWC, logits_BK, name=f"efficientnet{variant}")
 
 
 def features(variant: str, image_BHWC: keras.KerasTensor) -> list[keras.KerasTensor]:

@@ -17,8 +17,7 @@ from keras import layers
 
 from models.efficientnet import imagenet_standardized
 from models.layers import FixedPadding, normalization
-
-POOLS = ("max", "average")
+from options.choices import POOLS
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,11 @@ class Streamed:
             raise ValueError("image_gradient: ranks that share an image fill an array; give one, or True")
         return place
 
+    def release(self) -> None:
+        """Forgets the maps of the last image, whose memory is free then; there is no backward pass after it."""
+        if self._state is not None:
+            self._state.known.clear()
+
     def update_statistics(self) -> None:
         """Moves the moving statistics of batch normalization towards those of the last image, as Keras does.
 
