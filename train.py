@@ -225,7 +225,7 @@ class Run:
 
     def restore(self, state: State) -> None:
         """Take from a checkpoint what it holds besides variables."""
-        self.images, self.best_miou, self.validation_due = state.images, state.best_miou, state.validation_due
+        self.images, self.best_miou, self.validation_due = state.images, state.best_score, state.validation_due
         arrays, pool = state.arrays, self.inputs.pool
         if pool is not None and "hard_pool" in arrays:
             together(self.comm, lambda: pool.restore(arrays["hard_pool"]))

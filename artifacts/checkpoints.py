@@ -37,7 +37,8 @@ class State:
 
     Attributes:
         images: images trained so far, over all ranks.
-        best_miou: best validation mIoU so far; -1 before the first validation.
+        best_score: best validation score so far, mIoU of a segmentation; -1 before its first validation. Checkpoints
+            before 0.2.0 call it `best_miou`.
         options: options of the run; JSON types only.
         arrays: further arrays by name (the hard-mining pool ...).
         ranks: number of ranks that it was written by.
@@ -48,7 +49,7 @@ class State:
     """
 
     images: int
-    best_miou: float
+    best_score: float
     options: Mapping[str, Any]
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     ranks: int = 1
@@ -194,6 +195,22 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         return path
 
+    def keep(self, path: Path, name: str) -> None:
+        """Give a checkpoint a second name, under which it stays; the data are on the disk once where links are known.
+
+        Args:
+            path: the checkpoint.
+            name: file name.
+        """
+        kept = self.folder / name
+        partial = self.folder / f".{name}.{os.getpid()}.part"
+        partial.unlink(missing_ok=True)
+        try:
+            partial.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, partial)
+        move_into_place(partial, kept)
+
     def history(self) -> list[Path]:
         """Checkpoints by image counter, newest first."""
         return sorted(self.folder.glob("images-*.npz"), reverse=True)
@@ -306,8 +323,15 @@ def restore(path: Path, arrays: Mapping[str, NDArray[Any]], model: Any, optimize
         )
     for key, variable in named.items():
         variable.assign(stored[key])
+    return state_of(arrays)
+
+
+def state_of(arrays: Mapping[str, NDArray[Any]]) -> State:
+    """What the arrays of a checkpoint hold besides variables."""
     extra = {key.removeprefix("extra/"): value for key, value in arrays.items() if key.startswith("extra/")}
-    return State(**head(arrays), arrays=extra)
+    stored = head(arrays)
+    stored.setdefault("best_score", stored.pop("best_miou", -1.0))
+    return State(**stored, arrays=extra)
 
 
 def changed(state: State, options: Mapping[str, Any], free: Collection[str], ranks: int) -> list[str]:
@@ -320,11 +344,7 @@ def changed(state: State, options: Mapping[str, Any], free: Collection[str], ran
         ranks: of the resumed run.
     """
     was = state.options
-    notes = [
-        f"--{name} was {was[name]}, is {value}"
-        for name, value in options.items()
-        if name in was and name not in free and was[name] != value
-    ]
+    notes = options_changed(state, options, free)
     batches = [o["batch_size"] * o["accumulate_batch"] * r for o, r in ((was, state.ranks), (options, ranks))]
     if batches[0] != batches[1]:
         notes.append(
@@ -333,6 +353,16 @@ def changed(state: State, options: Mapping[str, Any], free: Collection[str], ran
             "--batch_size x --accumulate_batch x ranks keeps it"
         )
     return notes
+
+
+def options_changed(state: State, options: Mapping[str, Any], free: Collection[str]) -> list[str]:
+    """Options that differ from those of the run that wrote a checkpoint, a line each; see `changed`."""
+    was = state.options
+    return [
+        f"--{name} was {was[name]}, is {value}"
+        for name, value in options.items()
+        if name in was and name not in free and was[name] != value
+    ]
 
 
 OFF = (None, False, 0, "none")

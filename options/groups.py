@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from options.choices import DatasetName, LabelFormat
+from options.choices import OPTIMIZERS, DatasetName, LabelFormat, ScheduleName
 from options.fields import Group, option
-from options.parser import not_negative, positive, whole
+from options.parser import not_negative, positive, share_below_1, whole
 
 SUFFIXES = "tif, svs, ndpi, mrxs ...: anything OpenSlide reads"
 TRUTHS = "tif or png (masks), xml (ASAP) or geojson (QuPath)"
 CENTERS = "CAMELYON17 centers; -1 is all"
+MOMENTUM = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +81,49 @@ class TissueSearch(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine(Group):
+class Staged(Group):
+    """Copies of files on the node."""
+
+    stage_dir: Path | None = option(
+        metavar="DIR", free=True,
+        help="disk of the node, e.g. $TMPDIR: slides and masks are copied there once per node",
+    )  # fmt: skip
+    stage_gb: float = option(
+        200.0, parse=positive, unit="GB", free=True, help="most GB to copy per node; the rest is read in place"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updates(Group):
+    """Optimizer and learning rate."""
+
+    optimizer: str = option("adam", choices=tuple(OPTIMIZERS), help="how gradients change weights")
+    lr_schedule: ScheduleName = option(
+        "constant", help="after the warm-up: half a cosine, triangles, or a power of what is left"
+    )
+    momentum: float = option(parse=share_below_1, metavar="SHARE", help=f"of sgd and lars; default {MOMENTUM}")
+    weight_decay: float | None = option(
+        parse=not_negative, metavar="DECAY", help="of kernels; default adamw, lamb 0.01, lars 0.0001, sgd 0"
+    )
+
+    @classmethod
+    def settle(cls, given: argparse.Namespace) -> None:
+        """No option that the optimizer or the schedule has no use for; defaults that depend on them."""
+        usual = OPTIMIZERS[given.optimizer]
+        if given.weight_decay is not None and usual.weight_decay is None:
+            raise ValueError(f"--weight_decay: --optimizer {given.optimizer} has none; adamw is Adam with weight decay")
+        if given.momentum is not None and not usual.momentum:
+            raise ValueError(f"--momentum applies to sgd and lars; --optimizer {given.optimizer} has none")
+        if given.lr_cycle is not None and given.lr_schedule != "cyclic":
+            raise ValueError(f"--lr_cycle applies to --lr_schedule cyclic; {given.lr_schedule} has no cycle")
+        given.weight_decay = usual.weight_decay if given.weight_decay is None else given.weight_decay
+        given.momentum = MOMENTUM if given.momentum is None else given.momentum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks(Group):
     """Ranks and machine."""
 
-    sample_processes: int = option(1, parse=whole(1), free=True, help="parallel samplers per rank")
-    tile_cache: int = option(
-        128, parse=whole(0), unit="MB", free=True, help="MB of decoded tiles kept per rank, shared by its samplers"
-    )
     no_cuda: bool = option(False, help="CPU even where GPUs are visible")
     horovod: bool = option(
         True, free=True, help="join the ranks that a launcher started; one process without a launcher runs alone"
@@ -95,3 +132,13 @@ class Machine(Group):
         60.0, parse=not_negative, unit="s", free=True,
         help="s without a heartbeat of a rank until the job is aborted; 5 times that without a patch; 0: never",
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Ranks):
+    """Ranks and machine."""
+
+    sample_processes: int = option(1, parse=whole(1), free=True, help="parallel samplers per rank")
+    tile_cache: int = option(
+        128, parse=whole(0), unit="MB", free=True, help="MB of decoded tiles kept per rank, shared by its samplers"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import NoReturn
 
@@ -45,6 +45,7 @@ class Parser(argparse.ArgumentParser):
         prose: keep the line breaks of description and epilog.
         add_help: add --help and --version.
         raises: raise `OptionError` for a wrong command line instead of ending the program with code 2.
+        replaced: flags of programs that users come from -> what to do here instead.
     """
 
     def __init__(
@@ -55,14 +56,30 @@ class Parser(argparse.ArgumentParser):
         prose: bool = False,
         add_help: bool = True,
         raises: bool = False,
+        replaced: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             prog, None, description, epilog, fromfile_prefix_chars="@", allow_abbrev=False, add_help=add_help,
             formatter_class=_Prose if prose else _Defaults,
         )  # fmt: skip
         self._raises = raises
+        self._replaced = replaced or {}
         if add_help:
             self.add_argument("--version", action="version", version=f"widefov {__version__}")
+
+    def parse_args(  # type: ignore[override]  # no overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse's; a flag that has another name here is an error that says which."""
+        found, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            flag = word.partition("=")[0]
+            if flag in self._replaced:
+                self.error(f"{flag}: {self._replaced[flag]}")
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        assert found is not None
+        return found
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         """One or more arguments per line, shell quoting, `#` comments."""

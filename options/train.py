@@ -22,20 +22,27 @@ from options.choices import (
     Precision,
     Recomputation,
     SamplerName,
-    ScheduleName,
     StainNorm,
 )
 from options.classes import Classes
 from options.fields import Group, derived, option, read
-from options.groups import CENTERS, SUFFIXES, TRUTHS, Cohort, Machine, SlideFiles, TissueSearch
+from options.groups import (
+    CENTERS,
+    SUFFIXES,
+    TRUTHS,
+    Cohort,
+    Machine,
+    SlideFiles,
+    Staged,
+    TissueSearch,
+    Updates,
+)
 from options.parser import Parser, not_negative, positive, share, share_below_1, whole
 from parallel.launchers import is_elastic
 
-MOMENTUM = 0.9
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSlides(SlideFiles, Cohort):
+class TrainSlides(Staged, SlideFiles, Cohort):
     """Slides and labels."""
 
     manifest: Path | None = option(help="table of run_prepro.sh with slides, labels and split, instead of folders")
@@ -46,13 +53,6 @@ class TrainSlides(SlideFiles, Cohort):
     val_centers: tuple[int, ...] = option((-1,), metavar="CENTER", help=CENTERS)
     val_split: float = option(
         0.15, metavar="SHARE", help="share of slides (patients) held out where no validation slides are given"
-    )
-    stage_dir: Path | None = option(
-        metavar="DIR", free=True,
-        help="disk of the node, e.g. $TMPDIR: slides and masks are copied there once per node",
-    )  # fmt: skip
-    stage_gb: float = option(
-        200.0, parse=positive, unit="GB", free=True, help="most GB to copy per node; the rest is read in place"
     )
 
     @classmethod
@@ -257,10 +257,9 @@ class Training(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimization(Group):
+class Optimization(Updates):
     """Optimizer and learning rate."""
 
-    optimizer: str = option("adam", choices=tuple(OPTIMIZERS), help="how gradients change weights")
     base_lr: float = option(
         parse=positive, metavar="RATE", help="learning rate of one rank; default 0.001, of sgd 0.01, of lars 1"
     )
@@ -268,30 +267,15 @@ class Optimization(Group):
         "linear", help="of --base_lr with ranks x --accumulate_batch: times it, times its root, or not at all"
     )
     warmup: int = option(parse=whole(0), unit="images", help="length of linear warm-up; default 5%% of --num_steps")
-    lr_schedule: ScheduleName = option(
-        "constant", help="after the warm-up: half a cosine, triangles, or a power of what is left"
-    )
     lr_cycle: int = option(
         parse=whole(1), unit="images", help="length of a triangle of cyclic; default --num_steps / 10"
-    )
-    momentum: float = option(parse=share_below_1, metavar="SHARE", help=f"of sgd and lars; default {MOMENTUM}")
-    weight_decay: float | None = option(
-        parse=not_negative, metavar="DECAY", help="of kernels; default adamw, lamb 0.01, lars 0.0001, sgd 0"
     )
 
     @classmethod
     def settle(cls, given: argparse.Namespace) -> None:
-        """No option that the optimizer or the schedule has no use for; defaults that depend on them."""
-        usual = OPTIMIZERS[given.optimizer]
-        if given.weight_decay is not None and usual.weight_decay is None:
-            raise ValueError(f"--weight_decay: --optimizer {given.optimizer} has none; adamw is Adam with weight decay")
-        if given.momentum is not None and not usual.momentum:
-            raise ValueError(f"--momentum applies to sgd and lars; --optimizer {given.optimizer} has none")
-        if given.lr_cycle is not None and given.lr_schedule != "cyclic":
-            raise ValueError(f"--lr_cycle applies to --lr_schedule cyclic; {given.lr_schedule} has no cycle")
-        given.base_lr = given.base_lr or usual.base_lr
-        given.weight_decay = usual.weight_decay if given.weight_decay is None else given.weight_decay
-        given.momentum = MOMENTUM if given.momentum is None else given.momentum
+        """See `Updates.settle`; and defaults that depend on the length of the training."""
+        super().settle(given)
+        given.base_lr = given.base_lr or OPTIMIZERS[given.optimizer].base_lr
         given.warmup = given.num_steps // 20 if given.warmup is None else given.warmup
         given.lr_cycle = given.lr_cycle or max(1, given.num_steps // 10)
 

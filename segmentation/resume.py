@@ -8,12 +8,12 @@ from typing import Any
 
 from artifacts.checkpoints import Checkpoints, State, changed, remove_partials
 from options.train import Run
-from parallel.comm import Comm, together
+from parallel.comm import Comm
 from parallel.job import Log
 from samplers.records import trim_samples
 from training import schedule
 from training.optimizer import Optimizer
-from training.run_folder import prepare_folder, trim_metrics
+from training.resume import resume_or_prepare
 
 
 def resumed_state(
@@ -47,35 +47,26 @@ def resumed_state(
         AgreedError: no checkpoint can be read, or it is of another run; the folder cannot be written.
     """
 
-    def begin() -> tuple[State, Path] | None:
-        # Ranks: one reads, so all resume from the same file even where a shared file system lags.
-        if comm.rank != 0:
+    def find() -> tuple[State, Path, list[str]] | None:
+        if not run.resume:
             return None
-        found = None
-        if run.resume:
-            reader = Checkpoints(run.log_dir / "checkpoints" if run.log_dir else Path())
-            # An elastic job that reconnects resumes from its own checkpoints, wherever it began.
-            wanted = "auto" if run.elastic and reader.history() else run.resume
-            found = reader.resume(wanted, model, optimizer, {**stream, "optimizer": options["optimizer"]})
-        if found:
-            notes = [
-                *found[2],
-                *changed(found[0], options, free, comm.size),
-                *rate_changed(found[0], options, comm.size),
-            ]
-            log(*(f"resume      {note}" for note in notes))
-        if run.log_dir is not None:
-            own = found is not None and found[1].is_relative_to(run.log_dir)
-            log(*prepare_folder(run.log_dir, own, options))
-            remove_partials(run.log_dir)
-            images = found[0].images if found else 0
-            trim_samples(run.log_dir, images)
-            trim_metrics(run.log_dir, images)
-        return found[:2] if found else None
+        reader = Checkpoints(run.log_dir / "checkpoints" if run.log_dir else Path())
+        # An elastic job that reconnects resumes from its own checkpoints, wherever it began.
+        wanted = "auto" if run.elastic and reader.history() else run.resume
+        return reader.resume(wanted, model, optimizer, {**stream, "optimizer": options["optimizer"]})
 
-    found: tuple[State, Path] | None = comm.gather(together(comm, begin))[0]
+    def notes(state: State) -> list[str]:
+        return [*changed(state, options, free, comm.size), *rate_changed(state, options, comm.size)]
+
+    found = resume_or_prepare(comm, run.log_dir, options, find, notes, _trim, log)
     log(*_beginning(run, found))
     return found[0] if found else None
+
+
+def _trim(folder: Path, images: int) -> None:
+    """Remove what a killed run left half written, and the samples after an image counter."""
+    remove_partials(folder)
+    trim_samples(folder, images)
 
 
 def base_batch(state: State, options: Mapping[str, Any]) -> int:
@@ -114,7 +105,7 @@ def _beginning(run: Run, found: tuple[State, Path] | None) -> list[str]:
     """Where the run begins, in lines for the log."""
     if found is not None:
         state, path = found
-        return [f"resume      {path} at image {state.images}, best val mIoU {state.best_miou:.4f}"]
+        return [f"resume      {path} at image {state.images}, best val mIoU {state.best_score:.4f}"]
     if run.resume:
         return [f"resume      no checkpoint in {run.log_dir}: a new run"]
     return [] if run.log_dir else ["note        no --log_dir: this run will not be saved"]

@@ -20,11 +20,12 @@ from system.version import __version__
 # What a run writes under names that nothing else has, and under common ones, which a run would overwrite or append to.
 _OWN = (
     "checkpoints/images-*.npz", "checkpoints/abandoned-images-*.npz", "checkpoints/best.npz", "checkpoints/final.npz",
+    "checkpoints/epoch-*.npz", "checkpoints/abandoned-epoch-*.npz",
     "samples/rank-*.csv", "samples/unreadable-rank-*.csv", "pictures/val-*.png", "events.out.tfevents.*",
 )  # fmt: skip
 _COMMON = (
     "options.json", "metrics.jsonl", "samples/slides.json", "final.keras", "final.json", "final_savedmodel",
-    "report.html", "environment.json",
+    "report.html", "environment.json", "scores.json", "predictions.csv", "thumbnails", "saliency", "eval",
 )  # fmt: skip
 # Named after slides, or by `samplers.replay`.
 _OF_SLIDES = ("sampling/{}.png", "replay/{}.xml", "replay/{}.geojson")
@@ -119,7 +120,7 @@ def _is_run(folder: Path) -> bool:
         options = json.loads((folder / "options.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(options, dict) and {"num_steps", "img_size"} <= set(options)
+    return isinstance(options, dict) and any({"num_steps", size} <= set(options) for size in ("img_size", "image_size"))
 
 
 def _slides(folder: Path) -> set[str]:

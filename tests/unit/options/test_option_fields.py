@@ -12,7 +12,7 @@ import pytest
 from options.evaluate import EvaluateOptions
 from options.export import ExportOptions
 from options.fields import Group, as_json, derived, free_options, groups_of, option, read, stream_options
-from options.parser import Parser, pair, share, whole
+from options.parser import OptionError, Parser, pair, share, whole
 from options.predict import PredictOptions
 from options.train import TrainOptions
 from system.version import __version__
@@ -157,3 +157,11 @@ def test_every_flag_is_defined_once():
     assert len(defined) > 80
     twice = {name for name, bases in defined.items() if len(bases) > 1}
     assert twice == set(OTHER_MEANING)
+
+
+@pytest.mark.parametrize("words", [["--folder", "x"], ["--folder=x"]])
+def test_a_flag_under_another_name_is_one_line_that_says_which(words):
+    for given, message in ((words, "--folder: --out DIR"), (["--other"], "unrecognized arguments: --other")):
+        replaced = Parser("tool", "does things", raises=True, replaced={"--folder": "--out DIR"})
+        with pytest.raises(OptionError, match=f"^{message}$"):
+            read(Tool, replaced, given)

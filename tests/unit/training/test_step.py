@@ -1,5 +1,6 @@
 """Losses, schedule, step, optimizer, counts, checkpoints, and the communicator of one rank."""
 
+import json
 import math
 
 import keras
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from artifacts.checkpoints import CheckpointError, Checkpoints, State, named_variables
+from artifacts.checkpoints import CheckpointError, Checkpoints, State, named_variables, read_arrays, state_of
 from metrics import confusion
 from parallel.comm import SoloComm, connect, together
 from parallel.launchers import RANK_VARIABLES, SIZE_VARIABLES, launched_rank, launched_size
@@ -203,7 +204,7 @@ def test_resume_goes_on_bit_equal(tmp_path):
     state, path, notes = Checkpoints(tmp_path).resume(
         "auto", fresh, fresh_optimizer := Adam(fresh.trainable_variables), {"seed": 1}
     )
-    assert (state.images, state.best_miou, path.name, notes) == (3, 0.5, "images-000000003.npz", [])
+    assert (state.images, state.best_score, path.name, notes) == (3, 0.5, "images-000000003.npz", [])
     assert state.arrays["hard_pool"].tolist() == [[1, 0], [0, 1]]
     again = TrainStep(fresh, fresh_optimizer, SoloComm(), LOSS, False, None)
     assert step(*batch(), 0.01).loss == pytest.approx(again(*batch(), 0.01).loss, abs=1e-6)
@@ -253,7 +254,28 @@ def test_checkpoints_after_the_one_resumed_from_are_abandoned(tmp_path):
         "images-000000001.npz",
         "images-000000002.npz",
     ]
-    assert checkpoints.resume("auto", model, optimizer, {})[0].best_miou == 0.75
+    assert checkpoints.resume("auto", model, optimizer, {})[0].best_score == 0.75
+
+
+def test_a_kept_checkpoint_outlives_the_newest(tmp_path):
+    for images in (1, 2, 3, 4, 5):
+        model, optimizer, _ = trained(images, tmp_path)
+        if images == 1:
+            Checkpoints(tmp_path).keep(tmp_path / "images-000000001.npz", "epoch-0001.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "epoch-0001.npz", "images-000000003.npz", "images-000000004.npz", "images-000000005.npz",
+    ]  # fmt: skip
+    state, _, _ = Checkpoints(tmp_path).resume(str(tmp_path / "epoch-0001.npz"), model, optimizer, {})
+    assert state.images == 1
+
+
+def test_a_best_score_under_its_old_name_is_read(tmp_path):
+    trained(1, tmp_path)
+    arrays = read_arrays(tmp_path / "images-000000001.npz")
+    stored = json.loads(arrays["state"].tobytes())
+    stored["best_miou"] = stored.pop("best_score")
+    arrays["state"] = np.frombuffer(json.dumps(stored).encode(), np.uint8)
+    assert state_of(arrays).best_score == 0.5
 
 
 def test_flipped_byte_is_noticed(tmp_path):
@@ -303,7 +325,7 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         Checkpoints(tmp_path).save("images-000000001.npz", model, optimizer, State(1, 0.0, {}))
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["images-000000001.npz"]
-    assert Checkpoints(tmp_path).resume("auto", model, optimizer, {})[0].best_miou == 0.5
+    assert Checkpoints(tmp_path).resume("auto", model, optimizer, {})[0].best_score == 0.5
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
