@@ -23,11 +23,14 @@ from cohorts.pairing import ALL_SLIDE_SUFFIXES
 from slides.geometry import Pair
 from slides.packed import PackedFiles, PackError
 from slides.reader import Slide, SlideError
-from slides.tiff.backends import READ_ERRORS, file_key
+from slides.tiff.backends import READ_ERRORS, file_key, handle, tiff_levels
+from slides.tiff.tags import Page, Span
+from slides.tiff.tiled_tiff import TiledTiff, readable
 
 WHOLE_SUFFIXES = (".jpg", ".jpeg", ".png")  # no tiles: decoded once
 SUFFIXES = (".tif", ".tiff", *WHOLE_SUFFIXES, *(one for one in ALL_SLIDE_SUFFIXES if not one.endswith(("tif", "tiff"))))
 TIFF_SUFFIXES = (".tif", ".tiff")
+PACKED_SUFFIXES = (*TIFF_SUFFIXES, ".svs")  # tiles that are read within a tar
 SMALL_PX = 4 * 2**20  # TIFFs up to this size may be decoded at once
 IN_MEMORY_BYTES = 64 * 2**20  # decoded images up to this size are kept in memory
 
@@ -112,18 +115,12 @@ def opened(place: Place, scratch: Path | None = None) -> Part:
     Raises:
         SlideError: it cannot be opened; the message names it.
     """
-    whole = place.suffix in WHOLE_SUFFIXES
-    if not place.member and not whole:
-        return _slide(place.path)
     try:
-        image = _opened_tiff(place) if place.suffix in TIFF_SUFFIXES else place.vips(access="random")
-        if whole:
+        if place.suffix in WHOLE_SUFFIXES:
+            image = place.vips(access="sequential")
             return Part((image.height, image.width), _Decoded(place, scratch).read, None)
-        windows = _Windows(place, _rgb(image))
-        # Damage may show only when the first px is decoded.
-        windows.read((0, 1), (0, 1))
-        return Part((image.height, image.width), windows.read, None)
-    except PackError:
+        return _packed(place) if place.member else _slide(place.path)
+    except (SlideError, PackError):
         raise
     except READ_ERRORS as error:
         raise SlideError(f"image {place} cannot be opened: {_reason(error)}") from error
@@ -174,24 +171,67 @@ def _slide(path: Path) -> Part:
     return Part((height, width), read, um_px_xy)
 
 
+def _packed(place: Place) -> Part:
+    """Level 0 of a TIFF in a tar, read in place."""
+    if place.suffix not in PACKED_SUFFIXES:
+        raise ValueError(f"in a tar {', '.join((*PACKED_SUFFIXES, *WHOLE_SUFFIXES))} are read; unpack it")
+    path, span = place.path, _pack(place.path).members[place.member]
+    page = tiff_levels(path, Span(span.offset, span.size))[0]
+    width, height = page.size_xy
+    if readable(page):
+        windows: _Windows | _VipsWindows = _Windows(place, page, Span(span.offset, span.size))
+    else:
+        windows = _VipsWindows(place, _rgb(_opened_tiff(place)))
+    # Damage may show only when the first px is decoded.
+    windows.read((0, 1), (0, 1))
+    return Part((height, width), windows.read, page.um_px_xy)
+
+
 class _Windows:
-    """Windows of an image that libvips decodes tile by tile; one thread at a time."""
+    """Windows of a tiled TIFF in a tar, decoded tile by tile."""
+
+    def __init__(self, place: Place, page: Page, span: Span) -> None:
+        self._place, self._page, self._span = place, page, span
+        self._key = file_key(place.path), place.member
+
+    def _open(self) -> TiledTiff:
+        return TiledTiff(self._place.path, self._key, (self._page,), span=self._span)
+
+    def read(self, rows: Interval, columns: Interval) -> Pixels:
+        """See `Part.read`."""
+        corner_xy, hw = (columns[0], rows[0]), (rows[1] - rows[0], columns[1] - columns[0])
+        try:
+            image_HWC = handle(self._key, self._open).fetch(0, corner_xy, hw)[0]
+        except READ_ERRORS as error:
+            raise _unreadable(self._place, rows, columns, error) from error
+        return image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC, 3, axis=2)
+
+
+class _VipsWindows:
+    """Windows of any other TIFF in a tar; one thread at a time."""
 
     def __init__(self, place: Place, image: pyvips.Image) -> None:
         self._place, self._image = place, image
         self._lock = threading.Lock()
+        self._broken: SlideError | None = None
 
     def read(self, rows: Interval, columns: Interval) -> Pixels:
         """See `Part.read`."""
         height, width = rows[1] - rows[0], columns[1] - columns[0]
-        try:
-            with self._lock:
+        with self._lock:
+            # libvips says once that a tile is damaged, and gives other px for it from then on.
+            if self._broken is not None:
+                raise self._broken
+            try:
                 data = pyvips.Region.new(self._image).fetch(columns[0], rows[0], width, height)
-        except READ_ERRORS as error:
-            raise SlideError(
-                f"image {self._place} cannot be read in rows {rows}, columns {columns}: {_reason(error)}"
-            ) from error
+            except READ_ERRORS as error:
+                self._broken = _unreadable(self._place, rows, columns, error)
+                raise self._broken from error
         return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+def _unreadable(place: Place, rows: Interval, columns: Interval, error: Exception) -> SlideError:
+    return SlideError(f"image {place} cannot be read in rows {rows}, columns {columns}: {_reason(error)}")
 
 
 class _Decoded:

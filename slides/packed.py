@@ -115,8 +115,15 @@ class PackedFiles:
             pyvips.Error: It is no image, or damaged.
         """
         file = self.open(name)
+
+        def read(count: int) -> bytes:
+            try:
+                return file.read(count)
+            except PackError:
+                return b""  # libvips says where it ends; an error here would only be printed
+
         source = pyvips.SourceCustom()
-        source.on_read(file.read)
+        source.on_read(read)
         source.on_seek(file.seek)
         return pyvips.Image.new_from_source(source, "", **options)
 

@@ -23,7 +23,7 @@ import pyvips
 from numpy.typing import NDArray
 
 from slides.memory import aligned
-from slides.tiff.tags import MASK, REDUCED, Page, is_tiff, read_pages, tile_layout
+from slides.tiff.tags import MASK, REDUCED, Page, Span, is_tiff, read_pages, tile_layout
 
 # libvips would keep the last 100 operations, slides included, alive and open; ours are bounded by the handle cache.
 pyvips.cache_set_max(0)
@@ -209,7 +209,7 @@ class OpenSlideFile:
         self._slide.close()
 
 
-def tiff_levels(path: Path) -> tuple[Page, ...]:
+def tiff_levels(path: Path, span: Span | None = None) -> tuple[Page, ...]:
     """Return the pages of a TIFF that form its pyramid, largest first.
 
     Level 0 is the largest image that is neither marked nor called a thumbnail, label or macro: see `_level_0`. Others
@@ -221,7 +221,7 @@ def tiff_levels(path: Path) -> tuple[Page, ...]:
         ValueError: A plain strip image too large to decode, or several images of the first one's size (channels or
             focal planes).
     """
-    pages = read_pages(path)
+    pages = read_pages(path, span)
     first = _level_0(pages)
     others = [page for page in pages if page is not first and not _associated(page, pages)]
     if not first.tiled and first.size_xy[0] * first.size_xy[1] > MAX_STRIP_PX:

@@ -12,7 +12,7 @@ import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,18 @@ class Page:
         return min(self.tile_xy) > 0
 
 
+class Span(NamedTuple):
+    """Where a TIFF lies in a larger file, e.g. a tar.
+
+    Attributes:
+        offset: Its first byte.
+        size: Bytes.
+    """
+
+    offset: int
+    size: int
+
+
 def split(page: Page) -> tuple[Page, ...]:
     """Return the planes of a page whose samples have their own planes (`planar` 2) as gray pages, one per sample."""
     gray = replace(page, samples=1, planar=1, photometric=1)
@@ -113,8 +125,12 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_pages(path: Path) -> tuple[Page, ...]:
+def read_pages(path: Path, span: Span | None = None) -> tuple[Page, ...]:
     """Read the directory of a TIFF: every page, each followed by its sub-images.
+
+    Args:
+        path: The file.
+        span: Where in the file the TIFF lies; None: it is the file.
 
     Raises:
         TagError: Not a TIFF, a directory that points outside the file or at itself, or pixels beyond the end of the
@@ -122,8 +138,8 @@ def read_pages(path: Path) -> tuple[Page, ...]:
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
-        pages = _Directory(file).pages()
-    size = path.stat().st_size
+        pages = _Directory(file, span).pages()
+    size = path.stat().st_size if span is None else span.size
     end = max(page.end for page in pages)
     if end > size:
         raise TagError(f"the file is truncated: its pixels reach to byte {end}, it has {size} bytes; copy it again")
@@ -145,15 +161,20 @@ class TileLayout:
     jpeg_tables: bytes
 
 
-def tile_layout(path: Path, page: Page) -> TileLayout:
+def tile_layout(path: Path, page: Page, span: Span | None = None) -> TileLayout:
     """Read where the tiles of a page are; megabytes for a large slide, so pages themselves do not keep it.
+
+    Args:
+        path: The file.
+        page: One of `read_pages`.
+        span: As there; places of tiles are counted from its first byte.
 
     Raises:
         TagError: Fewer tiles than the page's size needs, or a damaged directory.
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
-        tags, _ = _Directory(file).entries(page.directory, set())
+        tags, _ = _Directory(file, span).entries(page.directory, set())
     nothing = np.empty(0, np.int64)
     offsets, counts = (tags.get(tag, nothing).astype(np.int64) for tag in (_TILE_OFFSETS, _TILE_COUNTS))
     across, down = (-(-size // side) for size, side in zip(page.size_xy, page.tile_xy, strict=True))
@@ -168,9 +189,9 @@ def tile_layout(path: Path, page: Page) -> TileLayout:
 class _Directory:
     """Walks the chain of image file directories of one open file."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, span: Span | None = None) -> None:
         self._file = file
-        self._size = os.fstat(file.fileno()).st_size
+        self._start, self._size = span or (0, os.fstat(file.fileno()).st_size)
         head = self._bytes(0, 8)
         if head[:2] not in (b"II", b"MM"):
             raise TagError("not a TIFF")
@@ -207,7 +228,7 @@ class _Directory:
             raise TagError(
                 f"the file is truncated or damaged: its directory needs byte {offset + count}, it has {self._size}"
             )
-        self._file.seek(offset)
+        self._file.seek(self._start + offset)
         return self._file.read(count)
 
     def _number(self, offset: int, code: str) -> int:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from slides.memory import aligned
 from slides.tiff.backends import Backend, NewArray, Value, VipsTiff
-from slides.tiff.tags import Page, TileLayout, split, tile_layout
+from slides.tiff.tags import Page, Span, TileLayout, split, tile_layout
 
 JPEG, NONE = 7, 1  # Compression
 # JPEG 2000: Aperio's number for YCbCr, that of Bio-Formats for lossy, Aperio's for RGB, the registered one.
@@ -122,13 +122,17 @@ class TiledTiff:
         key: Names the file in `tile_cache`.
         pages: Its levels, all `readable`.
         unwritten: Value of px in tiles that were never written, as loaded: 255, white, for slides; 0 for masks.
+        span: Where in the file the TIFF lies; None: it is the file.
     """
 
     held_bytes = 0  # decoded tiles are in `tile_cache`, which has a bound of its own
 
-    def __init__(self, path: Path, key: object, pages: tuple[Page, ...], unwritten: Value = 255) -> None:
+    def __init__(
+        self, path: Path, key: object, pages: tuple[Page, ...], unwritten: Value = 255, span: Span | None = None
+    ) -> None:
         self._path = path
         self._key = key
+        self._span = span
         self._pages = pages
         self._unwritten = np.asarray(unwritten, np.uint8)
         self._file = path.open("rb", buffering=0)
@@ -191,6 +195,10 @@ class TiledTiff:
         """A tile's bytes behind `head`, read to where they are decoded from; `head` replaces the tile's own marker."""
         own = max(0, len(head) - len(_START))
         stream = bytearray(own + count)
+        if self._span is not None:
+            if offset + count > self._span.size:
+                raise OSError(f"{where}: the file ends inside it")
+            offset += self._span.offset
         if os.preadv(self._file.fileno(), [memoryview(stream)[own:]], offset) < count:
             raise OSError(f"{where}: the file ends inside it")
         if head and not stream.startswith(_START, own):
@@ -202,7 +210,7 @@ class TiledTiff:
         """Where tiles are, and what stands before the bytes of each: nothing, or tables and colors of JPEG streams."""
         if level not in self._layouts:
             page = self._pages[level]
-            layout = tile_layout(self._path, page)
+            layout = tile_layout(self._path, page, self._span)
             head = b""
             if page.compression == JPEG:
                 head = _START + layout.jpeg_tables.removeprefix(_START).removesuffix(_END)

@@ -7,16 +7,20 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+import tifffile
 
 from classification import image_files
+from classification.augment import Strength, view
 from classification.images import in_folder, in_tar
 from cohorts.staging import Place, Staging
 from preprocessing import pack
 from slides.geometry import Trim
+from slides.packed import PackedFiles
 from slides.reader import Slide, SlideError
 from slides.synthetic.demo import write_pyramid
 from slides.tiff.pyramid import write_jpeg_pyramid, write_mask_pyramid
 from slides.trimming import trim_text
+from tests.support.broken import SIDE, damage, write_noise
 from tests.support.steps import run_steps
 
 
@@ -198,6 +202,68 @@ def test_an_image_cut_short(tmp_path, name):
     with pytest.raises(SlideError, match=rf"(slide|image) {tmp_path}/{name} cannot be (opened|decoded): "):
         read()
     assert "\n" not in said(read)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_image_that_breaks_in_the_middle_of_a_run(tmp_path, packed, capfd):
+    """Opened whole, a tile damaged since: the tile is an error that names the file, the others are read."""
+    path = tmp_path / "in" / "a.tif"
+    write_noise(path)
+    place = f"slide {path}"
+    if packed:
+        assert pack.main(["--files", str(tmp_path / "in"), "--out", str(tmp_path)]) == 0
+        place = f"image {tmp_path}/pack/in.tar: a.tif"
+    image = (in_tar(tmp_path / "pack" / "in.tar") if packed else in_folder(tmp_path / "in")).open("a")
+    damage(path, 63)
+    if packed:
+        archive = tmp_path / "pack" / "in.tar"
+        offset = PackedFiles(archive).members["a.tif"].offset
+        with archive.open("r+b") as file:
+            file.seek(offset)
+            file.write(path.read_bytes())
+    seen = view(image, None, Strength(rotation=False, elastic_px=300.0), 0, 1)
+    with pytest.raises(SlideError, match=f"{place} cannot be read in "):
+        seen.read((0, SIDE), (0, SIDE))
+    with pytest.raises(SlideError, match=f"{place} cannot be read in "):
+        image.read((SIDE - 9, SIDE), (SIDE - 9, SIDE))
+    assert 100 < image.read((0, 9), (0, 9)).mean() < 220
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zlib", None])
+@pytest.mark.parametrize("tile", [(64, 48), None])
+def test_other_tiffs_in_a_tar(tmp_path, compression, tile):
+    expected_HWC, gray_HW = noise((150, 170)), noise((40, 50))[..., 0]
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", expected_HWC, photometric="rgb", tile=tile, compression=compression)
+    tifffile.imwrite(tmp_path / "in" / "b.tif", gray_HW, tile=tile, compression=compression)
+    assert pack.main(["--files", str(tmp_path / "in"), "--out", str(tmp_path)]) == 0
+    images = in_tar(tmp_path / "pack" / "in.tar")
+    a, b = images.open("a"), images.open("b")
+    np.testing.assert_array_equal(a.read((0, 150), (0, 170))[0], expected_HWC)
+    np.testing.assert_array_equal(a.read((60, 150), (5, 170))[0], expected_HWC[60:, 5:])
+    np.testing.assert_array_equal(b.read((0, 40), (0, 50))[0], gray_HW[..., None].repeat(3, 2))
+
+
+def test_a_format_that_is_not_read_in_a_tar(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.ndpi").write_bytes(b"MM")
+    assert pack.main(["--files", str(tmp_path / "in"), "--out", str(tmp_path)]) == 0
+    path = tmp_path / "pack" / "in.tar"
+    assert said(lambda: in_tar(path).open("a")) == (
+        f"image {path}: a.ndpi cannot be opened: in a tar .tif, .tiff, .svs, .jpg, .jpeg, .png are read; unpack it"
+    )
+
+
+def test_a_tar_cut_in_the_middle_of_a_run(tmp_path, capfd):
+    write_noise(tmp_path / "in" / "a.tif")
+    assert pack.main(["--files", str(tmp_path / "in"), "--out", str(tmp_path)]) == 0
+    path = tmp_path / "pack" / "in.tar"
+    image = in_tar(path).open("a")
+    path.open("r+b").truncate(path.stat().st_size // 3)
+    with pytest.raises(SlideError, match=f"image {path}: a.tif cannot be read in rows "):
+        image.read((SIDE - 9, SIDE), (SIDE - 9, SIDE))
+    assert capfd.readouterr().err == ""
 
 
 def test_what_does_not_belong_together(tmp_path):
