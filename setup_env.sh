@@ -182,7 +182,7 @@ module_of_package = {
     "tensorboard": "tensorboard", "h5py": "h5py", "safetensors": "safetensors", "mpi4py": "mpi4py", "psutil": "psutil", "tqdm": "tqdm",
     "openslide-python": "openslide", "pyvips": "pyvips", "opencv-python-headless": "cv2", "pillow": "PIL",
     "tifffile": "tifffile", "imagecodecs": "imagecodecs", "simplejpeg": "simplejpeg", "isal": "isal",
-    "google-crc32c": "google_crc32c", "lxml": "lxml", "shapely": "shapely", "scikit-learn": "sklearn", "matplotlib": "matplotlib",
+    "google-crc32c": "google_crc32c", "lxml": "lxml", "shapely": "shapely", "optuna": "optuna", "scikit-learn": "sklearn", "matplotlib": "matplotlib",
 }
 if sys.argv[1] == "1":
     module_of_package.update(pytest="pytest", hypothesis="hypothesis", ruff="ruff", mypy="mypy")

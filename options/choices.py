@@ -86,3 +86,6 @@ ExportFormat = Literal["savedmodel", "onnx", "keras"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 # False positives per slide at which CAMELYON16 reads the sensitivity.
 FALSE_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+SearchSampler = Literal["tpe", "random", "qmc", "grid", "gp"]
+SearchPruner = Literal["median", "hyperband", "wilcoxon", "none"]

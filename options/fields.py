@@ -229,6 +229,18 @@ def free_options(options: Group) -> frozenset[str]:
     return frozenset(name for name, _, marks in _values(options) if marks.free)
 
 
+def switches_of(program: type[Group]) -> dict[str, bool]:
+    """Options of a program that take no value, with what holds without them."""
+    found: dict[str, bool] = {}
+    for group in groups_of(program):
+        hints = get_type_hints(group)
+        for entry in fields(group):  # type: ignore[arg-type]  # every group is a dataclass
+            flag = _marks(entry).flag
+            if flag is not None and flag.parse is None and _kind(hints[entry.name])[0] is bool:
+                found[entry.name] = bool(flag.default)
+    return found
+
+
 def _values(options: Group) -> Iterator[tuple[str, Any, _Marks]]:
     for entry in fields(options):  # type: ignore[arg-type]  # every group is a dataclass
         value = getattr(options, entry.name)

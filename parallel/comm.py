@@ -22,6 +22,10 @@ class AgreedError(ValueError):
     """An error that every rank raises, with the same message: all can exit in good order."""
 
 
+class MemoryRefusedError(AgreedError):
+    """What was asked for does not fit into memory."""
+
+
 Result = TypeVar("Result")
 Array = TypeVar("Array", bound=NDArray[Any])
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from parallel.comm import AgreedError, Comm, SoloComm, abort, broke, connect, together
+from parallel.comm import AgreedError, Comm, MemoryRefusedError, SoloComm, abort, broke, connect, together
 from parallel.heartbeat import GRACE_S, Heartbeat
 from parallel.launchers import (
     ends_with_first_failure,
@@ -38,6 +38,7 @@ from system.allocator import SYSTEM_ALLOCATOR, give_back_memory
 from system.folder_lock import FolderLock
 from system.placement import describe, faults, placement
 
+NO_MEMORY = 12  # exit code, ENOMEM of errno.h: with other options the program would run
 RECONNECT = -1  # in place of an exit code: ranks of an elastic job have come or gone
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # real errors come as exceptions
@@ -268,14 +269,14 @@ def exit_code(action: Callable[[], int], comm: Comm, out_of_memory: Callable[[],
             abort(comm, f"error: {error}", 2)
         if comm.rank == 0:
             write(f"{program()}: error: {error}", sys.stderr)
-        return 2
+        return NO_MEMORY if isinstance(error, MemoryRefusedError) else 2
     except Exception as error:
         if type(error).__name__ in ("ResourceExhaustedError", "MemoryError"):
             message = f"out of memory: {(str(error).splitlines() or ['no more'])[0]}. {out_of_memory()}"
             if comm.size > 1:
-                abort(comm, message, 2)
+                abort(comm, message, NO_MEMORY)
             write(f"{program()}: {message}", sys.stderr)
-            return 2
+            return NO_MEMORY
         if elastic and broke(error):
             write(f"{program()}: rank {comm.rank} of {comm.size}: another rank has ended", sys.stderr)
             return RECONNECT

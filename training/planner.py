@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from parallel.comm import AgreedError, Comm
+from parallel.comm import Comm, MemoryRefusedError
 from system.cgroups import least
 from system.gpus import Gpu
 
@@ -193,7 +193,7 @@ def require_memory(step: PlannedStep, comm: Comm, refuse: bool, gpu: Gpu | None 
         A line to print; none for a network or a precision that was not measured.
 
     Raises:
-        AgreedError: on all ranks, when the step does not fit one of the machines or GPUs and `refuse` is set.
+        MemoryRefusedError: on all ranks, when the step does not fit one of the machines or GPUs and `refuse` is set.
     """
     cost = costs(step.model).get(step.recompute)
     if cost is None or step.precision != "float32":
@@ -204,7 +204,7 @@ def require_memory(step: PlannedStep, comm: Comm, refuse: bool, gpu: Gpu | None 
     here, sharers, need = memories[tightest], ranks[tightest], cost.step_gib(step.img_size, step.batch)
     if refuse and need / (1 + MARGIN) > here.total / sharers:
         ways = "; ".join(advice(step, sharers, here.total))
-        raise AgreedError(
+        raise MemoryRefusedError(
             f"a step needs about {need:.1f} GiB per rank, {here.total / sharers:.1f} are available"
             f"{f' on the GPU of rank {tightest}' if here.gpu else ''}. On this {'GPU' if here.gpu else 'machine'} fit: "
             f"{ways or 'none'} (train.py --plan). --no-memory_check starts it anyway"

@@ -30,7 +30,7 @@ def test_plan_needs_no_data_and_names_sizes_that_fit() -> None:
 def test_what_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
     tiny = TinySet(tmp_path)
     done = warm.run(TRAIN, tiny.arguments("--recompute", "blocks", img_size="65536"), environment())
-    assert done.returncode == 2
+    assert done.returncode == 12
     assert not tiny.log_dir.exists()
     errors = re.findall(r"^train\.py: error: (.*)$", done.stderr, re.MULTILINE)
     assert len(errors) == 1, done.stderr

@@ -310,7 +310,7 @@ def test_wrong_choices_are_named(clone: Clone, env: dict[str, str], told: str) -
 def test_active_environment_names_what_is_missing(bench: Bench, tmp_path: Path) -> None:
     site = tmp_path / "site"
     present = "tensorflow keras numpy scipy tensorboard h5py mpi4py psutil openslide pyvips cv2 tifffile imagecodecs"
-    present += " safetensors simplejpeg isal google_crc32c lxml shapely sklearn"
+    present += " safetensors simplejpeg isal google_crc32c lxml shapely optuna sklearn"
     for module in present.split():
         (site / module).mkdir(parents=True)
     python = shutil.which("python")

@@ -13,7 +13,7 @@ from preprocessing.steps import NAMES
 from tests.support.paths import ROOT
 from tests.support.sources import our_sources
 
-PROGRAMS = ("train.py", "predict.py", "evaluate.py", "export.py")
+PROGRAMS = ("train.py", "predict.py", "evaluate.py", "export.py", "tune.py")
 MODULES = (
     "preprocessing",
     *(f"preprocessing.{step}" for step in NAMES),

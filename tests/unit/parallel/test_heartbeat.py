@@ -18,7 +18,7 @@ import pytest
 
 from parallel import heartbeat as heartbeat_module
 from parallel.heartbeat import READING, Heartbeat, Peer
-from parallel.local_process import AT_WORK, IDLE, STOPPED, UNKNOWN, LocalProcess, describe_this
+from parallel.local_process import AT_WORK, IDLE, STOPPED, UNKNOWN, LocalProcess, describe, describe_this
 from parallel.preemption import HOSTS_CHANGED, Preemption
 
 TIMEOUT_S = 1.0
@@ -107,13 +107,9 @@ def python(source: str) -> Iterator[psutil.Process]:
             process.kill()
 
 
-def described(process: psutil.Process) -> list:
-    return [socket.gethostname(), process.pid, process.create_time()]
-
-
 def test_a_silent_rank_of_this_host_is_looked_at() -> None:
     with python("import time; time.sleep(600)") as process:
-        known = LocalProcess(described(process))
+        known = LocalProcess(describe(process.pid))
         until = time.monotonic() + 60
         while known.look() != IDLE and time.monotonic() < until:
             time.sleep(0.1)
@@ -122,9 +118,14 @@ def test_a_silent_rank_of_this_host_is_looked_at() -> None:
         while process.status() != psutil.STATUS_STOPPED:
             time.sleep(0.01)
         assert known.look() == STOPPED
+        assert not known.gone()
     assert known.look() == UNKNOWN
+    assert known.gone()
     ours = describe_this()
-    assert LocalProcess(["elsewhere", *ours[1:]]).look() == UNKNOWN
+    elsewhere = LocalProcess(["elsewhere", *ours[1:]])
+    assert elsewhere.look() == UNKNOWN
+    assert not elsewhere.gone()
+    assert not LocalProcess([]).gone()
     assert LocalProcess([*ours[:2], ours[2] - 5]).look() == UNKNOWN
     assert LocalProcess([]).look() == UNKNOWN
 
@@ -132,7 +133,7 @@ def test_a_silent_rank_of_this_host_is_looked_at() -> None:
 def test_a_rank_that_is_silent_at_work_gets_longer(watched: Watched) -> None:
     """As in native code that holds Python's lock, or in a library that is loaded from a slow disk."""
     with python("while True: pass") as process:
-        watched.report(process=described(process))
+        watched.report(process=describe(process.pid))
         assert watched.first_reason(2.5 * TIMEOUT_S) == ""
         reason = watched.first_reason()
     assert reason.startswith("rank 1 of 2 (b) has not answered for 5 s (5 x --stall_timeout) while it was in a step: ")

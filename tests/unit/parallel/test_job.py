@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from parallel import job
-from parallel.comm import AgreedError, SoloComm
+from parallel.comm import AgreedError, MemoryRefusedError, SoloComm
 from parallel.launchers import RANK_VARIABLES, SIZE_VARIABLES
 from tests.support.paths import ROOT
 from tests.support.tiny import TinySet, write_label
@@ -102,20 +102,21 @@ def test_a_thread_may_run_a_job_without_signals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "message", "code"),
     [
-        (ValueError("bad slide"), "error: bad slide"),
-        (OSError("disk full"), "error: disk full"),
-        (AgreedError("rank 1: bad"), "error: rank 1: bad"),
-        (MemoryError("no 5 GiB\nmore"), "out of memory: no 5 GiB. take less"),
-        (MemoryError(), "out of memory: no more. take less"),
+        (ValueError("bad slide"), "error: bad slide", 2),
+        (OSError("disk full"), "error: disk full", 2),
+        (AgreedError("rank 1: bad"), "error: rank 1: bad", 2),
+        (MemoryRefusedError("5 GiB"), "error: 5 GiB", 12),
+        (MemoryError("no 5 GiB\nmore"), "out of memory: no 5 GiB. take less", 12),
+        (MemoryError(), "out of memory: no more. take less", 12),
     ],
 )
-def test_users_errors_are_one_line_and_code_2(
-    error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_users_errors_are_one_line_and_a_code(
+    error: Exception, message: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/a/program.py"])
-    assert job.run(raises(error), job.Settings(), out_of_memory=lambda _: "take less") == 2
+    assert job.run(raises(error), job.Settings(), out_of_memory=lambda _: "take less") == code
     assert capsys.readouterr().err == f"program.py: {message}\n"
 
 
