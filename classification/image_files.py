@@ -32,6 +32,7 @@ SUFFIXES = (".tif", ".tiff", *WHOLE_SUFFIXES, *(one for one in ALL_SLIDE_SUFFIXE
 TIFF_SUFFIXES = (".tif", ".tiff")
 PACKED_SUFFIXES = (*TIFF_SUFFIXES, ".svs")  # tiles that are read within a tar
 SMALL_PX = 4 * 2**20  # TIFFs up to this size may be decoded at once
+MOST_CELLS = 64 * 2**20  # of a sampling mask
 IN_MEMORY_BYTES = 64 * 2**20  # decoded images up to this size are kept in memory
 
 Interval = tuple[int, int]
@@ -134,6 +135,8 @@ def read_mask(place: Place) -> NDArray[np.float32]:
     """
     try:
         image = _opened_tiff(place) if place.suffix in TIFF_SUFFIXES else place.vips(access="sequential")
+        if image.width * image.height > MOST_CELLS:
+            raise ValueError(f"{image.width} x {image.height} cells; a sampling mask has a cell per 16 px or so")
         mask_RS: NDArray[np.float32] = image[0].numpy().astype(np.float32)
     except READ_ERRORS as error:
         raise SlideError(f"mask {place} cannot be read: {_reason(error)}") from error

@@ -27,7 +27,8 @@ from slides.names import composed
 from slides.reader import WHITE, SlideError
 from slides.trimming import trim_of
 
-IMAGES, MASKS, MANIFEST, STEP, MASK_ENDING = "images", "masks", "manifest.csv", "extract_tissue", "_mask"
+IMAGES, MASKS, MANIFEST = "images", "masks", "manifest.csv"
+STEPS = ("extract_tissue", "trim_tissue")
 USUAL_STEP = 16  # px of the image per cell, what extract_tissue takes unless told otherwise
 
 
@@ -180,8 +181,8 @@ def in_folder(folder: Path, scratch: Path | None = None) -> Images:
     """Images of a folder: what `extract_tissue` or `trim_tissue` wrote, or any TIFF, slide, JPEG or PNG, at level 0.
 
     Args:
-        folder: OUT, OUT/extract_tissue, or a folder of images, with masks in a folder `masks` beside or in it, or
-            called SLIDE_mask.
+        folder: OUT, OUT/extract_tissue, or a folder of images, with sampling masks of the same names in a folder
+            `masks` beside or in it.
         scratch: folder for decoded JPEG and PNG; None: that of the system for temporary files.
 
     Raises:
@@ -189,7 +190,7 @@ def in_folder(folder: Path, scratch: Path | None = None) -> Images:
     """
     if not folder.is_dir():
         raise ValueError(f"--data_dir {folder} is not a folder; give the folder that extract_tissue wrote, or images")
-    root = folder / STEP if (folder / STEP / IMAGES).is_dir() else folder
+    root = next((folder / step for step in STEPS if (folder / step).is_dir()), folder)
     home = root / IMAGES if (root / IMAGES).is_dir() else root
     places = [Place(path) for place in (home, root / MASKS, home.parent / MASKS) for path in _files(place)]
     manifest = next((path for path in (root / MANIFEST, home.parent / MANIFEST) if path.is_file()), None)
@@ -239,10 +240,9 @@ def _sorted_out(places: Iterable[Place], steps: Mapping[str, int], where: str, s
             continue  # macOS leaves ._x.tif beside x.tif
         if path.suffix.lower() == ".json":
             trims.setdefault(stem, []).append(place)
-        elif path.name.lower().endswith(SUFFIXES):
-            called = is_mask(Path(path.name))
-            found = masks if called or path.parent.name == MASKS else images
-            found.setdefault(stem[: -len(MASK_ENDING)] if called else stem, []).append(place)
+        elif path.name.lower().endswith(SUFFIXES) and not is_mask(Path(path.name)):
+            # SLIDE_mask.tif is the truth of a slide, wherever it lies, not where to look.
+            (masks if path.parent.name == MASKS else images).setdefault(stem, []).append(place)
     if not images:
         raise ValueError(f"{where} has no image ({', '.join(SUFFIXES[:5])} or a slide); give a folder or tar of images")
     for kind in (images, masks):

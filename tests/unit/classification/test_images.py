@@ -130,6 +130,29 @@ def test_jpeg_and_png_are_decoded_once(tmp_path, most, monkeypatch):
     assert a.um_px is None
 
 
+def test_masks_of_truth_are_not_where_to_look(tmp_path):
+    """The folders of CAMELYON."""
+    png(tmp_path / "images" / "a.png", noise((40, 50)))
+    png(tmp_path / "images" / "b_mask.png", noise((40, 50)))
+    png(tmp_path / "masks" / "a_Mask.png", noise((40, 50)))
+    assert in_folder(tmp_path).ids == ["a"]
+    assert in_folder(tmp_path / "images").open("a").mask_RS is None
+    png(tmp_path / "masks" / "a.png", noise((5, 7)))
+    assert in_folder(tmp_path / "images").open("a").mask_step == 8
+
+
+def test_a_mask_that_is_no_sampling_mask(tmp_path, monkeypatch):
+    png(tmp_path / "a.png", noise((40, 50)))
+    path = png(tmp_path / "masks" / "a.png", np.zeros((5, 7, 3), np.uint8))
+    assert said(lambda: in_folder(tmp_path).open("a")) == (
+        f"mask {path} is 0 everywhere: there is nothing to look at; correct or remove it"
+    )
+    monkeypatch.setattr(image_files, "MOST_CELLS", 30)
+    assert said(lambda: in_folder(tmp_path).open("a")) == (
+        f"mask {path} cannot be read: 7 x 5 cells; a sampling mask has a cell per 16 px or so"
+    )
+
+
 def test_a_tiff_without_spacing(tmp_path):
     write_pyramid(tmp_path / "a.tif", noise((300, 200)), 0.5, lossless=True)
     assert in_folder(tmp_path).open("a").um_px == pytest.approx(0.5)
