@@ -24,6 +24,7 @@ MODULES = (
     "slides.context",
     "slides.synthetic.fine",
     "streaming.statistics",
+    "preprocessing.folds",
     "training.report",
     "classification.report",
     "doctor",
