@@ -17,6 +17,7 @@ PROGRAMS = ("train.py", "predict.py", "evaluate.py", "export.py", "tune.py")
 MODULES = (
     "preprocessing",
     *(f"preprocessing.{step}" for step in NAMES),
+    "preprocessing.cut_labeled",
     "preprocessing.mask_to_xml",
     "preprocessing.pack",
     "samplers.replay",
