@@ -12,7 +12,7 @@ import system.start  # noqa: F401  # first: it says what to do where packages ar
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from artifacts.loading import LoadedModel
     from inference.plan import PlannedSlide
     from inference.windows import Run
+    from segmentation.streamed_prediction import StreamedNetwork
     from slides.geometry import Pair
 
 
@@ -105,7 +106,7 @@ def predict(opts: PredictOptions, ranks: job.Ranks) -> int:
         prediction = Prediction(opts, ranks, open_network(opts, ranks), spacings)
         prediction.find_slides(found)
         prediction.plan()
-        prediction.predict_windows()
+        prediction.predict_slides()
         return prediction.conclude(time.perf_counter() - start)
 
 
@@ -134,24 +135,6 @@ def open_network(opts: PredictOptions, ranks: job.Ranks) -> LoadedModel:
     return replace(loaded, info=info)
 
 
-def result_options(opts: PredictOptions, network: LoadedModel) -> dict[str, Any]:
-    """Return what determines the result, JSON types: stored in every summary.json and compared with it."""
-    from inference.slide_list import checksum
-    from inference.summary import CUT
-
-    windows, results = opts.windows, opts.results
-    return {
-        "model": checksum(network.path), "img_size": network.info.img_size, "um_px": network.info.um_px,
-        "overlap": windows.overlap, "tissue_only": windows.tissue_only, "eightfold": windows.eightfold,
-        "mpp": opts.slides.mpp, "bb_downsample": opts.tissue.bb_downsample,
-        "min_probability": results.min_probability, "nms_um": results.nms_um,
-        "simplify_um": results.simplify_um, "min_area_um2": results.min_area_um2,
-        "overlay": results.overlay,
-        "geojson_frame": results.geojson_frame,
-        **({CUT: True} if windows.tissue_only else {}),
-    }  # fmt: skip
-
-
 class Prediction:
     """The slides of one prediction; the methods stand in the order of their use.
 
@@ -175,6 +158,7 @@ class Prediction:
         from inference.detections import DetectionOptions
         from inference.finish import PredictionInfo
         from inference.outputs import OutputOptions
+        from segmentation.prediction_options import result_options
 
         results, out = opts.results, opts.slides.out
         self.opts = opts
@@ -193,6 +177,7 @@ class Prediction:
             lambda: Appearance.chosen(opts.stain.stain_norm, info.stain_norm, info.stain, opts.stain.adapt_bn),
         )
         self.adapt = together(self.comm, network.adaptation) if opts.stain.adapt_bn else None
+        self.streamed = together(self.comm, self.streamed_network)
         self.common = PredictionInfo(
             out=out,
             classes=dict(enumerate(network.info.class_names)),
@@ -208,6 +193,16 @@ class Prediction:
         self.shares: list[list[Run]] = []
         self.failures: list[tuple[str, str]] = []
         self.requests = ""  # to stop, of all ranks
+
+    def streamed_network(self) -> StreamedNetwork | None:
+        """The network for whole slides, with --stream."""
+        from segmentation.streamed_prediction import StreamedNetwork, StreamOptions
+
+        windows, workers = self.opts.windows, self.opts.machine.sample_processes
+        if windows.stream is None:
+            return None
+        options = StreamOptions(windows.stream, workers, self.opts.slides.strict, windows.eightfold)
+        return StreamedNetwork(self.network, options)
 
     def um_px_of(self, slide_id: str) -> float | Pair | None:
         """The spacing given for a slide, um per level-0 px; None to use its own."""
@@ -251,6 +246,7 @@ class Prediction:
     def plan(self) -> None:
         """Find tissue and windows of all slides, and divide the windows among ranks."""
         from inference.plan import plan_slide
+        from inference.whole import share_slides
         from inference.windows import share_out
         from slides.reader import SlideError
 
@@ -280,32 +276,25 @@ class Prediction:
         planned = [parts[i % comm.size][i // comm.size] for i in range(len(self.slides))]
         self.failures = [one for one in planned if isinstance(one, tuple)]
         self.planned = [one for one in planned if not isinstance(one, tuple)]
-        counts = [len(one.windows) for one in self.planned]
-        self.shares = share_out([one.begins for one in self.planned], counts, comm.size)
+        if self.streamed is None:
+            counts = [len(one.windows) for one in self.planned]
+            self.shares = share_out([one.begins for one in self.planned], counts, comm.size)
+        else:
+            counts = [self.streamed.mpx(one) for one in self.planned]
+            self.shares = share_slides(counts, comm.size)
         self.log(*(f"note        {note}" for one in self.planned for note in one.notes))
         self.log(*(f"WARNING     {line}" for one in self.planned for line in self.appearance.warnings(one)))
         self.log(*(f"FAILED      {slide_id}: {why}" for slide_id, why in self.failures))
-        total, area = sum(len(one.windows) for one in self.planned), sum(one.tissue_mm2 for one in self.planned)
-        self.log(f"windows     {total} over {area:.1f} mm2 of tissue on {counted(len(self.planned), 'slide')}")
+        area, slides = sum(one.tissue_mm2 for one in self.planned), counted(len(self.planned), "slide")
+        what = "windows     {}" if self.streamed is None else "streaming   {} Mpx in tiles of {} px,"
+        self.log(f"{what.format(sum(counts), opts.windows.stream)} over {area:.1f} mm2 of tissue on {slides}")
 
-    def predict_windows(self) -> None:
-        """Predict this rank's windows; a slide is finished as soon as all of its windows are done."""
-        from inference.predict import WindowOptions, predict_run
-        from slides.reader import Slide
-
-        opts, comm, model = self.opts, self.comm, self.network.info
-        options = WindowOptions(
-            batch_size=opts.windows.batch_size,
-            classes=model.classes,
-            context_um_px=model.context_um_px,
-            workers=opts.machine.sample_processes,
-            strict=opts.slides.strict,
-            eightfold=opts.windows.eightfold,
-        )
-        mine = self.shares[comm.rank]
+    def predict_slides(self) -> None:
+        """Predict this rank's share; a slide is finished as soon as all of it is done."""
+        comm, mine = self.comm, self.shares[self.comm.rank]
         bar = Progress(
-            sum(run.last - run.first for run in mine), "windows", name="rank 0" if comm.size > 1 else "predicting",
-            shown=comm.rank == 0,
+            sum(run.last - run.first for run in mine), "windows" if self.streamed is None else "Mpx",
+            name="rank 0" if comm.size > 1 else "predicting", shown=comm.rank == 0,
         )  # fmt: skip
         finishing: list[Future[None]] = []
 
@@ -318,15 +307,8 @@ class Prediction:
         # A slide is finished while the next is predicted. A request to stop drops the slide that is being predicted.
         with ThreadPoolExecutor(1, thread_name_prefix="finish") as pool, suppress(StopError):
             for number, run in enumerate(mine, start=1):
-                planned = self.planned[run.slide]
-                bar.update(0, f"slide {number} of {len(mine)}, {planned.slide_id}")
-                slide = Slide(planned.path, um_px=self.um_px_of(planned.slide_id))
-                weights = planned.weights()
-                folder = self.scratch / planned.slide_id
-                if self.adapt is not None:
-                    self.adapt(self.appearance.adaptation_batches(slide, planned, model.context_um_px))
-                network = self.appearance.normalized(self.network.probabilities, planned)
-                predict_run(slide, weights, planned.windows, run, network, options, folder, progress)
+                bar.update(0, f"slide {number} of {len(mine)}, {self.planned[run.slide].slide_id}")
+                self.predict_run(run, progress)
                 # An error of an earlier slide is raised now, not at the end.
                 finishing = [future for future in finishing if not (future.done() and future.result() is None)]
                 finishing.append(pool.submit(self.finish_if_whole, run.slide))
@@ -339,6 +321,39 @@ class Prediction:
         self.heartbeat.doing = "writing results"
         for number in range(comm.rank, len(self.planned), comm.size):
             self.finish_if_whole(number)
+
+    def predict_run(self, run: Run, progress: Callable[[int], None]) -> None:
+        """Predict some windows of a slide, or with --stream all of it, into its scratch folder."""
+        from inference.predict import WindowOptions, predict_run
+        from slides.reader import Slide, SlideError
+
+        opts, model, planned = self.opts, self.network.info, self.planned[run.slide]
+        slide, folder = Slide(planned.path, um_px=self.um_px_of(planned.slide_id)), self.scratch / planned.slide_id
+        if self.adapt is not None:
+            self.adapt(self.appearance.adaptation_batches(slide, planned, model.context_um_px))
+        if self.streamed is not None:
+            try:
+                self.streamed.predict(slide, planned, folder, self.appearance.change(planned), progress)
+            except SlideError as error:
+                if opts.slides.strict:
+                    raise
+                self.failed(planned, error)
+            return
+        options = WindowOptions(
+            batch_size=opts.windows.batch_size,
+            classes=model.classes,
+            context_um_px=model.context_um_px,
+            workers=opts.machine.sample_processes,
+            strict=opts.slides.strict,
+            eightfold=opts.windows.eightfold,
+        )
+        network = self.appearance.normalized(self.network.probabilities, planned)
+        predict_run(slide, planned.weights(), planned.windows, run, network, options, folder, progress)
+
+    def failed(self, planned: PlannedSlide, error: Exception) -> None:
+        """Note that a slide has no result."""
+        self.failures.append((planned.slide_id, str(error)))
+        job.write(f"FAILED      {planned.slide_id}: {error}")
 
     def finish_if_whole(self, number: int) -> None:
         """Write a slide's results if all its runs are complete and no other rank has claimed it."""
@@ -355,10 +370,10 @@ class Prediction:
             common = replace(self.common, options=self.options_of(planned.slide_id))
             notes = finish_slide(slide, planned, runs, folder, common)
         except SlideError as error:
-            self.failures.append((planned.slide_id, str(error)))
-            job.write(f"FAILED      {planned.slide_id}: {error}")
+            self.failed(planned, error)
         else:
-            job.write(f"done        {planned.slide_id}, {counted(len(planned.windows), 'window')}")
+            windows = counted(len(planned.windows), "window")
+            job.write(f"done        {planned.slide_id}, {windows if self.streamed is None else 'as one image'}")
             for note in notes:
                 job.write(f"note        {planned.slide_id}: {note}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -374,8 +389,9 @@ class Prediction:
             slides = counted(len(left), "slide")
             self.log(f"preempted   {self.requests}: {slides} left of {len(self.slides)}; the same command continues")
             return EXIT_CODE
-        windows = sum(len(one.windows) for one in self.planned)
-        self.log(f"finished    {counted(windows, 'window')} in {seconds:.0f} s; results in {self.opts.slides.out}")
+        windows = counted(sum(len(one.windows) for one in self.planned), "window")
+        what = windows if self.streamed is None else counted(len(self.planned), "slide")
+        self.log(f"finished    {what} in {seconds:.0f} s; results in {self.opts.slides.out}")
         self.log(*(f"FAILED      {slide_id}: {why}" for slide_id, why in failures))
         return 1 if failures else 0
 

@@ -154,6 +154,36 @@ def any_size(loaded: LoadedModel) -> LoadedModel:
     return replace(loaded, info=sized, call=_calling(free), source=free)
 
 
+def sized(loaded: LoadedModel, hw: tuple[int, int]) -> keras.Model:
+    """Return the network for images of other sides, with the same weights: its layers can be read, as streaming needs.
+
+    Args:
+        loaded: a model.
+        hw: rows and columns of the images, px.
+
+    Raises:
+        ValueError: it is a SavedModel, or a network from elsewhere that was built for one size.
+    """
+    info, model = loaded.info, loaded.source
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"{loaded.path} is a SavedModel, whose layers cannot be read: give the run, or a .keras file")
+    if info.network in models.ANY_SIZE:
+        free = any_size(loaded).source
+    elif info.network is not None and model.name == info.network:
+        with normalized_by(models.norm_of(model)):
+            free = models.build(info.network, hw, info.classes, info.channels)
+        free.set_weights(model.get_weights())
+    else:
+        free = model
+    rows, columns = free.inputs[0].shape[1:3]
+    if rows not in (None, hw[0]) or columns not in (None, hw[1]):
+        raise ValueError(
+            f"{loaded.path} was built for images of {rows} x {columns} px only: give the run or checkpoint of "
+            "train.py, or build it again with keras.Input((None, None, channels)), set_weights and save"
+        )
+    return free
+
+
 # ------------------------------------------------------------------------------------------- runs and checkpoints
 
 

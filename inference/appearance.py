@@ -97,12 +97,13 @@ class Appearance:
 
     def normalized(self, network: Network, planned: PlannedSlide) -> Network:
         """Return the network for a slide: it gets images with the target's colors."""
-        change = self._change(planned)
+        change = self.change(planned)
         if change is None:
             return network
         return lambda image_BHWC: network(np.stack([change(image_HWC) for image_HWC in image_BHWC]))
 
-    def _change(self, planned: PlannedSlide) -> Callable[[Images], Images] | None:
+    def change(self, planned: PlannedSlide) -> Callable[[Images], Images] | None:
+        """What gives px (..., 3) of a slide the target's colors, each by itself; None: they stay as they are."""
         if self.norm == NONE or self.known is None:
             return None
         return normalization(self.norm, planned.stain, self.known["targets"])
@@ -112,7 +113,7 @@ class Appearance:
 
         Windows that cannot be read completely are left out.
         """
-        change = self._change(planned)
+        change = self.change(planned)
         count = min(ADAPT_WINDOWS, len(planned.windows))
         side = planned.grid.window(0, 0).hw_out[0]
         size = max(1, ADAPT_PX // side**2)

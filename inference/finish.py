@@ -16,6 +16,7 @@ from inference.outputs import OutputOptions, write_outputs
 from inference.plan import PlannedSlide
 from inference.scratch import LABEL, Cells, plane_names, run_path
 from inference.summary import Predicted
+from inference.whole import INFO, WholeCells
 from slides.geometry import Pair
 from slides.reader import Slide, SlideError
 from slides.tiff.pyramid import Shrink, write_mask_pyramid
@@ -29,13 +30,13 @@ MOST_FAULTS = 0.5
 
 
 def claim(folder: Path, firsts: Sequence[int]) -> bool:
-    """Claim a slide whose runs are all complete; True for the first caller only.
+    """Claim a slide whose runs are all complete, or which was predicted as one; True for the first caller only.
 
     Args:
         folder: scratch folder of the slide.
         firsts: positions of the first windows of its runs.
     """
-    if not all(run_path(folder, first).exists() for first in firsts):
+    if not (folder / INFO).exists() and not all(run_path(folder, first).exists() for first in firsts):
         return False
     try:
         # Ranks: of several ranks that look at the same time, only one can create the file.
@@ -45,7 +46,7 @@ def claim(folder: Path, firsts: Sequence[int]) -> bool:
     return True
 
 
-def write_maps(cells: Cells, planned: PlannedSlide, um_px_xy_l0: Pair, classes: int, folder: Path) -> None:
+def write_maps(cells: Cells | WholeCells, planned: PlannedSlide, um_px_xy_l0: Pair, classes: int, folder: Path) -> None:
     """Write the maps of a slide as pyramids: probabilities by mean, labels by maximum.
 
     Args:
@@ -104,18 +105,23 @@ def finish_slide(
         OSError: the results cannot be written; no part of them remains.
     """
     started = time.monotonic()
-    cells = Cells(scratch, list(firsts), planned.weights(), len(common.classes) - 1)
+    cells: Cells | WholeCells
+    if (scratch / INFO).exists():
+        cells = WholeCells(scratch, planned.grid)
+    else:
+        cells = Cells(scratch, list(firsts), planned.weights(), len(common.classes) - 1)
+    windows = sum(info["windows"] for info in cells.infos)
     faults = [fault for info in cells.infos for fault in info["faults"]]
     started -= sum(info["seconds"] for info in cells.infos)
     try:
-        if len(faults) > MOST_FAULTS * len(planned.windows):
-            raise SlideError(f"{len(faults)} of {len(planned.windows)} windows cannot be read, first: {faults[0]}")
+        if len(faults) > MOST_FAULTS * windows:
+            raise SlideError(f"{len(faults)} of {windows} windows cannot be read, first: {faults[0]}")
         # Where it exists, --overwrite was given.
         with written_folder(common.out / planned.slide_id) as partial:
             write_maps(cells, planned, slide.um_px_xy_l0, len(common.classes), partial)
             maps = Maps(partial, slide.size_xy_l0, slide.um_px_xy_l0, planned.grid.step_xy_l0, common.classes)
             um_px = planned.grid.step_xy_l0[0] * slide.um_px_xy_l0[0]
-            counts = (len(planned.windows), len(faults))
+            counts = (windows, len(faults))
             stain = None if common.appearance is None else common.appearance.record(planned)
             record = Predicted(
                 common.model, *counts, planned.tissue_mm2, um_px, common.options, planned.brightfield, stain

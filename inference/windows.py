@@ -104,15 +104,23 @@ class TissueCells:
 
     def under(self, grid: MapGrid, row: int, column: int) -> NDArray[np.bool_]:
         """Return whether tissue is under the center of each px of a map's cell, shape `MapGrid.cell_hw`."""
-        rows, columns = (
-            np.minimum(
-                ((np.arange(count) + first * grid.stride + 0.5) * step // self.cell_l0).astype(np.int64), most - 1
-            )
-            for count, first, step, most in zip(
-                grid.cell_hw(row, column), (row, column), grid.step_xy_l0[::-1], self.tissue_HW.shape, strict=True
-            )
+        height, width = grid.cell_hw(row, column)
+        top, left = row * grid.stride, column * grid.stride
+        return self.at(grid.step_xy_l0, (top, top + height), (left, left + width))
+
+    def at(self, step_xy_l0: Pair, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return whether tissue is under the center of each px of a box of a map.
+
+        Args:
+            step_xy_l0: level-0 px per px of the map.
+            rows: of the box, px of the map.
+            columns: of the box, px of the map.
+        """
+        row, column = (
+            np.minimum(((np.arange(*box) + 0.5) * step // self.cell_l0).astype(np.int64), most - 1)
+            for box, step, most in zip((rows, columns), step_xy_l0[::-1], self.tissue_HW.shape, strict=True)
         )
-        under_HW: NDArray[np.bool_] = self.tissue_HW[np.ix_(rows, columns)]
+        under_HW: NDArray[np.bool_] = self.tissue_HW[np.ix_(row, column)]
         return under_HW
 
 

@@ -7,6 +7,7 @@ Shapes: B images, H rows, W columns, C channels, K classes. Every network maps i
 logits_BHWK, float32. C is 3 for each view: a context view at a coarser spacing adds 3.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,22 +32,30 @@ SEGMENTS = {"effdetd0": efficientdet.SEGMENTS, "effdetd4": efficientdet.SEGMENTS
 # Networks whose every layer takes images of any size; DeepLab's resizing layers are made for one.
 ANY_SIZE = ("effdetd0", "effdetd4")
 
+_KEPT_WHEN_STREAMED = {
+    "effdetd0": efficientdet.KEPT_WHEN_STREAMED,
+    "effdetd4": efficientdet.KEPT_WHEN_STREAMED,
+    "deeplab": deeplab.KEPT_WHEN_STREAMED,
+}
 
-def build(name: str, img_size: int | None, classes: int, channels: int = 3, precision: str = "float32") -> keras.Model:
+
+def build(
+    name: str, img_size: int | tuple[int, int] | None, classes: int, channels: int = 3, precision: str = "float32"
+) -> keras.Model:
     """Builds an untrained network.
 
     Args:
         name: One of `MODELS`: "effdetd0", "effdetd4" (EfficientDet segmentation), "deeplab" (DeepLabV3+, Xception-65).
-        img_size: Side of the square field of view in output pixels, a positive multiple of 128; None for a network of
-            `ANY_SIZE` that takes images of any sides that are. No weight depends on it.
+        img_size: Side of the square field of view in output pixels, a positive multiple of 128, or rows and columns
+            that are; None for a network of `ANY_SIZE` that takes images of any such sides. No weight depends on it.
         classes: Number of classes K, at least 2.
         channels: Channels C of the image, 3 for each view.
         precision: One of `PRECISIONS`, of what is computed and kept between layers; weights, statistics and logits are
             float32.
 
     Returns:
-        A model from image_BHWC (B, img_size, img_size, channels), float32 in [-1, 1], to logits_BHWK (B, img_size,
-        img_size, classes), float32.
+        A model from image_BHWC (B, rows, columns, channels), float32 in [-1, 1], to logits_BHWK (B, rows, columns,
+        classes), float32.
 
     Raises:
         ValueError: Unknown name, no size for a network that needs one, a size that is not a positive multiple of 128,
@@ -54,8 +63,10 @@ def build(name: str, img_size: int | None, classes: int, channels: int = 3, prec
     """
     if name not in MODELS:
         raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(MODELS)}")
-    if img_size is not None and (img_size < SIZE_MULTIPLE or img_size % SIZE_MULTIPLE):
-        _refuse_size(img_size)
+    hw = (img_size, img_size) if img_size is None or isinstance(img_size, int) else img_size
+    for size in hw:
+        if size is not None and (size < SIZE_MULTIPLE or size % SIZE_MULTIPLE):
+            _refuse_size(size)
     if classes < 2:
         raise ValueError(f"classes is {classes}; a segmentation needs at least 2 (background and one more)")
     if channels < 3 or channels % 3:
@@ -64,10 +75,23 @@ def build(name: str, img_size: int | None, classes: int, channels: int = 3, prec
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     with policy(precision):
         if name in ANY_SIZE:
-            return efficientdet.build(name, img_size, classes, channels)
-        if img_size is None:
+            return efficientdet.build(name, hw, classes, channels)
+        rows, columns = hw
+        if rows is None or columns is None:
             raise ValueError(f"{name} needs an img_size; {', '.join(ANY_SIZE)} can be built without")
-        return deeplab.build(img_size, classes, channels)
+        return deeplab.build((rows, columns), classes, channels)
+
+
+def kept_when_streamed(model: keras.Model) -> tuple[str, ...]:
+    """Names of layers whose maps are worth keeping when a network is streamed (`streaming.Streamed`, segments).
+
+    Args:
+        model: A network of `build`, or another, of which none are known.
+    """
+    pattern = _KEPT_WHEN_STREAMED.get(model.name)
+    if pattern is None:
+        return ()
+    return tuple(layer.name for layer in model.layers if re.fullmatch(pattern, layer.name))
 
 
 def _refuse_size(img_size: int) -> None:
@@ -83,9 +107,10 @@ def in_float32(model: keras.Model) -> keras.Model:
     """A network of `build` with the same weights that computes in float32; itself if it does already."""
     if model.dtype_policy.name == "float32":
         return model
-    _, side, _, channels = model.input_shape
+    _, rows, columns, channels = model.input_shape
+    size = None if rows is None or columns is None else (rows, columns)
     with normalized_by(norm_of(model)):
-        plain = build(model.name, side, model.output_shape[-1], channels)
+        plain = build(model.name, size, model.output_shape[-1], channels)
     plain.set_weights(model.get_weights())
     return plain
 

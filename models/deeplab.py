@@ -33,6 +33,8 @@ from models.recompute import naming
 MIDDLE_UNITS = 16
 BACKBONE_PREFIXES = ("entry_flow_", "middle_flow_", "exit_flow_")
 ASPP_RATES = (6, 12, 18)
+# When the network is streamed: behind the entry flow a cell looks at 91 px, at the end of the backbone at 1915.
+KEPT_WHEN_STREAMED = "entry_flow_block3_add"
 BACKBONE_EPSILON = 1e-3
 DECODER_EPSILON = 1e-5
 MOMENTUM = 0.99
@@ -61,14 +63,14 @@ SEGMENTS = (
 )
 
 
-def build(img_size: int, classes: int, channels: int = 3) -> keras.Model:
-    """Builds DeepLabV3+ Xception-65; see `models.build` for the arguments."""
-    image = keras.Input((img_size, img_size, channels), dtype="float32", name="image")
+def build(hw: tuple[int, int], classes: int, channels: int = 3) -> keras.Model:
+    """Builds DeepLabV3+ Xception-65 for images of `hw` (rows, columns); see `models.build` for the others."""
+    image = keras.Input((*hw, channels), dtype="float32", name="image")
     fine, coarse = _xception65(image)
     x = _aspp(coarse)
     x = _decoder(x, fine)
     x = layers.Conv2D(classes, 1, name="logits")(x)
-    logits = AlignCornersResize((img_size, img_size), name="logits_resize")(x)
+    logits = AlignCornersResize(hw, name="logits_resize")(x)
     return keras.Model(image, logits, name="deeplab")
 
 

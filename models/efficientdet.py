@@ -17,6 +17,9 @@ from models.recompute import naming
 
 MIN_LEVEL, BACKBONE_LEVEL, MAX_LEVEL = 1, 5, 7
 CELLS = 3
+# The output of level 4 on the way down and up, in every cell of the BiFPN. Its px look at each other through level 7, over
+# 2554 px, unless the coarse half of every cell is done by itself. The backbone's gates end segments anyway.
+KEPT_WHEN_STREAMED = r"fpn_cell\d_(td|bu)4_bn"
 
 # What is computed again as one (see models.recompute): the blocks of EfficientNet, the nodes of the BiFPN, the steps of
 # the head; and parts of them.
@@ -56,10 +59,10 @@ class Variant:
 VARIANTS = {"effdetd0": Variant("b0", 64), "effdetd4": Variant("b4", 224)}
 
 
-def build(name: str, img_size: int | None, classes: int, channels: int = 3) -> keras.Model:
-    """Builds EfficientDet-D0 or -D4 segmentation; see `models.build` for the arguments."""
+def build(name: str, hw: tuple[int | None, int | None], classes: int, channels: int = 3) -> keras.Model:
+    """Builds EfficientDet-D0 or -D4 for images of `hw` (rows, columns; None: any); see `models.build` for the rest."""
     variant = VARIANTS[name]
-    image = keras.Input((img_size, img_size, channels), dtype="float32", name="image")
+    image = keras.Input((*hw, channels), dtype="float32", name="image")
     backbone = dict(enumerate(efficientnet.features(variant.backbone, image), start=MIN_LEVEL))
     levels = _coarser_levels(backbone, variant.filters)
     for cell in range(CELLS):

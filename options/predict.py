@@ -42,6 +42,19 @@ class Windows(Group):
     batch_size: int = option(1, parse=whole(1), help="windows in one call of the network")
     tissue_only: bool = option(True, help="skip windows without tissue")
     eightfold: bool = option(False, help="mean over the 8 orientations of every window; 8 times the work")
+    stream: int | None = option(
+        parse=whole(1), unit="px", metavar="TILE",
+        help="all tissue of a slide as one image, computed exactly in tiles of this side, in place of windows",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.stream is None:
+            return
+        for flag, given, default in (("--overlap", self.overlap, 0.25), ("--batch_size", self.batch_size, 1)):
+            if given != default:
+                raise ValueError(
+                    f"{flag} {given}: with --stream a slide is one image without windows; omit one of them"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

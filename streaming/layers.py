@@ -50,6 +50,7 @@ CHANNELWISE = frozenset({"Concatenate", "LogSoftmax", "Softmax"})
 # Layers that use the whole image at once, and how.
 GLOBAL_REASONS = {
     layers.GroupNormalization: "its statistics are those of the whole image",
+    ours.GroupNormalization: "its statistics are those of the whole image",
     layers.UnitNormalization: "its norm may be that of the whole image",
     layers.Flatten: "it needs the whole map in one place; cut before it",
     layers.Reshape: "it moves cells to other places; cut before it",

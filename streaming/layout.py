@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from streaming.images import Source
 from streaming.nodes import Graph, multiplications
+from streaming.regions import Interval
 from streaming.segments import Segment
 from streaming.tiles import Band, Sizes
 
@@ -99,3 +102,15 @@ class State:
     known: dict[int, Any] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     labels: dict[int, list[Any]] = field(default_factory=dict)
+
+
+class Sink(Protocol):
+    """What takes the output of a forward pass box by box, where the whole map is too large to be kept."""
+
+    def wants(self, rows: Interval, columns: Interval) -> bool:
+        """Whether a box of the output is of use; the others are not computed."""
+        ...
+
+    def take(self, rows: Interval, columns: Interval, box_BHWC: NDArray[Any]) -> None:
+        """Takes a box; boxes cover what is wanted once."""
+        ...

@@ -16,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from streaming.images import Source, alike
-from streaming.layout import Layout, Part, State
+from streaming.layout import Layout, Part, Sink, State
 from streaming.nodes import Node, Value, variables_of
 from streaming.regions import Interval
 from streaming.segments import Segment
@@ -50,12 +50,17 @@ class Passes:
 
     # --- Forward ------------------------------------------------------------------------------------------------------
 
-    def forward(self, image: Source, release: bool) -> State:
+    def forward(
+        self, image: Source, release: bool, *, sink: Sink | None = None, watch: Callable[[], object] | None = None
+    ) -> State:
         """Computes every kept map and small value.
 
         Args:
             image: what is streamed.
             release: drop maps as soon as no later segment needs them; then there is no backward pass.
+            sink: takes what the last segment makes, in place of a map; that must be the only output. If ranks share the
+                image, each takes the boxes that it makes.
+            watch: called after every tile.
         """
         check_alike(self.sharing, image.shape)
         state = State(image)
@@ -63,7 +68,7 @@ class Passes:
         for number, part in enumerate(self.layout.parts):
             for node in part.segment.first:
                 state.known[node.output.index] = node.run(*[self._tensor(state, value) for value in node.inputs])
-            self._forward_part(part, state)
+            self._forward_part(part, state, sink if number == len(self.layout.parts) - 1 else None, watch)
             if release:
                 later = [v.index for p in self.layout.parts[number + 1 :] for v in p.segment.inputs]
                 later += [v.index for p in self.layout.parts[number + 1 :] for n in p.segment.first for v in n.inputs]
@@ -74,39 +79,55 @@ class Passes:
     def _tensor(self, state: State, value: Value) -> Any:
         return tf.convert_to_tensor(state.known[value.index])
 
-    def _forward_part(self, part: Part, state: State) -> None:
+    def _forward_part(self, part: Part, state: State, sink: Sink | None, watch: Callable[[], object] | None) -> None:
         """Every tile of a segment."""
         segment = part.segment
         if not segment.targets:
             return
         images = state.image.shape[0]
-        for value in segment.maps:
+        kept = segment.maps if sink is None else []
+        for value in kept:
             hw = (self.layout.sizes[0][value.index], self.layout.sizes[1][value.index])
             state.known[value.index] = self.storage.zeros((images, *hw, value.channels), value.dtype)
         totals = Totals(self.sharing, segment.sums, images, len(part.rows) * len(part.columns))
-        trace = self.trace(segment, ())
         made: dict[Any, list[Any]] = {}
         mine = self._mine(part, state)
         for number, (key, bands) in enumerate(part.tiles()):
-            if number not in mine:
+            if number not in mine or not (sink is None or sink.wants(bands[0].boxes[0], bands[1].boxes[0])):
                 continue
-            same, inputs = self._look(part, state, number, key, bands, made)
-            if same in made:
-                out = made[same]
-                state.counts.forward_reused += 1
-            else:
-                out = [x.numpy() for x in trace.forward(inputs, bands)]
-                state.counts.forward += 1
-                if same is not None:
-                    made[same] = out
-            for place, value in enumerate(segment.maps):
+            out = self._forward_tile(part, state, number, key, bands, made)
+            for place, value in enumerate(kept):
                 (top, bottom), (left, right) = bands[0].boxes[place], bands[1].boxes[place]
                 state.known[value.index][:, top:bottom, left:right] = out[place]
+            if sink is not None:
+                sink.take(bands[0].boxes[0], bands[1].boxes[0], out[0])
             totals.add(number, out[len(segment.maps) :])
-        for value in segment.maps:
+            if watch is not None:
+                watch()
+        for value in kept:
             completed(self.sharing, state.known[value.index])
         for node, total in zip(segment.sums, totals.all(), strict=True):
             state.known[node.output.index] = self._sum(node, total)
+
+    def _forward_tile(
+        self,
+        part: Part,
+        state: State,
+        number: int,
+        key: tuple[int, int],
+        bands: tuple[Band, Band],
+        made: dict[Any, list[Any]],
+    ) -> list[Any]:
+        """What one tile makes; one like another before is not computed again."""
+        same, inputs = self._look(part, state, number, key, bands, made)
+        if same in made:
+            state.counts.forward_reused += 1
+            return made[same]
+        out = [x.numpy() for x in self.trace(part.segment, ()).forward(inputs, bands)]
+        state.counts.forward += 1
+        if same is not None:
+            made[same] = out
+        return out
 
     def _look(
         self,

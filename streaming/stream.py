@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,8 +14,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from streaming import graph as graphs
-from streaming.images import source
-from streaming.layout import Counts, Layout, Part, State
+from streaming.images import Source, source
+from streaming.layout import Counts, Layout, Part, Sink, State
 from streaming.nodes import Value, variables_of
 from streaming.passes import Passes
 from streaming.segments import Segment, segments
@@ -126,10 +126,16 @@ class Streamed:
         self._state: State | None = None
         self.variables = variables_of(self.graph.nodes)
 
-    def with_tile(self, tile: int | Sequence[int]) -> Streamed:
-        """The same network with other tiles; both share what was traced."""
+    def with_tile(self, tile: int | Sequence[int], scratch: str | Path | None = None) -> Streamed:
+        """The same network with other tiles; both share what was traced.
+
+        Args:
+            tile: see the class.
+            scratch: folder for files of kept maps, if not that of this one.
+        """
         other = copy.copy(self)
         other.tile, other._layouts, other._state = tile, {}, None
+        other._storage = self._storage if scratch is None else Storage(Path(scratch))
         return other
 
     @property
@@ -218,10 +224,7 @@ class Streamed:
         Raises:
             ValueError: see `layout`; wrong number of channels.
         """
-        read = source(image)
-        channels = self.graph.values[0].channels
-        if read.shape[3] != channels:
-            raise ValueError(f"the image has {read.shape[3]} channels, {self._model.name} takes {channels}")
+        read = self._source(image)
         if backward:
             self._prepare()
         self._state = self._passes(self.layout(read.shape[1:3])).forward(read, release=not backward)
@@ -229,6 +232,35 @@ class Streamed:
         if not backward:
             self._state.known.clear()
         return found[0] if len(found) == 1 else found
+
+    def deliver(self, image: Any, sink: Sink, watch: Callable[[], object] | None = None) -> None:
+        """The late map of an image box by box, where it is too large to be kept; no backward pass.
+
+        Args:
+            image: see `forward`.
+            sink: takes the boxes, of ranks that share the image those of this rank. Unwanted ones are not computed.
+            watch: called after every tile of every segment; may raise to end the pass.
+
+        Raises:
+            ValueError: see `forward`; there are several late maps, or the network needs them again itself.
+        """
+        read = self._source(image)
+        layout = self.layout(read.shape[1:3])
+        outputs = self.graph.outputs
+        if len(outputs) != 1 or layout.parts[-1].segment.targets != outputs:
+            raise ValueError(f"{self._model.name}: only a single map at the end of a network can be delivered in boxes")
+        self._state = None
+        state = self._passes(layout).forward(read, release=True, sink=sink, watch=watch)
+        state.known.clear()
+        self._state = state
+
+    def _source(self, image: Any) -> Source:
+        """The image as a source that fits the network."""
+        read = source(image)
+        channels = self.graph.values[0].channels
+        if read.shape[3] != channels:
+            raise ValueError(f"the image has {read.shape[3]} channels, {self._model.name} takes {channels}")
+        return read
 
     def _prepare(self) -> None:
         """A place for the gradient of every variable."""

@@ -91,6 +91,17 @@ def bands(segment: Segment, sizes: tuple[Sizes, Sizes], tile: int) -> tuple[list
     return rows, columns
 
 
+def smallest_tile(segment: Segment, sizes: tuple[Sizes, Sizes]) -> tuple[Value, int]:
+    """The finest input of a segment, and the cells of it that the least of its tiles needs.
+
+    Args:
+        segment: what is streamed.
+        sizes: rows and columns of every value.
+    """
+    walks = [_Walk(segment, axis, sizes[axis]) for axis in (0, 1)]
+    return walks[0].finest, max(walk.smallest(1) for walk in walks)
+
+
 class _Walk:
     """From boxes of the targets back to the inputs, along one axis."""
 

@@ -54,6 +54,9 @@ class Trace:
         self.cotangent_types = [spec.dtype for spec in cotangents]
         self._forward = tf.function(self._run, input_signature=place, autograph=False)
         self._backward = tf.function(self._vjp, input_signature=[*place, cotangents], autograph=False)
+        for function in (self._forward, self._backward):
+            # Every segment is traced once. TensorFlow, which goes by the line of code, would warn of retracing.
+            function._omit_frequent_tracing_warning = True
 
     def forward(self, inputs: Sequence[Any], bands: tuple[Band, Band]) -> list[Any]:
         """One tile.

@@ -28,7 +28,8 @@ def test_defaults_of_predict(tmp_path: Path):
         "slide_format": "tif", "recursive": False,
         "mpp": None, "mpp_table": None, "slide_path": [str(tmp_path)], "out": "o", "overwrite": False,
         "strict": False, "bb_downsample": 7, "overlap": 0.25, "batch_size": 1, "tissue_only": True,
-        "eightfold": False, "min_probability": 0.1, "nms_um": 75.0, "simplify_um": None, "min_area_um2": 100.0,
+        "eightfold": False, "stream": None,
+        "min_probability": 0.1, "nms_um": 75.0, "simplify_um": None, "min_area_um2": 100.0,
         "geojson_frame": "qupath", "overlay": "auto", "adapt_bn": False, "stain_norm": None,
         "sample_processes": 1, "tile_cache": 128, "no_cuda": False, "horovod": True, "stall_timeout": 60.0,
     }  # fmt: skip
