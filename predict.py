@@ -162,8 +162,7 @@ class Prediction:
 
         results, out = opts.results, opts.slides.out
         self.opts = opts
-        self.ranks = ranks
-        self.comm = ranks.comm
+        self.ranks, self.comm = ranks, ranks.comm
         self.heartbeat = ranks.heartbeat
         self.log = ranks.log
         self.network = network

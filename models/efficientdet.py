@@ -17,8 +17,8 @@ from models.recompute import naming
 
 MIN_LEVEL, BACKBONE_LEVEL, MAX_LEVEL = 1, 5, 7
 CELLS = 3
-# The output of level 4 on the way down and up, in every cell of the BiFPN. Its px look at each other through level 7, over
-# 2554 px, unless the coarse half of every cell is done by itself. The backbone's gates end segments anyway.
+# When the network is streamed: the output of level 4 on the way down and up, in every cell of the BiFPN. Its px look at
+# each other through level 7, over 2554 px, unless the coarse half of every cell is done by itself.
 KEPT_WHEN_STREAMED = r"fpn_cell\d_(td|bu)4_bn"
 
 # What is computed again as one (see models.recompute): the blocks of EfficientNet, the nodes of the BiFPN, the steps of
