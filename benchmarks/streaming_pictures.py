@@ -28,8 +28,8 @@ from slides.synthetic.texture import STAINS, blob, stained_tissue
 from streaming import Streamed
 from streaming.layout import Part
 
-HW = (1408, 2048)
-WHOLE_TILE, PARTS_TILE = 1024, (448, 112)
+HW = (704, 1120)
+WHOLE_TILE, PARTS_TILE = 640, (256, 80)
 LATE, KEPT = "layer4_1", "layer2_1"
 COLORS = ("#d62728", "#1f77b4")  # of the two tiles that are followed
 SHOWN = ("image", "conv1", "maxpool", "layer1_1", "layer2_1", "layer3_1", "layer4_1")
@@ -59,8 +59,10 @@ def panel(axes: Axes, hw: tuple[int, int], rectangles: list[Any], title: str, im
     axes.imshow(image_HWC, extent=(0, hw[1], hw[0], 0), alpha=0.55, interpolation="bilinear")
     for rows, columns in rectangles:
         outline(axes, rows, columns, ec="#555555", lw=0.5)
-    followed = (0, len(rectangles) // 2)
-    for number, color in zip(followed, COLORS, strict=True):
+    # The first tile, and one inside.
+    across = len({columns for _, columns in rectangles})
+    inside = len(rectangles) // across // 2 * across + across // 2
+    for number, color in zip((0, inside), COLORS, strict=True):
         rows, columns = rectangles[number]
         outline(axes, rows, columns, ec=color, lw=2)
         outline(axes, rows, columns, fill=True, fc=color, alpha=0.22, lw=0)
@@ -92,7 +94,7 @@ def tiles_picture(network: Any, image_HWC: Any, path: Path) -> None:
 
 
 def legend(part: Part) -> str:
-    """What one sees above, in words with the numbers of the layout."""
+    """What one sees above, as text with the numbers of the layout."""
     (rows, columns), (box_rows, box_columns) = windows_of(part)[0], boxes_of(part)[0]
     return (
         f"ResNet-18 to {LATE}, {len(part.rows)} x {len(part.columns)} tiles\n\n"
@@ -159,7 +161,7 @@ def padding_of(layout: Any, band: Any, index: int) -> tuple[int, int]:
 def synthetic_slide() -> Any:
     """Synthetic tissue on glass."""
     rng = np.random.default_rng(4)
-    places = ((1000, 700), (800, 520)), ((1250, 640), (280, 200))  # center and radius of tissue and tumor
+    places = ((550, 350), (430, 260)), ((680, 320), (150, 110))  # center and radius of tissue and tumor
     rings = [blob(rng, np.array(center_xy), np.array(radius_xy), 0.2) for center_xy, radius_xy in places]
     tissue_HW, tumor_HW = (rasterized([("_0", ring)], HW[::-1]) for ring in rings)
     return stained_tissue(rng, tissue_HW, tumor_HW & tissue_HW, next(iter(STAINS.values())))
