@@ -118,7 +118,7 @@ def matched(labeled: Sequence[Labeled], ids: Sequence[str], table: Path, where: 
     """Keep the slides that have an image.
 
     Args:
-        labeled: slides of a table; an id may have the suffix of its image.
+        labeled: slides of a table; an id may be the file name or path of its image.
         ids: of the images.
         table: the table, for messages.
         where: the images, for messages.
@@ -130,7 +130,7 @@ def matched(labeled: Sequence[Labeled], ids: Sequence[str], table: Path, where: 
         ValueError: none is there, or two rows mean the same image.
     """
     there = set(ids)
-    pairs = [(item, item.slide_id if item.slide_id in there else without_suffix(item.slide_id)) for item in labeled]
+    pairs = [(item, item.slide_id if item.slide_id in there else file_id(item.slide_id)) for item in labeled]
     kept = [replace(item, slide_id=name, group=_renamed(item, name)) for item, name in pairs if name in there]
     absent = [item.slide_id for item, name in pairs if name not in there]
     if not kept:
@@ -140,7 +140,7 @@ def matched(labeled: Sequence[Labeled], ids: Sequence[str], table: Path, where: 
         )
     twice = sorted(name for name, count in Counter(item.slide_id for item in kept).items() if count > 1)
     if twice:
-        raise ValueError(f"{table} names {named(twice)} twice, with and without suffix; keep one row")
+        raise ValueError(f"{table} names {named(twice)} twice, as id and as file; keep one row")
     notes = []
     if absent:
         notes.append(
@@ -213,10 +213,10 @@ def remarks(targets: Targets, train: Sequence[Labeled], val: Sequence[Labeled]) 
     return lines
 
 
-def without_suffix(name: str) -> str:
-    """A slide's name without the suffix of an image, if it has one."""
-    lower = name.lower()
-    return next((name[: -len(suffix)] for suffix in IMAGE_SUFFIXES if lower.endswith(suffix)), name)
+def file_id(name: str) -> str:
+    """The id of an image of which a table has the file name or path: without folders and without suffix."""
+    stem = name.replace("\\", "/").rpartition("/")[2]
+    return next((stem[: -len(suffix)] for suffix in IMAGE_SUFFIXES if stem.lower().endswith(suffix)), stem)
 
 
 # -------------------------------------------------------------------------------------------------------------- labels

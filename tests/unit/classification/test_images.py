@@ -316,6 +316,8 @@ def test_images_of_the_real_step(tmp_path):
     (tmp_path / "labels.csv").write_text("slide_id,label\ns,1\n")
     words = ["--slide_path", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--num_processes", "1"]
     words += ["--labels", str(tmp_path / "labels.csv"), "--extract_um_px", "8", "--mask_step", "10"]
+    assert run_steps(["tissue", "trim_tissue"], [*words[:6], "--trim_um_px", "8"]) == 0
+    trimmed = in_folder(tmp_path / "out").open("s")
     assert run_steps(["tissue", "extract_tissue"], words) == 0
     assert pack.main(["--files", str(tmp_path / "out" / "extract_tissue"), "--out", str(tmp_path / "out")]) == 0
     folder = in_folder(tmp_path / "out").open("s")
@@ -326,7 +328,8 @@ def test_images_of_the_real_step(tmp_path):
     np.testing.assert_array_equal(folder.read(*everything), packed.read(*everything))
     np.testing.assert_array_equal(folder.mask_RS, packed.mask_RS)
     assert folder.mask_RS.mean() > 0.8
-    assert folder.trim == packed.trim
+    assert folder.trim == packed.trim == trimmed.trim
+    assert trimmed.mask_RS is None
     x, y = folder.l0_from_image([0.0, 0.0])
     assert (folder.size_xy_l0, folder.um_px_xy_l0, folder.um_px) == ((900, 700), (4.0, 4.0), 8.0)
     assert 180 <= x <= 200

@@ -149,9 +149,11 @@ def labeled(*names, text="0", group=None):
 
 
 def test_labels_without_images_and_images_without_labels(tmp_path):
-    kept, notes = matched(labeled("a", "b.tif", "x"), ["a", "b", "c"], tmp_path, "D")
-    assert [item.slide_id for item in kept] == ["a", "b"]
-    assert kept[1].group == "b"
+    kept, notes = matched(
+        labeled("a", "b.tif", "x", "in\\\\d.SVS", "/in/e.f"), ["a", "b", "c", "d", "e.f"], tmp_path, "D"
+    )
+    assert [item.slide_id for item in kept] == ["a", "b", "d", "e.f"]
+    assert [item.group for item in kept] == ["a", "b", "d", "e.f"]
     assert notes == [f"1 slide of {tmp_path} left out, no image in D: x"]
     assert unused(["a", "b", "c"], kept, []) == ["1 image without a label not used: c"]
     assert unused(["a"], labeled("a")) == []
@@ -159,7 +161,7 @@ def test_labels_without_images_and_images_without_labels(tmp_path):
         ValueError, match=r"no slide of t has an image in D: the table has x \.\.\., the images are a \.\.\."
     ):
         matched(labeled("x"), ["a"], "t", "D")
-    with pytest.raises(ValueError, match=r"t names a twice, with and without suffix; keep one row"):
+    with pytest.raises(ValueError, match=r"t names a twice, as id and as file; keep one row"):
         matched(labeled("a", "a.png"), ["a"], "t", "D")
 
 
