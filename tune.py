@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from options.tune import TuneCommand, tune_options
 from parallel.preemption import EXIT_CODE, Preemption
 from system.folder_lock import FolderLock
-from tuning import programs, results, space
+from tuning import programs, report, results, space
 from tuning.definition import Definition
 
 if TYPE_CHECKING:
@@ -28,11 +28,14 @@ def main(argv: list[str] | None = None) -> int:
         wanted = command.options.command
         if wanted.worker:
             return work(command)
-        if not (wanted.status or wanted.best or wanted.retrain is not None):
+        if not (wanted.status or wanted.best or wanted.report or wanted.retrain is not None):
             return search(command)
         definition = Definition.read(command.folder)
         if wanted.retrain is not None:
             results.retrain(command.folder, definition, wanted.retrain)
+        if wanted.report:
+            log(f"report      {report.write(command.folder)}")
+            return 0
         log(*(results.status if wanted.status else results.write_best)(command.folder, definition))
         return 0
     except (ValueError, OSError) as error:
@@ -83,6 +86,7 @@ def search(command: TuneCommand) -> int:
         log(f"preempted   {preemption.requested}; the same command continues")
         return EXIT_CODE
     log(*list(results.status(command.folder, definition))[-2:])
+    log(f"report      {report.write(command.folder)}")
     return 0
 
 

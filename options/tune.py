@@ -49,6 +49,7 @@ class Command(Group):
     retrain: int | None = option(
         parse=whole(0), metavar="TRIAL", nargs="?", const=-1, help="run a trial again, the best without a number"
     )
+    report: bool = option(False, help="write STUDY/report.html; a search that ends writes it, too")
     worker: bool = option(False, help="run trials of the study until there are no more")
 
 
@@ -63,12 +64,12 @@ class TuneOptions(Group):
     @classmethod
     def settle(cls, given: argparse.Namespace) -> None:
         """A new search needs a number of trials."""
-        commands = [name for name in ("status", "best", "worker") if getattr(given, name)]
+        commands = [name for name in ("status", "best", "report", "worker") if getattr(given, name)]
         commands += ["retrain"] if given.retrain is not None else []
         if len(commands) > 1:
             raise ValueError(f"--{commands[0]} and --{commands[1]} exclude each other")
         if not commands and given.trials is None:
-            raise ValueError("how many trials? give --trials N, or one of --status, --best, --retrain, --worker")
+            raise ValueError("how many trials? give --trials N, or --status, --best, --retrain, --report or --worker")
         given.trials = given.trials or 0
 
 

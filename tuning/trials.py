@@ -152,6 +152,11 @@ class TrialFolder:
         """Whether the trial is to be pruned."""
         return (self.path / STOP).exists()
 
+    def began(self) -> float:
+        """When the first attempt began, Unix time, s; 0 before."""
+        owners = [_json(path / OWNER) for path in [*sorted(self.path.glob("ended-*")), self.path / CLAIM]]
+        return float(next((owner["since"] for owner in owners if owner), 0.0))
+
     def owner(self) -> str:
         """The worker that runs it, for people; empty without one."""
         found = _json(self.path / CLAIM / OWNER)
@@ -180,13 +185,14 @@ class Claim:
         path.mkdir()
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._token = secrets.token_hex(8)
+        self._since = time.time()
         self.started(None)
         self.beat()
 
     def started(self, pid: int | None) -> None:
         """Publish who runs the trial, and the process of its program."""
         program = [] if pid is None else describe(pid)
-        owner = {"worker": describe_this(), "program": program, "token": self._token, "since": time.time()}
+        owner = {"worker": describe_this(), "program": program, "token": self._token, "since": self._since}
         self._write(OWNER, owner)
 
     def beat(self) -> None:

@@ -26,7 +26,7 @@ PARTS = {
     "streaming": {"system", "models", "slides"},
     "preprocessing": {"system", "parallel", "slides", "cohorts", "options"},
     "evaluation": {"system", "metrics", "inference", "samplers", "slides", "cohorts", "artifacts", "pages"},
-    "tuning": {"system", "parallel", "options"},
+    "tuning": {"system", "parallel", "options", "pages"},
     "launch": set(),
 }
 # Each trains and applies networks for another purpose; all parts are theirs, but no other task.
