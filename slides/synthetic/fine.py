@@ -2,14 +2,14 @@
 
     python -m slides.synthetic.fine --out DIR [--seed S] [--train N] [--val N]
 
-Tissue with round islands some 110 px across, each filled with a fine pattern of some 6 px: plaid, stripes or rings,
-turned at random. All patterns have the same mean and the same contrast, so in a thumbnail an eighth of the size all
-islands are alike: even spots. Two data sets:
+Tissue with round islands some 110 px across, each filled with a fine pattern of some 5 px, turned at random: fibers
+(stripes), nuclei (dark dots) or vacuoles (light dots). All patterns have the same mean and the same contrast, so in a
+thumbnail an eighth of the size all islands are alike: even spots. Two data sets:
 
-- `one_place`: label 1 where one or two of the islands have stripes; all others are plaid
-- `two_places`: every slide has two islands, more than half the canvas apart, that are not plaid. Label 1 where one has
-  stripes and the other has rings; label 0 where both have stripes or both have rings. No window with one of them
-  tells the label.
+- `one_place`: label 1 where one or two of the islands have nuclei; all others have fibers
+- `two_places`: every slide has two islands, more than half the canvas apart, that have no fibers. Label 1 where one has
+  nuclei and the other vacuoles; label 0 where both have nuclei or both have vacuoles. No window with one of them tells
+  the label.
 
 Each has `slides/*.tif` (JPEG pyramids), `train.csv` and `val.csv` (`slide_id,label`; both labels equally often), and
 `islands.csv`: where the islands that decide lie, level-0 px.
@@ -36,9 +36,10 @@ SIDE = 2048  # level-0 px
 UM_PX = 0.5
 ISLANDS = 12
 RADIUS = (48, 62)  # level-0 px
-PERIOD = (5.0, 6.5)  # of a pattern, level-0 px
-GLASS, TISSUE, ISLAND = (243.0, 242.0, 244.0), (222.0, 176.0, 205.0), (150.0, 105.0, 165.0)  # mean RGB
-CONTRAST = 55.0  # of a pattern, standard deviation times the square root of 2
+PERIOD = (4.2, 5.4)  # of a pattern, level-0 px
+GLASS, TISSUE, ISLAND = (243.0, 242.0, 244.0), (222.0, 176.0, 205.0), (142.0, 112.0, 152.0)  # mean RGB
+CONTRAST = 44.0  # of a pattern, standard deviation times the square root of 2
+DOTS = 0.9  # sharpness of dots
 APART = 0.55  # of the canvas between two places that decide
 
 
@@ -50,7 +51,7 @@ class Island:
         x: of its center, level-0 px.
         y: of its center, level-0 px.
         radius: level-0 px.
-        pattern: "plaid", "stripes" or "rings".
+        pattern: "fibers", "nuclei" or "vacuoles".
     """
 
     x: int
@@ -63,7 +64,7 @@ def pattern(kind: str, radius: int, period: float, angle: float) -> NDArray[np.f
     """A pattern of mean 0 and mean square 1/2, (2 radius + 1) px a side.
 
     Args:
-        kind: "plaid", "stripes" or "rings".
+        kind: "fibers", "nuclei" or "vacuoles".
         radius: of the island, px.
         period: px.
         angle: by which it is turned, radians.
@@ -73,24 +74,22 @@ def pattern(kind: str, radius: int, period: float, angle: float) -> NDArray[np.f
     v = (np.cos(angle) * y - np.sin(angle) * x) * 2 * np.pi / period
     # The angle also shifts the pattern, so that no place of an island has one phase.
     shift = 7 * angle
-    if kind == "stripes":
-        waves = np.cos(u + shift)
-    elif kind == "rings":
-        waves = np.cos(np.hypot(u, v) + shift)
-    else:
-        waves = (np.cos(u + shift) + np.cos(v - shift)) / np.sqrt(2)
-    return np.asarray(waves, np.float32)
+    if kind == "fibers":
+        return np.asarray(np.cos(u + shift), np.float32)
+    dots = np.exp(DOTS * (np.cos(u + shift) + np.cos(v - shift)))
+    waves = (dots - dots.mean()) / dots.std() * np.sqrt(0.5)
+    return np.asarray(waves if kind == "vacuoles" else -waves, np.float32)
 
 
 def patterns(rng: np.random.Generator, name: str, label: int) -> list[str]:
     """Patterns of a slide's islands; those that decide come first."""
     if name == SETS[0]:
-        first = ["stripes"] * int(rng.integers(1, 3)) * label
+        first = ["nuclei"] * int(rng.integers(1, 3)) * label
     elif label:
-        first = ["stripes", "rings"]
+        first = ["nuclei", "vacuoles"]
     else:
-        first = [str(rng.choice(["stripes", "rings"]))] * 2
-    return first + ["plaid"] * (ISLANDS - len(first))
+        first = [str(rng.choice(["nuclei", "vacuoles"]))] * 2
+    return first + ["fibers"] * (ISLANDS - len(first))
 
 
 def places(
@@ -142,11 +141,10 @@ def fine_image(
     kinds = patterns(rng, name, label)
     islands = places(rng, tissue_HW.astype(np.bool_), kinds, APART * side if name == SETS[1] else 0.0)
     image_HWC = np.where(tissue_HW[..., None] > 0, np.array(TISSUE, np.float32), np.array(GLASS, np.float32))
-    coarse = cv2.resize(
-        rng.standard_normal((side // 128, side // 128), np.float32), (side, side), interpolation=cv2.INTER_CUBIC
-    )
+    coarse, clumps = (_noise(rng, side, px) for px in (128, 8))
     grain = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 1.0)
-    image_HWC += ((6 * coarse + 14 * grain) * tissue_HW)[..., None]
+    # Clumps are as coarse as what a thumbnail keeps of a pattern, and stronger.
+    image_HWC += ((6 * coarse + 12 * clumps + 10 * grain) * tissue_HW)[..., None]
     for island in islands:
         r = island.radius
         disc = np.zeros((2 * r + 1, 2 * r + 1), np.float32)
@@ -156,6 +154,12 @@ def fine_image(
         box = image_HWC[island.y - r : island.y + r + 1, island.x - r : island.x + r + 1]
         box += soft * (np.array(ISLAND, np.float32) - np.array(TISSUE, np.float32) + CONTRAST * waves)
     return np.clip(np.rint(image_HWC), 0, 255).astype(np.uint8), islands
+
+
+def _noise(rng: np.random.Generator, side: int, px: int) -> NDArray[np.float32]:
+    """Noise that changes over some px, (side, side)."""
+    seeds = rng.standard_normal((-(-side // px), -(-side // px)), np.float32)
+    return np.asarray(cv2.resize(seeds, (side, side), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def make_fine(out: Path, seed: int = 0, train: int = 48, val: int = 32, sets: Sequence[str] = SETS) -> list[Path]:
@@ -185,7 +189,7 @@ def make_fine(out: Path, seed: int = 0, train: int = 48, val: int = 32, sets: Se
                 paths.append(folder / "slides" / f"{slide_id}.tif")
                 write_pyramid(paths[-1], image_HWC, UM_PX)
                 labels.append((slide_id, label))
-                truth += [(slide_id, label, island) for island in islands if island.pattern != "plaid"]
+                truth += [(slide_id, label, island) for island in islands if island.pattern != "fibers"]
             _write(folder / f"{split}.csv", ("slide_id", "label"), labels)
         rows = [(slide_id, i.pattern, i.x, i.y, i.radius) for slide_id, _, i in truth]
         _write(folder / "islands.csv", ("slide_id", "pattern", "x", "y", "radius"), rows)

@@ -13,7 +13,7 @@ from slides.synthetic.fine import APART, ISLANDS, SETS, SIDE, Island, fine_image
 SEED = 3
 
 
-@pytest.mark.parametrize("kind", ["plaid", "stripes", "rings"])
+@pytest.mark.parametrize("kind", ["fibers", "nuclei", "vacuoles"])
 def test_patterns_have_one_mean_and_one_contrast(kind: str) -> None:
     found = [pattern(kind, 55, period, angle) for period in (5.0, 6.5) for angle in (0.1, 1.0, 2.6)]
     for waves in found:
@@ -26,12 +26,12 @@ def test_patterns_of_a_slide_follow_its_label() -> None:
     def kinds(name: str, label: int) -> set[tuple[str, ...]]:
         found = [patterns(np.random.default_rng(seed), name, label) for seed in range(20)]
         assert {len(f) for f in found} == {ISLANDS}
-        return {tuple(kind for kind in f if kind != "plaid") for f in found}
+        return {tuple(kind for kind in f if kind != "fibers") for f in found}
 
     assert kinds("one_place", 0) == {()}
-    assert kinds("one_place", 1) == {("stripes",), ("stripes", "stripes")}
-    assert kinds("two_places", 0) == {("stripes", "stripes"), ("rings", "rings")}
-    assert kinds("two_places", 1) == {("stripes", "rings")}
+    assert kinds("one_place", 1) == {("nuclei",), ("nuclei", "nuclei")}
+    assert kinds("two_places", 0) == {("nuclei", "nuclei"), ("vacuoles", "vacuoles")}
+    assert kinds("two_places", 1) == {("nuclei", "vacuoles")}
 
 
 def contrast(image_HWC: np.ndarray, island: Island, shrink: int) -> float:
@@ -68,7 +68,7 @@ def test_files_and_tables(tmp_path: Path) -> None:
     with (tmp_path / "one_place" / "islands.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["slide_id"] for row in rows} == {"train_001"}
-    assert {row["pattern"] for row in rows} == {"stripes"}
+    assert {row["pattern"] for row in rows} == {"nuclei"}
     assert Slide(paths[1]).um_px_xy_l0 == pytest.approx((0.5, 0.5), rel=1e-3)
     first = paths[0].read_bytes()
     assert make_fine(tmp_path, SEED, train=1, val=0, sets=SETS[:1])[0].read_bytes() == first
@@ -76,4 +76,4 @@ def test_files_and_tables(tmp_path: Path) -> None:
 
 def test_no_room_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^no room for 40 islands on 500 x 500 px$"):
-        places(np.random.default_rng(0), np.ones((500, 500), np.bool_), ["plaid"] * 40, 0.0)
+        places(np.random.default_rng(0), np.ones((500, 500), np.bool_), ["fibers"] * 40, 0.0)
