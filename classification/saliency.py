@@ -5,16 +5,16 @@ B images, H, W rows and columns of px, C channels, R, S rows and columns of cell
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from classification.saliency_files import Saliency
+from classification.stream import Prepared, Stream
 from classification.targets import Targets
-from streaming import Streamed, graph
+from streaming import Streamed
 from streaming.images import Source
 from streaming.places import centers
 
@@ -23,25 +23,6 @@ Array = NDArray[Any]
 # A map has at most this many cells a side, unless the image's are more than 8 px each even so.
 MOST_CELLS = 1024
 LEAST_CELL_PX = 8
-
-
-class Network(Protocol):
-    """A classifier in three parts."""
-
-    @property
-    def stream(self) -> Streamed:
-        """From an image to the map of the cut."""
-        ...
-
-    @property
-    def late(self) -> keras.Model:
-        """From the map of the cut to the last map."""
-        ...
-
-    @property
-    def head(self) -> keras.Model:
-        """From the last map to logits_BK."""
-        ...
 
 
 def explained(targets: Targets, logits_K: Array, output: int | None = None) -> tuple[int, NDArray[np.float32]]:
@@ -74,7 +55,7 @@ def explained(targets: Targets, logits_K: Array, output: int | None = None) -> t
 
 
 def gradient(
-    network: Network, image: Source, targets: Targets, output: int | None = None, cell: int | None = None
+    stream: Stream, image: Source, targets: Targets, output: int | None = None, cell: int | None = None
 ) -> Saliency:
     """Input gradient: how much the output changes with each px, |gradient| summed over channels and cells.
 
@@ -82,32 +63,31 @@ def gradient(
     gradient a few rows of tiles are in memory at a time.
 
     Args:
-        network: the classifier.
-        image: one image, in the range that the network takes.
+        stream: the classifier.
+        image: one image, 8 bit or in [-1, 1].
         targets: meaning of the outputs.
         output: see `explained`.
         cell: side of a cell, px; None: as few px as make at most 1024 cells a side, 8 at least.
     """
-    early_BHWC = tf.constant(network.stream.forward(image))
-    with tf.GradientTape() as tape:
-        tape.watch(early_BHWC)
-        logits_BK = network.head(network.late(early_BHWC, training=False), training=False)
-        number, weight_K = explained(targets, logits_BK[0].numpy(), output)
-        score = tf.reduce_sum(tf.cast(logits_BK, tf.float32) * weight_K)
-    slope_BHWC = tape.gradient(score, early_BHWC)
+    early = stream.early_for(image)
+    middle_BHWC = early.forward(Prepared(image))
+    late = stream.late_for(middle_BHWC)
+    number, slope_BHWC, scale = _slope(stream, late.forward(middle_BHWC), targets, output)
+    slope_BHWC = late.backward(slope_BHWC, image_gradient=True).image
     _, height, width, channels = image.shape
     cell = cell or max(LEAST_CELL_PX, -(-max(height, width) // MOST_CELLS))
     sums = CellSums((1, height, width, channels), cell)
-    if _read_once(network.stream, (height, width)) and not network.stream.shared:
-        network.stream.backward(slope_BHWC.numpy(), image_gradient=sums)
+    if _read_once(early, (height, width)) and not early.shared:
+        early.backward(slope_BHWC, image_gradient=sums)
     else:
         # Several segments read the image, each from top to bottom, or ranks share its tiles.
-        whole_BHWC = network.stream.backward(slope_BHWC.numpy(), image_gradient=True).image
+        whole_BHWC = early.backward(slope_BHWC, image_gradient=True).image
         sums[:, slice(0, height), slice(0, width)] = whole_BHWC
-    return Saliency("gradient", targets.names[number], sums.finished(), (0.0, 0.0), (float(cell), float(cell)))
+    stream.release()
+    return Saliency("gradient", targets.names[number], sums.finished() / scale, (0.0, 0.0), (float(cell), float(cell)))
 
 
-def activation(network: Network, image: Source, targets: Targets, output: int | None = None) -> Saliency:
+def activation(stream: Stream, image: Source, targets: Targets, output: int | None = None) -> Saliency:
     """Class activation: what every cell of the last map adds to the output; only what speaks for it is kept.
 
     A cell's share is the sum over channels of its value times the gradient there. Behind global average pooling and a
@@ -116,38 +96,49 @@ def activation(network: Network, image: Source, targets: Targets, output: int | 
     up to what is explained, but for its bias.
 
     Args:
-        network: the classifier.
-        image: one image, in the range that the network takes.
+        stream: the classifier.
+        image: one image, 8 bit or in [-1, 1].
         targets: meaning of the outputs.
         output: see `explained`.
     """
-    early_BHWC = tf.constant(network.stream.forward(image, backward=False))
-    last_BHWC = network.late(early_BHWC, training=False)
-    with tf.GradientTape() as tape:
-        tape.watch(last_BHWC)
-        logits_BK = network.head(last_BHWC, training=False)
-        number, weight_K = explained(targets, logits_BK[0].numpy(), output)
-        score = tf.reduce_sum(tf.cast(logits_BK, tf.float32) * weight_K)
-    slope_BHWC = tape.gradient(score, last_BHWC)
-    share_RS = tf.reduce_sum(tf.cast(last_BHWC, tf.float32) * tf.cast(slope_BHWC, tf.float32), axis=-1)[0].numpy()
-    places = _places(network, image.shape[1:3], tuple(early_BHWC.shape[1:3]))
-    corner = tuple(center - step / 2 for center, step in places)
-    steps = tuple(step for _, step in places)
-    return Saliency(
-        "activation", targets.names[number], np.maximum(share_RS, 0), (corner[0], corner[1]), (steps[0], steps[1])
-    )
-
-
-def _places(network: Network, hw: tuple[int, int], early_hw: tuple[int, int]) -> list[tuple[float, float]]:
-    """For x and y: center of what cell 0 of the last map looks at, and the distance between two cells, px."""
-    late = graph.read(network.late, None, batch_statistics=False, dropout="inactive")
-    found = []
+    early = stream.early_for(image)
+    middle_BHWC = early.forward(Prepared(image), backward=False)
+    late = stream.late_for(middle_BHWC)
+    last_BHWC = late.forward(middle_BHWC, backward=False)
+    number, slope_BHWC, scale = _slope(stream, last_BHWC, targets, output)
+    share_RS = (last_BHWC.astype(np.float32) * slope_BHWC / scale).sum(axis=-1)[0]
+    # For x and y: center of what cell 0 looks at, and the distance between two cells.
+    places = []
     for (first, step), (late_first, late_step) in zip(
-        centers(network.stream.graph, hw), centers(late, early_hw), strict=True
+        centers(early.graph, image.shape[1:3]), centers(late.graph, middle_BHWC.shape[1:3]), strict=True
     ):
         # The center of a cell e of the first map is e + 0.5 in the frame of the second.
-        found.append((first + (late_first - 0.5) * step, late_step * step))
-    return found
+        places.append((first + (late_first - 0.5) * step, late_step * step))
+    (x, step_x), (y, step_y) = places
+    corner_xy = x - step_x / 2, y - step_y / 2
+    return Saliency("activation", targets.names[number], np.maximum(share_RS, 0), corner_xy, (step_x, step_y))
+
+
+def _slope(
+    stream: Stream, last_BHWC: Array, targets: Targets, output: int | None
+) -> tuple[int, NDArray[np.float32], float]:
+    """Number of the output that is explained, its gradient at the last map, and what that is too large by.
+
+    Behind the mean over a large map the gradient is too small for 16 bits; it is computed times the number of cells.
+    """
+    last = tf.constant(last_BHWC)
+    _, rows, columns, _ = last.shape
+    scales = [float(rows * columns), 1.0] if last.dtype == tf.float16 else [1.0]
+    for scale in scales:
+        with tf.GradientTape() as tape:
+            tape.watch(last)
+            logits_BK = stream.classifier.head(last, training=False)
+            number, weight_K = explained(targets, logits_BK[0].numpy(), output)
+            score = tf.reduce_sum(tf.cast(logits_BK, tf.float32) * weight_K) * scale
+        slope_BHWC = tape.gradient(score, last).numpy()
+        if np.isfinite(slope_BHWC).all():
+            break
+    return number, slope_BHWC.astype(np.float32), scale
 
 
 def _read_once(stream: Streamed, hw: tuple[int, int]) -> bool:

@@ -117,7 +117,7 @@ class Stream:
         Raises:
             ValueError: see `logits`.
         """
-        return np.asarray(self._early(source).forward(Prepared(source), backward=False))
+        return np.asarray(self.early_for(source).forward(Prepared(source), backward=False))
 
     def forward(self, source: Source) -> Any:
         """Logits of an image, logits_1K float32; `backward` then gives gradients.
@@ -171,18 +171,20 @@ class Stream:
         self.release()
         middle: Any = source
         if not self.features:
-            self._early_used = self._early(source)
+            self._early_used = self.early_for(source)
             middle = self._early_used.forward(Prepared(source), backward and self._through)
-        self._late_used = self._late(middle)
+        self._late_used = self.late_for(middle)
         return np.asarray(self._late_used.forward(middle, backward))
 
-    def _early(self, source: Source) -> Streamed:
+    def early_for(self, source: Source) -> Streamed:
+        """The early part with tiles for an image."""
         hw = source.shape[1:3]
         if ("early", hw) not in self._fitted:
             self._fitted["early", hw] = self.early.with_tile(sides(self.early, hw, self._tile))
         return self._fitted["early", hw]
 
-    def _late(self, middle: Any) -> Streamed:
+    def late_for(self, middle: Any) -> Streamed:
+        """The late part with tiles for a map of the cut, (1, H', W', C)."""
         hw = (int(middle.shape[1]), int(middle.shape[2]))
         if ("late", hw) not in self._fitted:
             cells = self._late_tile or cells_for(self._tile, self.stride)

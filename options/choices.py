@@ -45,6 +45,8 @@ WholeAugmentation = Literal["none", "flips", "standard", "strong"]
 WHOLE_AUGMENTATIONS: tuple[WholeAugmentation, ...] = get_args(WholeAugmentation)
 ColorModel = Literal["none", "lch", "hed"]  # lightness, chroma and hue; densities of stains
 COLOR_MODELS: tuple[ColorModel, ...] = get_args(ColorModel)
+SaliencyMethod = Literal["gradient", "activation"]
+SALIENCY_METHODS: tuple[SaliencyMethod, ...] = get_args(SaliencyMethod)
 
 LossName = Literal["ce", "focal", "dice", "ce+dice"]
 ScheduleName = Literal["constant", "cosine", "cyclic", "poly"]

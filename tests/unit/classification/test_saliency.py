@@ -1,7 +1,6 @@
 """Input gradient and class activation: equal to those of the whole image, at the right place, level 0 included."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -12,14 +11,15 @@ from keras import layers
 
 from classification.augment import view
 from classification.images import WholeImage
-from classification.saliency import CellSums, activation, explained, gradient
+from classification.network import build, split
+from classification.saliency import CellSums, _slope, activation, explained, gradient
 from classification.saliency_files import write
+from classification.stream import Stream
 from classification.targets import Targets
 from inference.maps import MapPyramid
-from models import resnet
 from slides.geometry import Trim
 from streaming import Streamed
-from streaming.images import ArrayImage, in_unit_range
+from streaming.images import ArrayImage
 from streaming.places import centers
 
 TWO = Targets("classes", ("normal", "tumor"))
@@ -27,28 +27,16 @@ THREE = Targets("classes", ("1", "2", "3"))
 MANY = Targets("multilabel", ("0", "1", "2"))
 
 
-@dataclass
-class Parts:
-    stream: Streamed
-    late: keras.Model
-    head: keras.Model
-
-
-def network(
-    pool: str, outputs: int = 2, tile: object = 500, segments: tuple[str, ...] = ()
-) -> tuple[Parts, keras.Model]:
-    """A thin ResNet-18 with random weights and statistics, in parts and whole."""
+def network(pool: str, outputs: int = 2, tile: int = 500, keep: tuple[str, ...] = ()) -> Stream:
+    """A thin ResNet-18 with random weights and statistics."""
     keras.utils.set_random_seed(3)
-    model = resnet.build("resnet18", outputs, pool, width=4)
+    classifier, _ = build("resnet18", outputs, pool, width=4)
     rng = np.random.default_rng(5)
-    for weight in model.weights:
+    for weight in classifier.model.weights:
         if "moving_variance" not in weight.path and weight.shape.rank == 1:
             weight.assign(rng.normal(0.1, 0.1, weight.shape))
-    early = model.get_layer("layer3_1").output
-    last = model.get_layer("layer4_1").output
-    late = keras.Model(early, last)
-    head = keras.Model(last, model.output)
-    return Parts(Streamed(model, "layer3_1", tile, segments), late, head), model
+    classifier.train(early=False, norm=False)
+    return Stream(classifier, tile, late_tile=15, keep=keep)
 
 
 def noise(hw: tuple[int, int]) -> ArrayImage:
@@ -63,14 +51,14 @@ def whole_gradient(model: keras.Model, image: ArrayImage, weight_K: np.ndarray) 
     return np.abs(tape.gradient(score, image_BHWC).numpy()[0]).sum(axis=-1)
 
 
-@pytest.mark.parametrize(("pool", "segments", "tile"), [("max", (), 500), ("average", ("layer1_1",), (120, 48))])
-def test_the_input_gradient_is_that_of_the_whole_image(pool: str, segments: tuple[str, ...], tile: object) -> None:
-    parts, model = network(pool, tile=tile, segments=segments)
-    image = noise((203, 251) if segments else (610, 541))
-    found = gradient(parts, image, TWO, cell=16)
+@pytest.mark.parametrize(("pool", "keep", "tile"), [("max", (), 500), ("average", ("layer1_1",), 200)])
+def test_the_input_gradient_is_that_of_the_whole_image(pool: str, keep: tuple[str, ...], tile: int) -> None:
+    stream = network(pool, tile=tile, keep=keep)
+    image = noise((403, 451) if keep else (610, 541))
+    found = gradient(stream, image, TWO, cell=16)
     _, height, width, _ = image.shape
-    assert min(len(part.rows) for part in parts.stream.layout((height, width)).parts) > 1
-    wanted_HW = whole_gradient(model, image, np.array([-1, 1], np.float32))
+    assert max(len(part.rows) for part in stream.early_for(image).layout((height, width)).parts) > 1
+    wanted_HW = whole_gradient(stream.classifier.model, image, np.array([-1, 1], np.float32))
     cells = np.add.reduceat(np.add.reduceat(wanted_HW, np.arange(0, height, 16), 0), np.arange(0, width, 16), 1)
     assert found.map_RS == pytest.approx(cells, rel=1e-4, abs=1e-4 * cells.max())
     assert (found.method, found.output, found.step_xy_view) == ("gradient", "tumor", (16, 16))
@@ -78,15 +66,16 @@ def test_the_input_gradient_is_that_of_the_whole_image(pool: str, segments: tupl
 
 @pytest.mark.parametrize("pool", ["max", "average"])
 def test_shares_of_the_last_map_add_up_to_the_output(pool: str) -> None:
-    parts, model = network(pool, outputs=3)
+    stream = network(pool, outputs=3)
+    model = stream.classifier.model
     image = noise((131, 170))
     logits_K = model(image.image_BHWC, training=False).numpy()[0]
     best = int(np.argmax(logits_K))
-    found = activation(parts, image, THREE)
+    found = activation(stream, image, THREE)
     assert found.output == THREE.names[best]
     kernel_CK, bias_K = (weight.numpy() for weight in model.get_layer("fc").weights)
     weight_K = np.where(np.arange(3) == best, 1.0, -0.5)
-    last_RSC = parts.late(parts.stream.forward(image, backward=False)).numpy()[0]
+    last_RSC = stream.late.forward(stream.map(image))[0]
     weight_C = kernel_CK @ weight_K
     if pool == "average":
         shares = (last_RSC * weight_C).sum(axis=-1) / last_RSC[..., 0].size
@@ -104,9 +93,9 @@ def test_shares_of_the_last_map_add_up_to_the_output(pool: str) -> None:
 
 def test_cells_of_the_last_map_lie_where_they_look() -> None:
     """Every strided layer of a ResNet is centered on its even cells: cell c looks at px 32 c, whose center is + 0.5."""
-    parts, _ = network("max")
+    stream = network("max")
     for hw in ((131, 170), (203, 64)):
-        found = activation(parts, noise(hw), TWO)
+        found = activation(stream, noise(hw), TWO)
         assert found.step_xy_view == (32, 32)
         assert found.corner_xy_view == (0.5 - 16, 0.5 - 16)
 
@@ -118,18 +107,18 @@ def test_centers_follow_the_padding_of_the_whole_map() -> None:
     assert centers(Streamed(model, tile=9).graph, (20, 31)) == ((0.5, 2.0), (1.5, 2.0))
 
 
-def bright_network() -> Parts:
+def bright_network(pool: str = "average") -> Stream:
     """Responds to red above 0.5 only: 0 everywhere else, and so is its gradient."""
     image = layers.Input((None, None, 3))
-    conv = layers.Conv2D(1, 1, name="red")
-    x = layers.AveragePooling2D(4)(layers.ReLU()(conv(image)))
-    conv.set_weights([np.array([1, 0, 0], np.float32).reshape(1, 1, 3, 1), np.array([-0.5], np.float32)])
-    early = keras.Model(image, x)
-    last = layers.Input((None, None, 1))
-    head = layers.Dense(2)
-    out = head(layers.GlobalAveragePooling2D()(last))
-    head.set_weights([np.array([[0, 100]], np.float32), np.zeros(2, np.float32)])
-    return Parts(Streamed(early, tile=32), keras.Model(last, layers.Activation("linear")(last)), keras.Model(last, out))
+    x = layers.ReLU()(layers.Conv2D(1, 1, name="red")(image))
+    x = layers.AveragePooling2D(4, name="cut")(x)
+    x = layers.Conv2D(1, 1, use_bias=False, kernel_initializer="ones", name="late")(x)
+    pooling = layers.GlobalAveragePooling2D if pool == "average" else layers.GlobalMaxPooling2D
+    x = pooling(name="pool")(x)
+    model = keras.Model(image, layers.Dense(2, name="fc")(x))
+    model.get_layer("red").set_weights([np.array([1, 0, 0], np.float32).reshape(1, 1, 3, 1), np.array([-0.5])])
+    model.get_layer("fc").set_weights([np.array([[0, 100]], np.float32), np.zeros(2, np.float32)])
+    return Stream(split(model, "bright", "cut", pool, "float32"), tile=32)
 
 
 @pytest.mark.parametrize("method", ["gradient", "activation"])
@@ -145,16 +134,8 @@ def test_a_bright_place_of_a_trimmed_slide_is_found_on_level_0(method: str, tmp_
     )  # fmt: skip
     seen = view(whole, (88, 72))
 
-    @dataclass
-    class Scaled:
-        shape: tuple[int, int, int, int]
-
-        def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
-            return in_unit_range(seen.read(rows, columns))
-
-    image = Scaled(seen.shape)
-    parts = bright_network()
-    found = gradient(parts, image, TWO, cell=4) if method == "gradient" else activation(parts, image, TWO)
+    stream = bright_network()
+    found = gradient(stream, seen, TWO, cell=4) if method == "gradient" else activation(stream, seen, TWO)
     write(tmp_path, found, seen)
     facts = json.loads((tmp_path / "saliency.json").read_text())
     pyramid = MapPyramid(tmp_path / "saliency.tif", facts["size_xy_l0"], (0.5, 0.5), facts["step_xy_l0"])
@@ -201,9 +182,31 @@ def test_what_is_explained() -> None:
 
 
 def test_ranks_that_share_an_image_get_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts, image = bright_network(), noise((60, 52))
-    alone = gradient(parts, image, TWO, cell=8)
+    stream, image = bright_network(), noise((60, 52))
+    alone = gradient(stream, image, TWO, cell=8)
     monkeypatch.setattr(Streamed, "shared", True)
-    assert np.array_equal(gradient(parts, image, TWO, cell=8).map_RS, alone.map_RS)
+    assert np.array_equal(gradient(stream, image, TWO, cell=8).map_RS, alone.map_RS)
+    early = stream.early_for(image)
+    early.forward(image)
     with pytest.raises(ValueError, match=r"ranks that share an image fill an array"):
-        parts.stream.backward(np.zeros((1, 15, 13, 1), np.float32), image_gradient=CellSums((1, 60, 52, 3), 8))
+        early.backward(np.zeros((1, 15, 13, 1), np.float32), image_gradient=CellSums((1, 60, 52, 3), 8))
+
+
+def test_gradients_of_16_bits_behind_the_mean_of_a_large_map() -> None:
+    """1 / 90000 times a weight of 1e-3 is below the smallest number of 16 bits that has all its digits."""
+    last = layers.Input((None, None, 1), dtype="float16")
+    head = layers.Dense(2, dtype="float32")
+    logits = head(layers.GlobalAveragePooling2D(dtype="float32")(last))
+    model = keras.Model(last, logits)
+    head.set_weights([np.array([[0, 1e-3]], np.float32), np.zeros(2, np.float32)])
+
+    class Half:
+        class classifier:  # noqa: N801
+            head = model
+
+    last_BHWC = np.ones((1, 300, 300, 1), np.float16)
+    number, slope_BHWC, scale = _slope(Half, last_BHWC, TWO, None)
+    assert number == 1
+    assert slope_BHWC / scale == pytest.approx(np.full((1, 300, 300, 1), 1e-3 / 90000), rel=1e-3)
+    head.set_weights([np.array([[0, 1e4]], np.float32), np.zeros(2, np.float32)])
+    assert _slope(Half, last_BHWC, TWO, None)[1].max() == pytest.approx(1e4, rel=1e-3)
