@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from streaming.images import Source
+from streaming.costs import Costs, kinds
+from streaming.images import Source, alike
 from streaming.nodes import Graph, multiplications
 from streaming.regions import Interval
 from streaming.segments import Segment
 from streaming.tiles import Band, Sizes
+from streaming.trace import Record
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Counts:
         backward: tiles computed.
         backward_reused: tiles whose gradient was added to that of another one before it was computed.
         skipped: tiles whose gradient is zero everywhere.
+        kept: tiles of `backward` that were not computed forward again, since their intermediate results were kept.
     """
 
     forward: int = 0
@@ -32,6 +35,7 @@ class Counts:
     backward: int = 0
     backward_reused: int = 0
     skipped: int = 0
+    kept: int = 0
 
 
 @dataclass(eq=False)
@@ -42,21 +46,22 @@ class Part:
         segment: what is done.
         rows: bands of rows.
         columns: bands of columns.
+        costs: of its tiles.
     """
 
     segment: Segment
     rows: Sequence[Band]
     columns: Sequence[Band]
+    costs: Costs
 
     def tiles(self) -> Iterator[tuple[tuple[int, int], tuple[Band, Band]]]:
         """Every tile: a key that is equal for tiles in which operations do the same, and its bands."""
-        keys = [[next(i for i, other in enumerate(bands) if band.same(other)) for band in bands]
-                for bands in (self.rows, self.columns)]  # fmt: skip
+        keys = [kinds(bands) for bands in (self.rows, self.columns)]
         for row, row_key in zip(self.rows, keys[0], strict=True):
             for column, column_key in zip(self.columns, keys[1], strict=True):
                 yield (row_key, column_key), (row, column)
 
-    def costs(self) -> list[int]:
+    def work(self) -> list[int]:
         """Multiplications of every tile, and one for every number that is made."""
         return [
             sum(
@@ -95,12 +100,14 @@ class State:
         image: the source.
         known: value's index -> kept map (B, H, W, C) or small value.
         counts: tiles done by this rank.
+        records: segment's index and tile's number -> intermediate results that were kept.
         labels: segment's index -> for every tile, what is equal for those with one result; only if ranks share it.
     """
 
     image: Source
     known: dict[int, Any] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
+    records: dict[tuple[int, int], Record] = field(default_factory=dict)
     labels: dict[int, list[Any]] = field(default_factory=dict)
 
 
@@ -114,3 +121,11 @@ class Sink(Protocol):
     def take(self, rows: Interval, columns: Interval, box_BHWC: NDArray[Any]) -> None:
         """Takes a box; boxes cover what is wanted once."""
         ...
+
+
+def likeness(key: tuple[int, int], segment: Segment, inputs: Sequence[Any]) -> Any:
+    """Equal for tiles of one value with one result; None for others."""
+    windows = [x for value, x in zip(segment.inputs, inputs, strict=True) if not value.small]
+    if not windows or not all(alike(window) for window in windows):
+        return None
+    return (*key, *(window[:, 0, 0].tobytes() for window in windows))

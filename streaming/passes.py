@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from streaming.images import Source, alike
-from streaming.layout import Layout, Part, Sink, State
+from streaming.costs import kept_tiles, wanted
+from streaming.images import Source
+from streaming.layout import Layout, Part, Sink, State, likeness
 from streaming.nodes import Node, Value, variables_of
 from streaming.regions import Interval
 from streaming.segments import Segment
@@ -36,6 +37,7 @@ class Passes:
         trace: from a segment and the inputs whose gradients are wanted to its functions.
         storage: makes arrays for maps.
         sharing: the ranks that share the image.
+        spare: bytes for intermediate results, see `costs.kept_tiles`.
     """
 
     def __init__(
@@ -44,20 +46,28 @@ class Passes:
         trace: Callable[[Segment, Sequence[Value]], Trace],
         storage: Storage,
         sharing: Sharing | None = None,
+        spare: int = 0,
     ) -> None:
         self.layout, self.trace, self.storage = layout, trace, storage
-        self.sharing = sharing or Alone()
+        self.sharing, self.spare = sharing or Alone(), spare
 
     # --- Forward ------------------------------------------------------------------------------------------------------
 
     def forward(
-        self, image: Source, release: bool, *, sink: Sink | None = None, watch: Callable[[], object] | None = None
+        self,
+        image: Source,
+        release: bool,
+        *,
+        accumulators: Accumulators | None = None,
+        sink: Sink | None = None,
+        watch: Callable[[], object] | None = None,
     ) -> State:
         """Computes every kept map and small value.
 
         Args:
             image: what is streamed.
             release: drop maps as soon as no later segment needs them; then there is no backward pass.
+            accumulators: see `Trace`; without them no tile keeps its intermediate results.
             sink: takes what the last segment makes, in place of a map; that must be the only output. If ranks share the
                 image, each takes the boxes that it makes.
             watch: called after every tile.
@@ -65,10 +75,13 @@ class Passes:
         check_alike(self.sharing, image.shape)
         state = State(image)
         outputs = {value.index for value in self.layout.graph.outputs}
+        costs = [part.costs for part in self.layout.parts]
+        kept = [0] * len(costs) if release or not accumulators else kept_tiles(costs, self.spare / image.shape[0])
         for number, part in enumerate(self.layout.parts):
             for node in part.segment.first:
                 state.known[node.output.index] = node.run(*[self._tensor(state, value) for value in node.inputs])
-            self._forward_part(part, state, sink if number == len(self.layout.parts) - 1 else None, watch)
+            recorder = self._recorder(part, kept[number], accumulators or {})
+            self._forward_part(part, state, recorder, sink if number == len(self.layout.parts) - 1 else None, watch)
             if release:
                 later = [v.index for p in self.layout.parts[number + 1 :] for v in p.segment.inputs]
                 later += [v.index for p in self.layout.parts[number + 1 :] for n in p.segment.first for v in n.inputs]
@@ -79,7 +92,21 @@ class Passes:
     def _tensor(self, state: State, value: Value) -> Any:
         return tf.convert_to_tensor(state.known[value.index])
 
-    def _forward_part(self, part: Part, state: State, sink: Sink | None, watch: Callable[[], object] | None) -> None:
+    def _recorder(self, part: Part, kept: int, accumulators: Accumulators) -> Callable[[int], Trace | None]:
+        """For the number of a tile what keeps its intermediate results, None unless it is among the last `kept`."""
+        needed = wanted(self.layout.graph, accumulators, False)
+        trace = self.trace(part.segment, [value for value in part.segment.inputs if value.index in needed])
+        first = len(part.rows) * len(part.columns) - kept
+        return lambda number: trace if number >= first else None
+
+    def _forward_part(
+        self,
+        part: Part,
+        state: State,
+        recorder: Callable[[int], Trace | None],
+        sink: Sink | None,
+        watch: Callable[[], object] | None,
+    ) -> None:
         """Every tile of a segment."""
         segment = part.segment
         if not segment.targets:
@@ -95,7 +122,7 @@ class Passes:
         for number, (key, bands) in enumerate(part.tiles()):
             if number not in mine or not (sink is None or sink.wants(bands[0].boxes[0], bands[1].boxes[0])):
                 continue
-            out = self._forward_tile(part, state, number, key, bands, made)
+            out = self._forward_tile(part, state, number, key, bands, made, recorder)
             for place, value in enumerate(kept):
                 (top, bottom), (left, right) = bands[0].boxes[place], bands[1].boxes[place]
                 state.known[value.index][:, top:bottom, left:right] = out[place]
@@ -117,14 +144,21 @@ class Passes:
         key: tuple[int, int],
         bands: tuple[Band, Band],
         made: dict[Any, list[Any]],
+        recorder: Callable[[int], Trace | None],
     ) -> list[Any]:
         """What one tile makes; one like another before is not computed again."""
         same, inputs = self._look(part, state, number, key, bands, made)
         if same in made:
             state.counts.forward_reused += 1
             return made[same]
-        out = [x.numpy() for x in self.trace(part.segment, ()).forward(inputs, bands)]
         state.counts.forward += 1
+        recording = recorder(number) if same is None else None
+        if recording is None:
+            out = [x.numpy() for x in self.trace(part.segment, ()).forward(inputs, bands)]
+        else:
+            record = recording.record(inputs, bands)
+            state.records[part.segment.index, number] = record
+            out = [x.numpy() for x in record.out]
         if same is not None:
             made[same] = out
         return out
@@ -138,12 +172,12 @@ class Passes:
         bands: tuple[Band, Band],
         before: Container[Any],
     ) -> tuple[Any, list[Any]]:
-        """`_likeness` of a tile, and its windows; these are not read where it is known to be like one `before`."""
+        """`likeness` of a tile, and its windows; these are not read where it is known to be like one `before`."""
         known = state.labels.get(part.segment.index)
         if known is not None and known[number] in before:
             return known[number], []
         inputs = self._inputs(part, state, bands)
-        return (_likeness(key, part.segment, inputs) if known is None else known[number]), inputs
+        return (likeness(key, part.segment, inputs) if known is None else known[number]), inputs
 
     def _mine(self, part: Part, state: State) -> Container[int]:
         """Numbers of the tiles that this rank computes."""
@@ -152,11 +186,11 @@ class Passes:
         tiles = list(part.tiles())
         same = labels(self.sharing, lambda number: self._corners_alike(part, state, *tiles[number]), len(tiles))
         state.labels[part.segment.index] = same
-        ranks = owners(part.costs(), same, self.sharing.size)
+        ranks = owners(part.work(), same, self.sharing.size)
         return {number for number, rank in enumerate(ranks) if rank == self.sharing.rank}
 
     def _corners_alike(self, part: Part, state: State, key: tuple[int, int], bands: tuple[Band, Band]) -> Any:
-        """`_likeness` of a tile; most are known to be like no other by their corners, and not read for it."""
+        """`likeness` of a tile; most are known to be like no other by their corners, and not read for it."""
         for value in part.segment.inputs:
             if not value.small:
                 (top, bottom), (left, right) = (band.held[value.index] for band in bands)
@@ -167,7 +201,7 @@ class Passes:
                 ]
                 if not all(np.array_equal(corners[0], other) for other in corners[1:]):
                     return None
-        return _likeness(key, part.segment, self._inputs(part, state, bands))
+        return likeness(key, part.segment, self._inputs(part, state, bands))
 
     def _sum(self, node: Node, total: Array) -> Any:
         """The value of a sum from all its parts."""
@@ -212,14 +246,14 @@ class Passes:
             accumulators: see `Trace`.
             image_gradient: (B, H, W, C) of zeros to be filled; None if it is not wanted.
         """
-        wanted = self._wanted(accumulators, image_gradient is not None)
+        needed = wanted(self.layout.graph, accumulators, image_gradient is not None)
         slopes: dict[int, Any] = {} if image_gradient is None else {0: image_gradient}
         for value, gradient in zip(self.layout.graph.outputs, gradients, strict=True):
             slopes[value.index] = slopes[value.index] + gradient if value.index in slopes else gradient
         given = set(slopes) - {0}
         for part in reversed(self.layout.parts):
-            sources = [value for value in part.segment.inputs if value.index in wanted]
-            for value in [*sources, *(v for n in part.segment.first for v in n.inputs if v.index in wanted)]:
+            sources = [value for value in part.segment.inputs if value.index in needed]
+            for value in [*sources, *(v for n in part.segment.first for v in n.inputs if v.index in needed)]:
                 self._ready(value, state, slopes, given)
             if sources or any(id(v) in accumulators for v in variables_of(part.segment.nodes)):
                 for value in sources:
@@ -228,7 +262,7 @@ class Passes:
                 for value in sources:
                     added(self.sharing, slopes[value.index])
             for node in reversed(part.segment.first):
-                self._backward_once(node, state, slopes, wanted, accumulators)
+                self._backward_once(node, state, slopes, needed, accumulators)
             for value in part.segment.maps:
                 slopes.pop(value.index, None)
 
@@ -241,15 +275,6 @@ class Passes:
             make = np.zeros if value.small else self.storage.zeros
             slopes[value.index] = make(tuple(state.known[value.index].shape), wide(value.dtype))
 
-    def _wanted(self, accumulators: Accumulators, image: bool) -> set[int]:
-        """Values whose gradient somebody needs."""
-        wanted = {0} if image else set()
-        for node in self.layout.graph.nodes:
-            mine = any(id(v) in accumulators for v in variables_of([node]))
-            if mine or any(value.index in wanted for value in node.inputs):
-                wanted.add(node.output.index)
-        return wanted
-
     def _backward_part(self, part: Part, state: State, slopes: dict[int, Any], sources: Sequence[Value]) -> None:
         """Every tile of a segment."""
         segment = part.segment
@@ -257,12 +282,21 @@ class Passes:
         sums = [self._sum_slope(node, state, slopes) for node in segment.sums]
         waiting: dict[Any, tuple[list[Any], tuple[Band, Band], list[Any]]] = {}
         mine = self._mine_back(part, state, slopes, sums, bool(sources))
-        for number, (key, bands) in enumerate(part.tiles()):
+        tiles = list(enumerate(part.tiles()))
+        if not any(value.index == 0 for value in sources):  # windows of the image's gradient come from top to bottom
+            tiles.reverse()  # the intermediate results of the last tiles may have been kept
+        for number, (key, bands) in tiles:
+            record = state.records.pop((segment.index, number), None)
             if number not in mine:
                 continue
             boxes = self._boxes(slopes, segment, bands, state)
             if not any(np.any(g) for g in [*boxes, *sums]):
                 state.counts.skipped += 1
+                continue
+            if record is not None and record.trace is trace:  # not if the gradient of the image is wanted as well
+                self._add(trace, bands, record.backward([*boxes, *sums]), slopes)
+                state.counts.backward += 1
+                state.counts.kept += 1
                 continue
             # Tiles of one value differ in their gradients only; those of variables are linear in them.
             if sources:
@@ -286,14 +320,14 @@ class Passes:
         self, part: Part, state: State, slopes: Mapping[int, Any], sums: Sequence[Array], sources: bool
     ) -> Container[int]:
         """Numbers of the tiles whose gradients this rank computes, or skips as zero."""
-        costs = part.costs()
+        work = part.work()
         if self.sharing.size == 1:
-            return range(len(costs))
+            return range(len(work))
         same = list(state.labels[part.segment.index])
         for number, (_, bands) in enumerate(part.tiles()):
             if not any(np.any(g) for g in [*self._boxes(slopes, part.segment, bands, state), *sums]):
-                costs[number], same[number] = 0, None
-        ranks = owners(costs, [None] * len(same) if sources else same, self.sharing.size)
+                work[number], same[number] = 0, None
+        ranks = owners(work, [None] * len(same) if sources else same, self.sharing.size)
         return {number for number, rank in enumerate(ranks) if rank == self.sharing.rank}
 
     def _backward_tile(
@@ -301,7 +335,11 @@ class Passes:
     ) -> None:
         """One tile; the gradients of its windows are added at their places."""
         cast = [tf.cast(g, spec) for g, spec in zip(given, trace.cotangent_types, strict=True)]
-        for value, found in zip(trace.sources, trace.backward(inputs, bands, cast), strict=True):
+        self._add(trace, bands, trace.backward(inputs, bands, cast), slopes)
+
+    def _add(self, trace: Trace, bands: tuple[Band, Band], gradients: Sequence[Any], slopes: dict[int, Any]) -> None:
+        """Adds the gradients of a tile's windows at their places."""
+        for value, found in zip(trace.sources, gradients, strict=True):
             if value.small:
                 slopes[value.index] += found.numpy()
             else:
@@ -330,10 +368,10 @@ class Passes:
         return slope[:, 0, 0] if node.moments is None and node.output.rank == 4 else slope
 
     def _backward_once(
-        self, node: Node, state: State, slopes: dict[int, Any], wanted: set[int], accumulators: Accumulators
+        self, node: Node, state: State, slopes: dict[int, Any], needed: set[int], accumulators: Accumulators
     ) -> None:
         """An operation on small values or on a whole map."""
-        if node.output.index not in slopes or node.output.index not in wanted:
+        if node.output.index not in slopes or node.output.index not in needed:
             return
         inputs = [self._tensor(state, value) for value in node.inputs]
         variables = [v for v in variables_of([node]) if id(v) in accumulators]
@@ -346,17 +384,9 @@ class Passes:
         sources = [*inputs, *(v.value for v in variables)]
         found = tape.gradient(out, sources, slope, unconnected_gradients=none)
         for value, gradient in zip(node.inputs, found, strict=False):
-            if value.index in wanted:
+            if value.index in needed:
                 slopes[value.index] += gradient.numpy()
         # Ranks: all do this for the gradients of the inputs; those of variables are summed over ranks.
         if self.sharing.rank == 0:
             for variable, gradient in zip(variables, found[len(inputs) :], strict=True):
                 accumulators[id(variable)].assign_add(gradient)
-
-
-def _likeness(key: tuple[int, int], segment: Segment, inputs: Sequence[Any]) -> Any:
-    """Equal for tiles of one value with one result; None for others."""
-    windows = [x for value, x in zip(segment.inputs, inputs, strict=True) if not value.small]
-    if not windows or not all(alike(window) for window in windows):
-        return None
-    return (*key, *(window[:, 0, 0].tobytes() for window in windows))

@@ -1,9 +1,7 @@
 """What a stream will need, before anything starts: memory and multiplications, and the tiles that fit into a memory.
 
 Peak memory of a training step = the process before it + kept maps and their gradients + gradients of variables + the
-largest tile. Of a tile the backward pass keeps the inputs of convolutions and poolings (with their padding, where the
-tile is at a side), the inputs of normalizations and the outputs of activations; while it goes back, some maps more of
-the largest size are at work.
+tiles at the worst moment (`streaming.costs`). What remains of a given memory takes intermediate results of tiles.
 """
 
 from __future__ import annotations
@@ -15,23 +13,12 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from streaming.layout import Layout, Part
-from streaming.nodes import Node, Value, multiplications
-from streaming.rules import Kernel, Transposed
+from streaming.costs import Costs, kept_tiles, peak_bytes, wanted, whole_multiplications, width
 from streaming.segments import Segment
 from streaming.storage import wide
 from streaming.stream import Streamed
-from streaming.tiles import Band, bands, placed, sizes
-
-# Maps of the size of the largest that are at work beside those that are kept: the gradient that comes in, the one
-# that goes out, and a copy in the layout of the convolution.
-AT_WORK = 3
-# Resident over counted bytes of a tile: what the allocator holds in pieces and kernels need besides. Measured with
-# ResNet-34 (docs/results/2026-12-01-streaming.md).
-RESIDENT = 1.33
-FORWARD, BACKWARD = 1, 3  # multiplications of a pass over those of forward; backward computes forward again
+from streaming.tiles import bands, sizes
 
 
 @dataclass(frozen=True)
@@ -41,7 +28,9 @@ class Estimate:
     Attributes:
         tile: of `Streamed`.
         segments: of `Streamed`.
+        spare: of `Streamed`.
         tiles: numbers along rows and columns, for each segment.
+        kept: tiles of each segment that are not computed again in the backward pass.
         bytes: memory on top of the process before the step.
         multiplications: of all tiles, forward and backward.
         whole: of the whole image's own step.
@@ -49,7 +38,9 @@ class Estimate:
 
     tile: tuple[int, ...]
     segments: tuple[str, ...]
+    spare: int
     tiles: tuple[tuple[int, int], ...]
+    kept: tuple[int, ...]
     bytes: int
     multiplications: int
     whole: int
@@ -60,7 +51,7 @@ class Estimate:
         return self.multiplications / self.whole
 
     def seconds(self, rate: float) -> float:
-        """Time of a step at a rate of multiplications per second, for convolutions as large as the network's."""
+        """Time of a step at a rate of multiplications per second, see `rate`."""
         return self.multiplications / rate
 
     def __str__(self) -> str:
@@ -85,18 +76,17 @@ def estimate(stream: Streamed, hw: tuple[int, int], images: int = 1) -> Estimate
     """
     layout = stream.layout(hw)
     parts = [part for part in layout.parts if part.segment.targets]
-    kept = images * sum(_kept_bytes(layout, value) for part in parts for value in part.segment.maps)
-    variables = 2 * sum(_bytes(v.dtype) * int(np.prod(v.shape)) for v in stream.variables)
-    tile = images * max(_tile_bytes(part) for part in parts)
-    whole = sum(_multiplications(node, layout.sizes[0], layout.sizes[1]) for node in layout.graph.nodes)
-    done = sum(_part_multiplications(part) for part in parts)
+    found = [part.costs for part in parts]
+    kept = kept_tiles(found, stream.spare / images)
     return Estimate(
         tile=(stream.tile,) if isinstance(stream.tile, int) else tuple(stream.tile),
         segments=tuple(stream.segments),
+        spare=stream.spare,
         tiles=tuple((len(part.rows), len(part.columns)) for part in parts),
-        bytes=kept + variables + tile,
-        multiplications=done * (FORWARD + BACKWARD) * images,
-        whole=whole * 3 * images,
+        kept=tuple(kept),
+        bytes=int(_fixed_bytes(stream, hw, images) + images * peak_bytes(found, kept)),
+        multiplications=images * sum(cost.multiplications(count) for cost, count in zip(found, kept, strict=True)),
+        whole=images * _whole(stream, hw),
     )
 
 
@@ -110,6 +100,9 @@ def plan(
     **options: Any,
 ) -> Estimate:
     """The stream with the fewest multiplications that fits into a memory.
+
+    Larger tiles overlap less; intermediate results that are kept save the second forward pass. Both need memory: all
+    combinations are compared.
 
     Args:
         model: see `Streamed`.
@@ -130,11 +123,10 @@ def plan(
         ways = [_ways(stream, segment, hw, sorted(tiles)) for segment in stream.segments_of(hw) if segment.targets]
         if not all(ways):
             continue
-        least.append(estimate(stream.with_tile([min(w, key=lambda t: t[1])[0] for w in ways]), hw))
-        rest = memory - least[-1].bytes + max(min(size for _, size, _ in w) for w in ways)
-        good = [[way for way in w if way[1] <= rest] for w in ways]
-        if all(good):
-            fitting.append(estimate(stream.with_tile([min(w, key=lambda t: (t[2], t[1]))[0] for w in good]), hw))
+        least.append(estimate(stream.with_tile([min(w, key=lambda t: t[1].peak)[0] for w in ways]), hw))
+        best = _best(ways, memory - _fixed_bytes(stream, hw, 1))
+        if best is not None:
+            fitting.append(estimate(stream.with_tile(best[0], spare=best[1]), hw))
     if not least:
         raise ValueError(f"no tile of {min(tiles)} to {max(tiles)} px is large enough; give larger ones")
     if not fitting:
@@ -146,81 +138,50 @@ def plan(
     return min(fitting, key=lambda e: (e.multiplications, e.bytes))
 
 
-def _ways(stream: Streamed, segment: Segment, hw: tuple[int, int], tiles: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Tiles of a segment that work, each with the bytes of a tile and the multiplications of all."""
+Way = tuple[int, Costs]  # a tile's side and what its tiles cost
+
+
+def _ways(stream: Streamed, segment: Segment, hw: tuple[int, int], tiles: Sequence[int]) -> list[Way]:
+    """Tiles of a segment that work."""
     found = []
     cells = sizes(stream.graph, hw)
     for side in tiles:
         try:
-            part = Part(segment, *bands(segment, cells, side))
-        except ValueError:
+            found.append((side, stream.part(segment, *bands(segment, cells, side)).costs))
+        except ValueError:  # noqa: PERF203 - a handful of sides
             continue
-        found.append((side, _tile_bytes(part), _part_multiplications(part)))
     return found
 
 
-def _bytes(dtype: Any) -> int:
-    return int(tf.as_dtype(dtype).size)
+def _best(ways: Sequence[Sequence[Way]], room: float) -> tuple[list[int], int] | None:
+    """Tiles with the fewest multiplications within `room` bytes, and the spare bytes that remain; None if none fit."""
+    best: tuple[tuple[float, float], list[int], int] | None = None
+    for chosen in product(*([way for way in w if way[1].peak <= room] for w in ways)):
+        found = [cost for _, cost in chosen]
+        spare = int(room - max(cost.peak for cost in found))
+        kept = kept_tiles(found, spare)
+        done = sum(cost.multiplications(count) for cost, count in zip(found, kept, strict=True))
+        rank = (done, peak_bytes(found, kept))
+        if best is None or rank < best[0]:
+            best = rank, [side for side, _ in chosen], spare
+    return None if best is None else best[1:]
 
 
-def _kept_bytes(layout: Layout, value: Value) -> int:
-    """A kept map and its gradient."""
-    cells = layout.sizes[0][value.index] * layout.sizes[1][value.index]
-    return cells * value.channels * (_bytes(value.dtype) + _bytes(wide(value.dtype)))
-
-
-def _tile_bytes(part: Part) -> int:
-    """Memory of the largest tile in the backward pass."""
-    return max(_band_bytes(part, row, column) for row, column in product(_distinct(part.rows), _distinct(part.columns)))
-
-
-def _distinct(bands: Sequence[Band]) -> list[Band]:
-    """One band of each kind."""
-    found: list[Band] = []
-    for band in bands:
-        if not any(band.same(other) for other in found):
-            found.append(band)
-    return found
-
-
-def _band_bytes(part: Part, row: Band, column: Band) -> int:
-    """Memory of one tile in the backward pass."""
-
-    def size(value: Value) -> int:
-        cells = np.prod([band.held[value.index][1] - band.held[value.index][0] for band in (row, column)])
-        return int(cells) * value.channels * _bytes(value.dtype)
-
-    kept: dict[Any, int] = {}
-    largest = 0
-    edge = 0
-    for node in part.segment.nodes:
-        inputs = placed(node)
-        largest = max(largest, size(node.output))
-        cuts = [(row.cuts[edge + i], column.cuts[edge + i]) for i in range(len(inputs))]
-        edge += len(inputs)
-        if isinstance(node.rule, (Kernel, Transposed)):
-            (value,), ((rows, columns),) = inputs, cuts
-            if rows[2:].any() or columns[2:].any():
-                kept[node, "padded"] = int(sum(rows[1:]) * sum(columns[1:])) * value.channels * _bytes(value.dtype)
-            else:
-                kept[value] = size(value)
-        elif isinstance(node.layer, keras.layers.BatchNormalization) or len(inputs) == 1:
-            kept[inputs[0]] = size(inputs[0])
-        activation = getattr(node.layer, "activation", None)
-        if activation is not None and getattr(activation, "__name__", activation) != "linear":
-            kept[node.output] = size(node.output)
-    return int(RESIDENT * (sum(kept.values()) + AT_WORK * largest))
-
-
-def _part_multiplications(part: Part) -> int:
-    """Multiplications of one forward pass over all tiles of a segment."""
-    total = 0
-    for node in part.segment.nodes:
-        at = node.output.index
-        rows, columns = (sum(b.held[at][1] - b.held[at][0] for b in axis) for axis in (part.rows, part.columns))
-        total += rows * columns * multiplications(node)
+def _fixed_bytes(stream: Streamed, hw: tuple[int, int], images: int) -> int:
+    """Kept maps and their gradients, gradients of variables."""
+    cells = sizes(stream.graph, hw)
+    needed = wanted(stream.graph, {id(v) for v in stream.variables}, False)
+    total = 2 * sum(width(v.dtype) * int(np.prod(v.shape)) for v in stream.variables)
+    for value in (value for segment in stream.segments_of(hw) for value in segment.maps):
+        numbers = width(value.dtype) + (width(wide(value.dtype)) if value.index in needed else 0)
+        total += images * cells[0][value.index] * cells[1][value.index] * value.channels * numbers
     return total
 
 
-def _multiplications(node: Node, rows: Any, columns: Any) -> int:
-    return int(rows[node.output.index] * columns[node.output.index] * multiplications(node))
+def _whole(stream: Streamed, hw: tuple[int, int]) -> int:
+    """Multiplications of the whole image's own step."""
+    cells = sizes(stream.graph, hw)
+    trained = {id(v) for v in stream.variables}
+    needed = wanted(stream.graph, trained, False)
+    places = ((node, cells[0][node.output.index] * cells[1][node.output.index]) for node in stream.graph.nodes)
+    return sum(whole_multiplications(node, count, needed, trained) for node, count in places)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from streaming import graph as graphs
+from streaming.costs import costs
 from streaming.images import Source, source
 from streaming.layout import Counts, Layout, Part, Sink, State
 from streaming.nodes import Value, variables_of
@@ -21,7 +22,7 @@ from streaming.passes import Passes
 from streaming.segments import Segment, segments
 from streaming.sharing import Alone, Sharing, completed, only_first, summed
 from streaming.storage import Storage, wide
-from streaming.tiles import bands, sizes
+from streaming.tiles import Band, bands, sizes
 from streaming.trace import Trace
 
 Array = NDArray[Any]
@@ -85,11 +86,14 @@ class Streamed:
         scratch: folder for files of kept maps; they are in memory if None.
         sharing: the ranks among which the tiles of an image are shared; all of them call `forward` with the same image
             and `backward` after it, and get the same map and the same gradients, which are those of one rank.
+        spare: bytes for intermediate results of tiles, which are then not computed again in the backward pass. What
+            the largest tile takes is used in any case, since it costs no memory: see `streaming.costs`.
 
     Attributes:
         tile: see above.
         segments: see above.
         cut: see above.
+        spare: see above.
         graph: the network as it was read.
         variables: trainable variables of the streamed part, in the order of gradients.
         counts: tiles of the last image that this rank did.
@@ -108,6 +112,8 @@ class Streamed:
         dropout: Literal["refuse", "inactive"] = "refuse",
         scratch: str | Path | None = None,
         sharing: Sharing | None = None,
+        *,
+        spare: int = 0,
     ) -> None:
         if keras.backend.backend() != "tensorflow":
             raise ValueError(f"Keras runs on {keras.backend.backend()}; streaming needs KERAS_BACKEND=tensorflow")
@@ -115,7 +121,9 @@ class Streamed:
             raise ValueError(f"dropout {dropout!r}; choose refuse or inactive")
         if any(side < 1 for side in ([tile] if isinstance(tile, int) else tile)):
             raise ValueError(f"tile {tile}: give a positive number of px")
-        self.tile, self.cut, self.segments = tile, cut, tuple(segments)
+        if spare < 0:
+            raise ValueError(f"spare {spare}: give bytes, or 0")
+        self.tile, self.cut, self.segments, self.spare = tile, cut, tuple(segments), spare
         self._model, self._sharing = model, sharing or Alone()
         self.graph = graphs.read(model, cut, batch_statistics, dropout)
         self._keep = [self._named(name) for name in segments]
@@ -126,16 +134,20 @@ class Streamed:
         self._state: State | None = None
         self.variables = variables_of(self.graph.nodes)
 
-    def with_tile(self, tile: int | Sequence[int], scratch: str | Path | None = None) -> Streamed:
+    def with_tile(
+        self, tile: int | Sequence[int], scratch: str | Path | None = None, spare: int | None = None
+    ) -> Streamed:
         """The same network with other tiles; both share what was traced.
 
         Args:
             tile: see the class.
             scratch: folder for files of kept maps, if not that of this one.
+            spare: see the class, if not that of this one.
         """
         other = copy.copy(self)
         other.tile, other._layouts, other._state = tile, {}, None
         other._storage = self._storage if scratch is None else Storage(Path(scratch))
+        other.spare = self.spare if spare is None else spare
         return other
 
     @property
@@ -165,13 +177,18 @@ class Streamed:
             found = self.segments_of(hw)
             with_tiles = [segment for segment in found if segment.targets]
             tiles = self._tiles(len(with_tiles))
-            parts = [Part(segment, (), ()) for segment in found]
-            for part in parts:
-                if part.segment.targets:
-                    side = tiles[with_tiles.index(part.segment)]
-                    part.rows, part.columns = bands(part.segment, cells, side)
+            parts = []
+            for segment in found:
+                side = tiles[with_tiles.index(segment)] if segment.targets else None
+                axes = ([], []) if side is None else bands(segment, cells, side)
+                parts.append(self.part(segment, *axes))
             self._layouts[hw] = Layout(self.graph, parts, cells)
         return self._layouts[hw]
+
+    def part(self, segment: Segment, rows: Sequence[Band], columns: Sequence[Band]) -> Part:
+        """A segment with its tiles and their costs."""
+        trained = {id(v) for v in self.variables}
+        return Part(segment, rows, columns, costs(self.graph, segment, rows, columns, trained))
 
     def segments_of(self, hw: tuple[int, int]) -> list[Segment]:
         """Segments for an image of `hw` px, without tiles.
@@ -204,11 +221,11 @@ class Streamed:
         values = (segment.inputs, segment.targets, sources)
         key = (nodes, *(tuple(value.index for value in group) for group in values), len(segment.maps))
         if key not in self._traces:
-            self._traces[key] = Trace(segment, sources, self._accumulators)
+            self._traces[key] = Trace(segment, sources, self.variables, self._accumulators)
         return self._traces[key]
 
     def _passes(self, layout: Layout) -> Passes:
-        return Passes(layout, self._trace, self._storage, self._sharing)
+        return Passes(layout, self._trace, self._storage, self._sharing, self.spare)
 
     def forward(self, image: Any, backward: bool = True) -> Any:
         """The late map of an image.
@@ -227,7 +244,9 @@ class Streamed:
         read = self._source(image)
         if backward:
             self._prepare()
-        self._state = self._passes(self.layout(read.shape[1:3])).forward(read, release=not backward)
+        self._state = None  # what the last image kept goes before this one keeps anything
+        layout = self.layout(read.shape[1:3])
+        self._state = self._passes(layout).forward(read, release=not backward, accumulators=self._accumulators)
         found = [np.asarray(self._state.known[value.index]) for value in self.graph.outputs]
         if not backward:
             self._state.known.clear()
@@ -296,7 +315,8 @@ class Streamed:
         place = self._place(image_gradient, state.image.shape)
         for accumulator in self._accumulators.values():
             accumulator.assign(tf.zeros_like(accumulator))
-        state.counts.backward = state.counts.backward_reused = state.counts.skipped = 0
+        counts = state.counts
+        counts.backward = counts.backward_reused = counts.skipped = counts.kept = 0
         layout = self.layout(state.image.shape[1:3])
         # Ranks: a head's gradients may differ in their last bits on GPUs, and with them which tiles are skipped.
         if self._sharing.size > 1:
@@ -320,6 +340,7 @@ class Streamed:
         """Forgets the maps of the last image, whose memory is free then; there is no backward pass after it."""
         if self._state is not None:
             self._state.known.clear()
+            self._state.records.clear()
 
     def update_statistics(self) -> None:
         """Moves the moving statistics of batch normalization towards those of the last image, as Keras does.

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from streaming.nodes import Value, variables_of
@@ -29,20 +31,25 @@ class Trace:
     Args:
         segment: what is done.
         sources: inputs whose gradient is returned by `backward`.
-        accumulators: what gradients of variables are added to; those without one are not computed.
+        variables: those whose gradients are wanted, of any segment.
+        accumulators: what gradients of variables are added to; filled before the first backward pass.
 
     Attributes:
         cotangent_types: types of what `backward` takes.
+        variables: those of the segment whose gradients are wanted.
     """
 
-    def __init__(self, segment: Segment, sources: Sequence[Value], accumulators: Accumulators) -> None:
+    def __init__(
+        self, segment: Segment, sources: Sequence[Value], variables: Sequence[Any], accumulators: Accumulators
+    ) -> None:
         self.segment, self.sources = segment, list(sources)
         used = Counter(v.index for node in segment.nodes for v in placed(node))
         used.update(v.index for v in segment.targets)
         # The only consumer of a tensor, if it pads nothing, asked for exactly what the tensor holds.
         self._alone = {index for index, count in used.items() if count == 1}
-        self.variables = [v for v in variables_of(segment.nodes) if id(v) in accumulators]
-        self._accumulators = [accumulators[id(v)] for v in self.variables]
+        trained = {id(v) for v in variables}
+        self.variables = [v for v in variables_of(segment.nodes) if id(v) in trained]
+        self._accumulators = accumulators
         extras = [tf.TensorSpec([None] * node.rule.extra_rank, tf.float64) for node in self._with_extra()]
         place: list[Any] = [
             [_spec(value) for value in segment.inputs],
@@ -54,9 +61,15 @@ class Trace:
         self.cotangent_types = [spec.dtype for spec in cotangents]
         self._forward = tf.function(self._run, input_signature=place, autograph=False)
         self._backward = tf.function(self._vjp, input_signature=[*place, cotangents], autograph=False)
-        for function in (self._forward, self._backward):
+        self._recorded = tf.function(self._run_for_gradients, input_signature=place, autograph=False)
+        for function in (self._forward, self._backward, self._recorded):
             # Every segment is traced once. TensorFlow, which goes by the line of code, would warn of retracing.
             function._omit_frequent_tracing_warning = True
+
+    @property
+    def accumulators(self) -> list[Any]:
+        """One for each of `variables`."""
+        return [self._accumulators[id(v)] for v in self.variables]
 
     def forward(self, inputs: Sequence[Any], bands: tuple[Band, Band]) -> list[Any]:
         """One tile.
@@ -84,6 +97,23 @@ class Trace:
         """
         out: list[Any] = self._backward(*_arguments(inputs, bands), list(cotangents))
         return out
+
+    def record(self, inputs: Sequence[Any], bands: tuple[Band, Band]) -> Record:
+        """As `forward`, and keeps the intermediate results.
+
+        Args:
+            inputs: as for `forward`.
+            bands: as for `forward`.
+        """
+        windows, *place = _arguments(inputs, bands)
+        windows = [tf.convert_to_tensor(x) for x in windows]
+        wanted = {value.index for value in self.sources}
+        watched = [x for value, x in zip(self.segment.inputs, windows, strict=True) if value.index in wanted]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(watched)
+            tape.watch([v.value for v in self.variables])
+            out = self._recorded(windows, *place)
+        return Record(self, tape, watched, out)
 
     def _with_extra(self) -> list[Any]:
         return [node for node in self.segment.nodes if node.rule is not None and node.rule.extra_rank]
@@ -114,6 +144,17 @@ class Trace:
         sums = [_part(node, box) for node, box in zip(self.segment.sums, boxes[count:], strict=True)]
         return [*boxes[:count], *sums]
 
+    def _run_for_gradients(self, inputs: Sequence[Any], cuts: Any, trims: Any, extras: Any) -> list[Any]:
+        """As `_run`. The gradient of a function is that of all its inputs, unless it is stopped there."""
+        wanted = {value.index for value in self.sources}
+        pairs = zip(self.segment.inputs, inputs, strict=True)
+        inputs = [x if value.index in wanted else tf.stop_gradient(x) for value, x in pairs]
+        trained = {id(v) for v in self.variables}
+        frozen = {id(v): v for node in self.segment.nodes for v in getattr(node.layer, "variables", ())}
+        fixed = [(v, tf.stop_gradient(v.value)) for key, v in frozen.items() if key not in trained]
+        with keras.StatelessScope(state_mapping=fixed):
+            return self._run(inputs, cuts, trims, extras)
+
     def _window(self, x_BHWC: Any, value: Value, cut: Any, pads: bool, fill: float) -> Any:
         """A window of a tensor; `cut` (2, 4): rows and columns of `regions.Cut`."""
         if pads or value.index not in self._alone:
@@ -138,9 +179,36 @@ class Trace:
         given = [tf.cast(g, x.dtype) for g, x in zip(cotangents, out, strict=True)]
         none = tf.UnconnectedGradients.ZERO
         found = tape.gradient(out, [*watched, *variables], given, unconnected_gradients=none)
-        added = [a.assign_add(g) for a, g in zip(self._accumulators, found[len(watched) :], strict=True)]
+        added = [a.assign_add(g) for a, g in zip(self.accumulators, found[len(watched) :], strict=True)]
         with tf.control_dependencies(added):
             return [tf.identity(g) for g in found[: len(watched)]]
+
+
+@dataclass(eq=False)
+class Record:
+    """Intermediate results of one tile, kept for its backward pass, which can be done once.
+
+    Attributes:
+        trace: made it.
+        tape: has the results.
+        watched: windows of the trace's `sources`.
+        out: all that `Trace.forward` returns.
+    """
+
+    trace: Trace
+    tape: Any
+    watched: list[Any]
+    out: list[Any]
+
+    def backward(self, cotangents: Sequence[Any]) -> list[Any]:
+        """As `Trace.backward`, without computing the tile again."""
+        given = [tf.cast(g, x.dtype) for g, x in zip(cotangents, self.out, strict=True)]
+        sources = [*self.watched, *(v.value for v in self.trace.variables)]
+        none = tf.UnconnectedGradients.ZERO
+        found = self.tape.gradient(self.out, sources, given, unconnected_gradients=none)
+        for accumulator, gradient in zip(self.trace.accumulators, found[len(self.watched) :], strict=True):
+            accumulator.assign_add(gradient)
+        return list(found[: len(self.watched)])
 
 
 def _spec(value: Value) -> Any:
