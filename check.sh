@@ -17,7 +17,7 @@ cd -- "$root" || exit 1
 
 # Strict types everywhere but in tests/ and benchmarks/.
 typed=(
-    train.py predict.py evaluate.py export.py tune.py
+    train.py train_classifier.py predict.py evaluate.py export.py tune.py
     artifacts cohorts doctor evaluation inference launch metrics models options pages parallel preprocessing samplers
     classification segmentation slides streaming system training tuning .ci/phrases.py .ci/sizes.py
 )

@@ -25,7 +25,7 @@
 #   WIDEFOV_SRUN_MPI=pmix   the value of srun --mpi=
 #   OMP_NUM_THREADS=N       threads per rank (default: cores / ranks on this host)
 #   REQUEUE=0         do not requeue a preempted SLURM job
-#   SCRIPT=FILE       another program in place of train.py, for example predict.py
+#   SCRIPT=FILE       another program in place of train.py, for example train_classifier.py or predict.py
 #   DRY_RUN=1         print the command only; nothing is run or set up
 # and those of setup_env.sh (WIDEFOV_VENV, WIDEFOV_MPI, WIDEFOV_ENV=active ...: ./setup_env.sh --help).
 
@@ -338,7 +338,7 @@ set -- ${arguments[@]+"${arguments[@]}"}
 case "${1:-}" in
     -h | --help)
         if ((doctor)); then exec "$wf_python" "$root/doctor" --help; fi
-        exec "$wf_python" "$root/train.py" "$@"
+        exec "$wf_python" "${SCRIPT:-$root/train.py}" "$@"
         ;;
     '') if (($# == 0 && doctor == 0)); then demo; fi ;;
 esac

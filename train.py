@@ -122,7 +122,7 @@ class Run:
         self.build_model()
         self.inputs.build_sampler(self.joint_batch, opts.run.log_every)
         self.resume_or_start()
-        requests = self.requests_at_start() or self.train()
+        requests = self.ranks.requests_at_start() or self.train()
         if not requests:
             self.finish()
         self.run_log.close()
@@ -130,13 +130,6 @@ class Run:
         if requests == preemption.HOSTS_CHANGED:
             return job.RECONNECT
         return preemption.EXIT_CODE if requests else 0
-
-    def requests_at_start(self) -> str:
-        """The requests, of all ranks, that came before the first step, whose graph takes long to build."""
-        requests = self.ranks.requests()
-        if requests:
-            self.log(f"preempted   {requests} before the first step: nothing was to be saved")
-        return requests
 
     def describe(self) -> None:
         """The arithmetic of the run: images of a step, tissue seen, number of steps, CPUs of the ranks."""

@@ -125,6 +125,13 @@ class Ranks:
         """The signals by which any of the ranks was asked to stop; every rank must call it."""
         return ", ".join(sorted(set(self.comm.gather(self.preemption.requested)) - {""}))
 
+    def requests_at_start(self) -> str:
+        """The same before the first step of a training, whose graph takes long to build; logged."""
+        requests = self.requests()
+        if requests:
+            self.log(f"preempted   {requests} before the first step: nothing was to be saved")
+        return requests
+
     def use_devices(self) -> str:
         """Import TensorFlow and give this rank its GPU or its share of the cores; returns a description.
 

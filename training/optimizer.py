@@ -48,6 +48,7 @@ class Optimizer:
 
     def _begin(self, steps: Any) -> None:
         """Before the updates of the variables: computes what they share; `steps` counts this update, from 1."""
+        del steps  # AutoGraph takes no function without a statement
 
     def _update(self, variable: Any, grad: Any, learning_rate: Any, *moments: Any) -> None:
         raise NotImplementedError

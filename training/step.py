@@ -6,7 +6,7 @@ label_BHW of a segmentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -91,14 +91,7 @@ class StepResult:
     stop: bool = False
 
 
-def require_finite(
-    result: StepResult,
-    indices_B: Iterable[Any],
-    images: int,
-    comm: Comm,
-    samples: str = "patches",
-    rate: str = "--base_lr",
-) -> None:
+def require_finite(result: StepResult, indices_B: npt.NDArray[Any], images: int, comm: Comm) -> None:
     """Stop all ranks when the loss is not finite; nothing of that step may be saved.
 
     Ranks: the loss is that of all ranks, so all of them come here in the same step.
@@ -108,8 +101,6 @@ def require_finite(
         indices_B: stream index of each of this rank's samples.
         images: image counter at the start of the step.
         comm: the ranks.
-        samples: what they are, for the message.
-        rate: the option of the learning rate, for the message.
 
     Raises:
         AgreedError: the loss is NaN or infinite; names the step and the samples whose own loss is.
@@ -120,8 +111,8 @@ def require_finite(
     indices = sorted(i for part in comm.gather(bad) for i in part)
     raise AgreedError(
         f"the loss became {result.loss} or its gradient not finite in the step at image {images}; "
-        f"indices of {samples} whose own loss is not finite: {indices or 'none'}. Try a smaller "
-        f"{rate}, a longer --warmup, no --fp16_allreduce, or --mixed_precision float32"
+        f"indices of patches whose own loss is not finite: {indices or 'no patch'}. Try a smaller "
+        "--base_lr, a longer --warmup, no --fp16_allreduce, or --mixed_precision float32"
     )
 
 

@@ -13,7 +13,7 @@ from preprocessing.steps import NAMES
 from tests.support.paths import ROOT
 from tests.support.sources import our_sources
 
-PROGRAMS = ("train.py", "predict.py", "evaluate.py", "export.py", "tune.py")
+PROGRAMS = ("train.py", "train_classifier.py", "predict.py", "evaluate.py", "export.py", "tune.py")
 MODULES = (
     "preprocessing",
     *(f"preprocessing.{step}" for step in NAMES),
@@ -35,6 +35,7 @@ COMMANDS = tuple(dict.fromkeys((*PROGRAMS, *MODULES)))
 # Of each program one that is its own, as it stands in the help.
 SOME = {
     "train.py": ("--batch_tumor_ratio",),
+    "train_classifier.py": ("--train_from_transfer", "--weighted_sampler"),
     "predict.py": ("--overlap",),
     "evaluate.py": ("--froc_threshold",),
     "export.py": ("--input_range LOW HIGH",),

@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 
 PROGRAMS = (
     "train.py",
+    "train_classifier.py",
     "predict.py",
     "evaluate.py",
     "export.py",

@@ -1,0 +1,296 @@
+"""Inputs of the whole-slide classifier: labels, images, the order of training, feeds of views.
+
+Shapes: B images of this rank in a step, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classification import targets as tables
+from classification.draws import Draws, generator
+from classification.kept import BLOCK_PX, Kept
+from classification.targets import Labeled, Targets
+from options.train_classifier import Labels, WholeImages
+from parallel.comm import AgreedError, Comm, together
+from parallel.job import Log
+from streaming.images import Source
+from system.csv_tables import counted
+
+if TYPE_CHECKING:
+    from classification.images import Images
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+SUBSET = 106  # what a generator is for, see `classification.draws`
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One rank's share of an update.
+
+    Attributes:
+        indices: image counters of its images.
+        labeled: their slides.
+        sources: their views, made when they are asked for; to be used once.
+        images: images of the update over all ranks.
+    """
+
+    indices: Sequence[int]
+    labeled: Sequence[Labeled]
+    sources: Iterator[Source]
+    images: int
+
+
+class Inputs:
+    """Labels, images and feeds of one run; the methods stand in the order in which they are used.
+
+    Args:
+        labels: tables, and how slides are chosen from them.
+        images: where images are, and what the network sees of them.
+        seed: of split, order and augmentation.
+        comm: the ranks.
+        share: all ranks work on the same image.
+        log: prints lines on rank 0.
+
+    Attributes:
+        targets: what the outputs of the network stand for.
+        train, val: slides to train on and to validate on.
+        draws: the order of training.
+        stream: options, slides and outputs that decide which view an index is, JSON types.
+        share: see above.
+    """
+
+    def __init__(self, labels: Labels, images: WholeImages, seed: int, comm: Comm, share: bool, log: Log) -> None:
+        self._labels = labels
+        self._options = images
+        self._seed = seed
+        self._comm = comm
+        self._log = log
+        # Ranks: of every `size` images of a step this rank takes that at `rank`; all of them where slides are shared.
+        self.share = share
+        self._rank, self._size = (0, 1) if share else (comm.rank, comm.size)
+        # Ranks: of a shared image a rank reads only the tiles that it computes.
+        self._ahead = 0 if share else images.read_ahead
+        self.train: list[Labeled] = []
+        self.val: list[Labeled] = []
+        self.stream: dict[str, Any] = {}
+        # Made by `open`.
+        self.targets: Targets
+        self.draws: Draws
+        self.images: Images
+
+    def open(self, stream: Mapping[str, Any], validation: bool, only_val: bool = False) -> None:
+        """Read the tables, find and open the images, and log what was found.
+
+        Args:
+            stream: options that decide which view an index is, JSON types.
+            validation: whether slides are held out where no table of them is given.
+            only_val: whether nothing is trained on.
+
+        Raises:
+            AgreedError: a table, label or image cannot be used.
+        """
+        comm, notes = self._comm, []
+        self.images = together(comm, self._find_images)
+        if self._options.stage_dir is not None:
+            self.images, note = self._staged()
+            notes.append(f"--stage_dir: {note}")
+        notes += together(comm, lambda: self._read_labels(validation, only_val))
+        # Ranks: each looks at every size-th image.
+        ids = [item.slide_id for item in (*self.train, *self.val)][comm.rank :: comm.size]
+        faults = [fault for part in comm.gather(self.images.faults(ids)) for fault in part]
+        if faults:
+            more = f" (and {counted(len(faults) - 1, 'other image')})" if len(faults) > 1 else ""
+            raise AgreedError(f"{faults[0]}{more}; repair it, or remove its label")
+        if self.train:
+            self.draws = Draws(self.train, self._seed, self._labels.weighted_sampler)
+        self.stream = {
+            **stream,
+            "slides": [item.slide_id for item in self.train],
+            "outputs": {"kind": self.targets.kind, "names": list(self.targets.names)},
+        }
+        self._log(
+            f"outputs     {counted(self.targets.outputs, 'output')} ({self.targets.kind}): "
+            f"{', '.join(self.targets.names)}",
+            *(f"labels      {line}" for line in tables.remarks(self.targets, self.train, self.val)),
+            *(f"note        {note}" for note in notes),
+        )
+
+    def _find_images(self) -> Images:
+        from classification.images import in_folder, in_tar
+        from classification.slide_images import Cutting, of_slides
+        from cohorts.pairing import find_slides
+        from cohorts.spacings import with_spacings
+        from slides.trimming import GAP_PX
+        from slides.truth.reading import Reading
+
+        given = self._options
+        if given.data_dir is not None:
+            return in_folder(given.data_dir)
+        if given.data_tar is not None:
+            return in_tar(given.data_tar)
+        assert given.slide_path is not None
+        assert given.resolution is not None
+        slides = find_slides(given.slide_path, given.slide_format, given.recursive)
+        (cases,) = with_spacings(given.mpp_table, slides)
+        gap = None if given.keep_glass else GAP_PX
+        cutting = Cutting(given.resolution, gap, tissue_method=given.tissue_method, keep_pen=given.keep_pen)
+        return of_slides(cases, Reading(um_px=given.mpp), cutting)
+
+    def _staged(self) -> tuple[Images, str]:
+        from cohorts.staging import Place, Staging
+
+        comm, folder = self._comm, self._options.stage_dir
+        assert folder is not None
+        place, most = Place(comm.local_rank, comm.local_size), int(self._options.stage_gb * 1e9)
+        staging = together(comm, lambda: Staging(folder, most, place, comm.gather))
+        # Ranks: no rank opens a copy before all copies of the node are complete.
+        return together(comm, lambda: self.images.staged(staging))
+
+    def _read_labels(self, validation: bool, only_val: bool) -> list[str]:
+        """Tables, their images and the split; returns lines on what was left out."""
+        labels, where, ids = self._labels, self.images.where, self.images.ids
+        first, second = labels.train_csv or labels.val_csv, labels.val_csv if labels.train_csv else None
+        assert first is not None
+        self.targets, train, val = tables.read_tables(first, second, labels.target_kind, labels.num_classes)
+        train, notes = tables.matched(train, ids, first, where)
+        if second is not None:
+            val, more = tables.matched(val, ids, second, where)
+            notes += more
+        elif labels.train_csv is None:
+            train, val = [], train
+        elif validation:
+            train, val = tables.hold_out(self.targets, train, labels.val_split, self._seed)
+        notes += tables.unused(ids, train, val)
+        if labels.train_set_size is not None and labels.train_set_size < len(train):
+            kept = sorted(generator(SUBSET, self._seed).permutation(len(train))[: labels.train_set_size].tolist())
+            train = [train[at] for at in kept]
+        self.train, self.val = [] if only_val else train, val if validation else []
+        return notes
+
+    def as_trained(self, stored: Mapping[str, Any] | None, path: object) -> None:
+        """Give the labels the outputs of a trained network, which may know more classes than a table of validation has.
+
+        Args:
+            stored: `stream["outputs"]` of the run; None: unknown, the outputs stay.
+            path: the network, for messages.
+
+        Raises:
+            ValueError: the labels are of another kind, or of classes that the network does not know.
+        """
+        if stored is None:
+            return
+        known = Targets(stored["kind"], tuple(stored["names"]))
+        mine = self.targets
+        unknown = [name for name in mine.names if name not in known.names] if mine.kind == "classes" else []
+        if known.kind != mine.kind or unknown or (mine.kind != "classes" and known.names != mine.names):
+            raise ValueError(
+                f"{path} was trained for {known.kind} {', '.join(known.names)}; the labels are {mine.kind} "
+                f"{', '.join(mine.names)}: give the labels it was trained for"
+            )
+        if mine.kind == "classes":
+            eye = np.eye(known.outputs, dtype=np.float32)
+            self.train, self.val = (
+                [
+                    replace(item, target_K=eye[known.names.index(mine.names[int(item.target_K.argmax())])])
+                    for item in part
+                ]
+                for part in (self.train, self.val)
+            )
+        self.targets = known
+        self.stream["outputs"] = {"kind": known.kind, "names": list(known.names)}
+
+    # ----------------------------------------------------------------------------------------------------------- feeds
+
+    def train_feed(self, images: int, total: int, joint_batch: int) -> Iterator[Step]:
+        """Steps from an image counter on; the last one has what is left.
+
+        Args:
+            images: image counter of the first step.
+            total: length of the training, images.
+            joint_batch: images of a step over all ranks.
+        """
+        starts = range(images, total, joint_batch)
+        shares = [self._share(start, min(start + joint_batch, total)) for start in starts]
+        views = ahead(self._training_source, (index for share in shares for index in share), self._ahead)
+        for start, share in zip(starts, shares, strict=True):
+            labeled = [self.draws.at(index)[0] for index in share]
+            yield Step(share, labeled, islice(views, len(share)), min(joint_batch, total - start))
+
+    def _share(self, start: int, end: int) -> Sequence[int]:
+        """Image counters of this rank in a step."""
+        return range(start, end)[self._rank :: self._size]
+
+    def _training_source(self, index: int) -> Source:
+        from classification.augment import strength, view
+
+        given = self._options
+        size = None if given.variable_input_shapes else (given.image_size, given.image_size)
+        much = strength(given.augment, given.color)
+        image = self.images.open(self.draws.at(index)[0].slide_id)
+        return self._kept(view(image, size, much, self._seed, index))
+
+    def validation_view(self, item: Labeled) -> Any:
+        """What validation sees of a slide: a crop where its mask has most, or all of it; never augmented."""
+        from classification.augment import view
+
+        given = self._options
+        whole = given.variable_input_shapes or given.validation_whole_input
+        return view(self.images.open(item.slide_id), None if whole else (given.image_size, given.image_size))
+
+    def val_feed(self) -> Iterator[tuple[int, Source]]:
+        """This rank's slides of the validation: place among all of them, and view."""
+        mine = range(len(self.val))[self._rank :: self._size]
+        views = ahead(lambda at: self._kept(self.validation_view(self.val[at])), mine, self._ahead)
+        yield from zip(mine, views, strict=True)
+
+    def _kept(self, source: Any) -> Source:
+        """A view whose px are made once; now, where images are read ahead, else when tiles ask for them."""
+        kept = Kept(source)
+        _, height, width, _ = kept.shape
+        if self._ahead:
+            for row in range(0, height, BLOCK_PX):
+                kept.read((row, min(row + BLOCK_PX, height)), (0, width))
+        return kept
+
+    def um_px(self) -> float | None:
+        """Um per px of the images, where it is known and the same for all."""
+        return self._options.resolution
+
+    def target_BK(self, labeled: Sequence[Labeled]) -> NDArray[np.float32]:  # noqa: N802
+        """What is to be learned of slides; (0, K) for none."""
+        return np.array([item.target_K for item in labeled], np.float32).reshape(-1, self.targets.outputs)
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item], count: int) -> Iterator[Made]:
+    """What is made of items, in order; up to `count` more are made in a thread while one is used.
+
+    Args:
+        make: of an item.
+        items: the items.
+        count: 0: nothing is made before it is asked for.
+    """
+    if count == 0:
+        yield from map(make, items)
+        return
+    with ThreadPoolExecutor(1, "reading") as pool:
+        waiting: deque[Any] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
