@@ -1,7 +1,8 @@
 """Whole images straight from slides: tissue is found, glass is cut out in place, px are read when they are needed.
 
-Px, mask and map to level 0 are those that `preprocessing.extract_tissue` would write with the same options, without the
-losses of JPEG. What was found is kept in memory: a bit per 16 px of a slide, looked for once per process.
+Mask and map to level 0 are those that `preprocessing.extract_tissue` would write with the same options; px are those
+without the losses of JPEG, to two gray levels, since here they do not depend on the windows (`trimming.read_part`). What
+was found is kept in memory: a bit per 16 px of a slide, looked for once per process.
 
 Shapes: H rows, W columns; R, S rows and columns of cells.
 """
@@ -111,7 +112,7 @@ def _whole(name: str, slide: Slide, found: _Found, mask_step: int) -> WholeImage
         mask_RS = np.unpackbits(found.bits, count=rows * columns).reshape(rows, columns).astype(np.float32)
 
     def read(rows: Interval, columns: Interval) -> Pixels:
-        return read_part(slide, trim, rows, columns)
+        return read_part(slide, trim, rows, columns, alike=True)
 
     return WholeImage(
         name,

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from slides.geometry import EDGE_PX, Pair, Trim, Window
 from slides.reader import SNAP, Slide
 
+SAME = 1e-9  # of a spacing: px of a level are copied
+BESIDE = 1e-5  # px of a level: no window begins on a whole px, all places are rounded alike
 GAP_PX = 64  # empty rows or columns in a row that stay at most
 VERSION = 1
 
@@ -108,17 +110,31 @@ def read_strips(slide: Slide, trim: Trim, rows: int) -> Iterator[NDArray[np.uint
         yield read_part(slide, trim, (top, min(top + rows, height)), (0, width))
 
 
-def read_part(slide: Slide, trim: Trim, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.uint8]:
+def read_part(
+    slide: Slide, trim: Trim, rows: tuple[int, int], columns: tuple[int, int], alike: bool = False
+) -> NDArray[np.uint8]:
     """Read rows and columns (first, end) of a trimmed image as image_HWC; they lie inside it. See `read_strips`.
+
+    Args:
+        slide: The slide.
+        trim: Its rows and columns.
+        rows: First row, and the one behind the last, px of the image.
+        columns: The same for columns.
+        alike: Px are the same to the byte in whatever parts an image is read. Otherwise a resampled part that begins on
+            a whole px of its level takes half the time, and may differ by two gray levels.
 
     Raises:
         SlideError: The slide cannot be decoded.
     """
     part_HWC = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
+    step_x, step_y = trim.step_xy_l0
+    down_x, down_y = slide.level_for(trim.step_xy_l0).downsample_xy
+    resampled = max(abs(step_x / down_x - 1), abs(step_y / down_y - 1)) > SAME
+    off_x, off_y = (BESIDE * down_x, BESIDE * down_y) if alike and resampled else (0.0, 0.0)
     for rows_grid, row in _inside(trim.runs_y, *rows):
         for columns_grid, column in _inside(trim.runs_x, *columns):
             hw = rows_grid[1] - rows_grid[0], columns_grid[1] - columns_grid[0]
-            corner = columns_grid[0] * trim.step_xy_l0[0], rows_grid[0] * trim.step_xy_l0[1]
+            corner = columns_grid[0] * step_x + off_x, rows_grid[0] * step_y + off_y
             part_HWC[row : row + hw[0], column : column + hw[1]] = slide.read(Window(corner, hw, trim.step_xy_l0))
     return part_HWC
 
