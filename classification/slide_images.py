@@ -1,8 +1,8 @@
 """Whole images straight from slides: tissue is found, glass is cut out in place, px are read when they are needed.
 
 Mask and map to level 0 are those that `preprocessing.extract_tissue` would write with the same options; px are those
-without the losses of JPEG, to two gray levels, since here they do not depend on the windows (`trimming.read_part`). What
-was found is kept in memory: a bit per 16 px of a slide, looked for once per process.
+without the losses of JPEG, to two gray levels, since here they do not depend on the windows (`trimming.read_part`).
+What was found is kept in memory: a bit per 16 px of a slide, looked for once per process.
 
 Shapes: H rows, W columns; R, S rows and columns of cells.
 """
