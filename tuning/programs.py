@@ -11,6 +11,7 @@ from typing import Any
 from options.fields import Group, switches_of
 from options.parser import OptionError
 from options.train import TrainOptions, train_options
+from options.train_classifier import ClassifierOptions, classifier_options
 from system.start import ROOT
 from tuning.space import Space, SpaceError
 
@@ -30,7 +31,10 @@ class Program:
     read: Callable[..., Any]
 
 
-PROGRAMS: Mapping[str, Program] = {"train.py": Program(TrainOptions, train_options)}
+PROGRAMS: Mapping[str, Program] = {
+    "train.py": Program(TrainOptions, train_options),
+    "train_classifier.py": Program(ClassifierOptions, classifier_options),
+}
 
 
 def find(path: Path) -> Path:
