@@ -6,11 +6,9 @@ Shapes: N slides, K outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,10 +18,9 @@ from classification.predictions import probabilities_and_losses
 from classification.report import SALIENCY, SLIDES, THUMBNAILS
 from classification.saliency import activation, gradient
 from classification.saliency_files import Saliency, write
-from classification.stream import Prepared, Stream
+from classification.stream import Stream
 from classification.targets import Targets
 from parallel.comm import Comm, together
-from streaming import Streamed
 
 
 def mapped(method: str | None, stream: Stream, targets: Targets) -> Callable[[Any], Saliency] | None:
@@ -37,18 +34,7 @@ def mapped(method: str | None, stream: Stream, targets: Targets) -> Callable[[An
     if method is None:
         return None
     made = {"gradient": gradient, "activation": activation}[method]
-    return lambda view: made(
-        Parts(stream.early, stream.classifier.late, stream.classifier.head), Prepared(view), targets
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """A classifier as `classification.saliency` takes it."""
-
-    stream: Streamed
-    late: keras.Model
-    head: keras.Model
+    return lambda view: made(stream, view, targets)
 
 
 def worst_first(inputs: Inputs, logits_NK: NDArray[Any]) -> list[int]:

@@ -76,6 +76,9 @@ class StreamedStep:
     each image's loss is known as soon as its logits are: each image is streamed forward and backward once, and memory
     does not grow with the batch. A step over K images is the same whether they are called a batch or accumulated.
 
+    Ranks: each has images of its own; or all have the same ones and share their tiles, if the stream does so. Then one
+    that cannot read its part raises a ValueError of its own, since the others wait for it: the job must end.
+
     Args:
         stream: the classifier.
         optimizer: of `stream.variables`.
@@ -113,8 +116,9 @@ class StreamedStep:
         Raises:
             AgreedError: an image cannot be read, on any rank.
         """
-        weight, asked = self._comm.sum([self._loss.weight(target_BK), tf.constant(float(stop))])
-        own = together(self._comm, lambda: self._passes(sources, target_BK, weight))
+        own_weight = self._loss.weight(target_BK)
+        weight, asked = self._comm.sum([own_weight, tf.constant(float(stop))])
+        own = self._agreed(sources, target_BK, own_weight if self._stream.shared else weight)
         loss, finite = self._update(own.grads, tf.constant(own.loss), tf.constant(learning_rate, tf.float32))
         result = StreamedResult(float(loss), own.sample_loss_B, bool(finite), bool(asked > 0), own.logits_BK)
         if not result.finite and self._loss_scale and not self._loss_scale.exhausted:
@@ -140,10 +144,17 @@ class StreamedStep:
 
     def gradients(self, sources: Iterable[Source], target_BK: Any) -> tuple[float, list[Any]]:
         """Loss over all ranks, and the joint gradient of each trained variable."""
-        (weight,) = self._comm.sum([self._loss.weight(target_BK)])
-        own = together(self._comm, lambda: self._passes(sources, target_BK, weight))
-        (loss,) = self._comm.sum([tf.constant(own.loss)])
+        own_weight = self._loss.weight(target_BK)
+        (weight,) = self._comm.sum([own_weight])
+        own = self._agreed(sources, target_BK, own_weight if self._stream.shared else weight)
+        (loss,) = self._total([tf.constant(own.loss)])
         return float(loss), self._joint(own.grads)
+
+    def _agreed(self, sources: Iterable[Source], target_BK: Any, weight: Any) -> _Passes:
+        """The passes; an error of one rank is one of all."""
+        if self._stream.shared:
+            return self._passes(sources, target_BK, weight)
+        return together(self._comm, lambda: self._passes(sources, target_BK, weight))
 
     def _passes(self, sources: Iterable[Source], target_BK: Any, weight: Any) -> _Passes:
         """Forward and backward pass of each image, one after the other.
@@ -153,6 +164,8 @@ class StreamedStep:
             target_BK: see `__call__`.
             weight: of all images of all ranks.
         """
+        # Ranks: x size, because the allreduce takes the mean over ranks where a sum is meant.
+        factor = 1.0 if self._stream.shared else float(self._comm.size)
         target_BK = np.asarray(target_BK, np.float32)
         grads = [tf.zeros(v.shape, v.dtype) for v in self._stream.variables]
         logits, sample_losses, total = [], [], 0.0
@@ -162,8 +175,7 @@ class StreamedStep:
                 tape.watch(logits_1K)
                 sums_S = self._loss.sums(logits_1K, tf.constant(target_K[None]))[0]
                 part = self._loss.value(sums_S, weight)
-                # Ranks: x size, because the allreduce takes the mean over ranks where a sum is meant.
-                local = part * float(self._comm.size)
+                local = part * factor
                 if self._loss_scale is not None:
                     local *= self._loss_scale.scale
             found = self._stream.backward(tape.gradient(local, logits_1K))
@@ -176,14 +188,19 @@ class StreamedStep:
 
     def _joint(self, grads: Sequence[Any]) -> list[Any]:
         """Gradients over all ranks, no longer scaled."""
-        joint = self._comm.mean(grads, fp16=self._fp16)
+        # Ranks: those that share images have the same ones, up to the head's last bits on GPUs.
+        joint = self._comm.mean(grads, fp16=self._fp16 and not self._stream.shared)
         return joint if self._loss_scale is None else [g / self._loss_scale.scale for g in joint]
+
+    def _total(self, losses: Sequence[Any]) -> list[Any]:
+        """Losses over all ranks."""
+        return self._comm.mean(losses) if self._stream.shared else self._comm.sum(losses)
 
     @tf.function
     def _update(self, grads: list[Any], loss: Any, learning_rate: Any) -> tuple[Any, Any]:
         """Loss over all ranks and an update of the weights; whether loss and gradients are finite."""
         # Ranks: one allreduce of all gradients, one of the loss, which must not be rounded to fp16.
-        (joint_loss,) = self._comm.sum([loss])
+        (joint_loss,) = self._total([loss])
         joint = self._joint(grads)
         # a sum is not finite as soon as one term is not
         finite = tf.math.is_finite(joint_loss + tf.add_n([tf.reduce_sum(g) for g in joint]))

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from classification.network import KEPT, Classifier
 from streaming import Source, Streamed
 from streaming.images import in_unit_range
+from streaming.layout import Counts
+from streaming.sharing import Sharing
 from streaming.tiles import sizes
 
 Array = NDArray[Any]
@@ -25,6 +27,7 @@ Array = NDArray[Any]
 LEAST_CELLS = 96
 # Tiles of kept maps are this many times larger than the stride alone would have them: their layers keep less per cell.
 WIDER = 2
+NOMINAL = 4096  # px: strides of maps are those in an image of this side
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +65,16 @@ class Stream:
         keep: layers of the early part whose maps are kept between segments; None: `classification.network.KEPT`.
         scratch: folder for files of kept maps; they are in memory if None.
         features: images are maps of the cut, as `map` returns them; the early part is then not streamed.
+        sharing: ranks that share the tiles of every image, see `Streamed`: all call with the same images, and get the
+            same logits and gradients.
 
     Attributes:
         classifier: see above.
         features: see above.
+        shared: whether several ranks share every image.
         early: the streamed early part.
         late: the streamed late part.
+        stride: px of the image along a cell of the cut's map.
         variables: that are trained, in the order of gradients: `Classifier.trained` when the stream was made.
 
     Raises:
@@ -82,6 +89,7 @@ class Stream:
         keep: Sequence[str] | None = None,
         scratch: str | Path | None = None,
         features: bool = False,
+        sharing: Sharing | None = None,
     ) -> None:
         self._through = classifier.trains_early
         if features and self._through:
@@ -90,14 +98,33 @@ class Stream:
         if keep is None:
             inside = {layer.name for layer in classifier.early.layers} - {classifier.cut}
             keep = [name for name in KEPT.get(classifier.name, ()) if name in inside]
+        self.shared = sharing is not None and sharing.size > 1
         self._tile, self._late_tile = tile, late_tile
-        self._stride = 0
-        self.early = Streamed(classifier.early, tile=tile, segments=keep, scratch=scratch)
-        self.late = Streamed(classifier.late, tile=late_tile or tile, scratch=scratch)
+        early = Streamed(classifier.early, tile=tile, segments=keep, scratch=scratch, sharing=sharing)
+        late = Streamed(classifier.late, tile=tile, scratch=scratch, sharing=sharing)
+        self.stride = round(NOMINAL / sizes(early.graph, (NOMINAL, NOMINAL))[0][early.graph.outputs[0].index])
+        # Tiles fit images of about any size; those of one are found when it comes.
+        self.early = early.with_tile(sides(early, (NOMINAL, NOMINAL), tile))
+        cells = NOMINAL // self.stride
+        self.late = late.with_tile(sides(late, (cells, cells), self._cells))
+        self._early_used, self._late_used = self.early, self.late
         self._fitted: dict[tuple[str, tuple[int, int]], Streamed] = {}
         self.variables = classifier.trained
         self._of_head = classifier.head.trainable_variables
         self._pending: tuple[Any, Any, Any] | None = None
+
+    def check(self, hw: tuple[int, int]) -> None:
+        """Find tiles for an image, or for a map of the cut, of this many rows and columns, before anything starts.
+
+        Raises:
+            ValueError: a tile is too small, with the smallest that works; or the image is too small for the network.
+        """
+        if not self.features:
+            fitted = self._fit("early", hw)
+            output = fitted.graph.outputs[0].index
+            rows, columns = fitted.layout(hw).sizes
+            hw = rows[output], columns[output]
+        self._fit("late", hw).layout(hw)
 
     def logits(self, source: Source) -> Array:
         """Logits of an image without what a backward pass needs, (1, K) float32.
@@ -158,6 +185,16 @@ class Stream:
         self.release()
         return [found[id(variable)] for variable in self.variables]
 
+    @property
+    def early_counts(self) -> Counts:
+        """Tiles of the last image in the early part."""
+        return self._early_used.counts
+
+    @property
+    def late_counts(self) -> Counts:
+        """Tiles of the last image in the late part."""
+        return self._late_used.counts
+
     def release(self) -> None:
         """Forget the last image's maps, so that those of the next do not come on top of them."""
         self._pending = None
@@ -178,27 +215,23 @@ class Stream:
 
     def early_for(self, source: Source) -> Streamed:
         """The early part with tiles for an image."""
-        hw = source.shape[1:3]
-        if ("early", hw) not in self._fitted:
-            self._fitted["early", hw] = self.early.with_tile(sides(self.early, hw, self._tile))
-        return self._fitted["early", hw]
+        return self._fit("early", source.shape[1:3])
 
     def late_for(self, middle: Any) -> Streamed:
         """The late part with tiles for a map of the cut, (1, H', W', C)."""
-        hw = (int(middle.shape[1]), int(middle.shape[2]))
-        if ("late", hw) not in self._fitted:
-            cells = self._late_tile or cells_for(self._tile, self.stride)
-            self._fitted["late", hw] = self.late.with_tile(sides(self.late, hw, cells))
-        return self._fitted["late", hw]
+        return self._fit("late", (int(middle.shape[1]), int(middle.shape[2])))
+
+    def _fit(self, part: str, hw: tuple[int, int]) -> Streamed:
+        """The early or late part with tiles for an image, or a map, of this size."""
+        if (part, hw) not in self._fitted:
+            streamed, side = (self.early, self._tile) if part == "early" else (self.late, self._cells)
+            self._fitted[part, hw] = streamed.with_tile(sides(streamed, hw, side))
+        return self._fitted[part, hw]
 
     @property
-    def stride(self) -> int:
-        """Px of the image along a cell of the cut's map."""
-        if not self._stride:
-            side = 4096
-            known = sizes(self.early.graph, (side, side))[0]
-            self._stride = round(side / known[self.early.graph.outputs[0].index])
-        return self._stride
+    def _cells(self) -> int:
+        """Side of a tile of the cut's map."""
+        return self._late_tile or cells_for(self._tile, self.stride)
 
 
 def cells_for(tile: int, stride: int) -> int:

@@ -38,7 +38,7 @@ def test_logits_and_gradients_of_the_stream_are_those_of_the_whole_image(pool):
     expected = tape.gradient(expected_1K, [v.value for v in classifier.trained], slope_1K)
     stream = small_stream(classifier)
     found_1K = stream.forward(ArrayImage(image))
-    tiles = [stream._early_used.counts.forward, stream._late_used.counts.forward]
+    tiles = [stream.early_counts.forward, stream.late_counts.forward]
     grads = stream.backward(slope_1K)
     assert min(tiles) >= 6
     assert difference(found_1K, expected_1K) < 1e-12
@@ -89,8 +89,8 @@ def test_a_frozen_early_part_has_no_backward_pass_and_does_not_move():
     stream = small_stream(classifier)
     result = step(stream)(sources(images(1)), TARGET_BK[:1], 0.01)
     assert result.finite
-    assert stream._early_used.counts.backward == 0
-    assert stream._late_used.counts.backward > 0
+    assert stream.early_counts.backward == 0
+    assert stream.late_counts.backward > 0
     assert all((a.numpy() == b).all() for a, b in zip(classifier.early.weights, before, strict=True))
 
 
@@ -187,7 +187,7 @@ def test_an_image_smaller_than_a_tile_is_one_tile():
     image = images(1, hw=(61, 45))[0]
     stream = small_stream(classifier)
     logits_1K = stream.logits(ArrayImage(image))
-    assert [stream._early_used.counts.forward, stream._late_used.counts.forward] == [1, 1]
+    assert [stream.early_counts.forward, stream.late_counts.forward] == [1, 1]
     np.testing.assert_allclose(logits_1K, classifier.model(image.astype(np.float32) / 127.5 - 1), rtol=1e-4)
 
 
@@ -196,7 +196,7 @@ def test_a_real_network_streams_in_its_segments():
     image = np.random.default_rng(0).integers(0, 256, (1, 500, 331, 3)).astype(np.uint8)
     stream = Stream(classifier, tile=256, late_tile=24)
     found = stream.logits(ArrayImage(image))
-    assert len(stream._early_used.layout((500, 331)).parts) == 2
+    assert len(stream.early.layout((500, 331)).parts) == 2
     assert stream.stride == 16
     np.testing.assert_allclose(found, classifier.model(image.astype(np.float32) / 127.5 - 1), rtol=1e-4, atol=1e-5)
 
