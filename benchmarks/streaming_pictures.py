@@ -69,6 +69,7 @@ def panel(axes: Axes, hw: tuple[int, int], rectangles: list[Any], title: str, im
     axes.set(title=title, xlim=(-hw[1] * 0.01, hw[1] * 1.01), ylim=(hw[0] * 1.01, -hw[0] * 0.01))
     axes.title.set_fontsize(8.5)
     axes.tick_params(labelsize=7)
+    axes.locator_params(integer=True)
 
 
 def tiles_picture(network: Any, image_HWC: Any, path: Path) -> None:

@@ -12,6 +12,7 @@ USES_TENSORFLOW = (
     "test_security.py", "classification/test_features.py", "classification/test_losses.py",
     "classification/test_network.py", "classification/test_saliency.py", "classification/test_explain.py",
     "classification/test_step.py",
+    "classification/test_streaming_tutorial.py",
 )  # fmt: skip
 IMPORT = """
 import importlib, sys
