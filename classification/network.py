@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import models
 from models import efficientnet, resnet
@@ -111,7 +112,8 @@ def build(
         pool: "max" or "average", over the whole last map. "max" finds what fills a small part of an image.
         cut: name of the layer at the end of the early part; None: `CUTS`.
         precision: one of `PRECISIONS`.
-        weights_path: file of weights to start from, see `models.weights.load_weights`; None: random ones.
+        weights_path: file of weights to start from, see `models.weights.load_weights`; None: random ones, with which
+            the blocks of a ResNet start as identities.
         width: filters of the stem of a ResNet, for tests; None: as in the paper.
 
     Returns:
@@ -127,10 +129,24 @@ def build(
     with models.policy(precision):
         if name in resnet.VARIANTS:
             model = resnet.build(name, outputs, pool, width=width or resnet.STEM_FILTERS)
+            if weights_path is None:
+                _start_blocks_as_identity(model)
         else:
             model = efficientnet.build("b0", outputs, pool)
         found = split(model, name, cut or CUTS[name], pool, precision)
     return found, None if weights_path is None else load_weights(model, weights_path)
+
+
+def _start_blocks_as_identity(model: keras.Model) -> None:
+    """Sets the last scale of every residual block to 0.
+
+    With frozen statistics nothing normalizes random maps: those of every block would add up, and the logits of an
+    untrained network would be in the tens. Paper: Goyal et al., https://arxiv.org/abs/1706.02677, section 5.1.
+    """
+    last = {int(layer.name[-1]) for layer in model.layers if "_bn" in layer.name}
+    for layer in model.layers:
+        if layer.name.endswith(f"_bn{max(last)}"):
+            layer.gamma.assign(tf.zeros_like(layer.gamma))
 
 
 def split(model: keras.Model, name: str, cut: str, pool: str, precision: str) -> Classifier:

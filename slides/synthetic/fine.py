@@ -106,17 +106,23 @@ def places(
     Raises:
         ValueError: there is no room.
     """
-    inside_HW = cv2.erode(tissue_HW.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=RADIUS[1] + 8)
-    rows, columns = np.nonzero(inside_HW)
+    inside_HW = cv2.distanceTransform(tissue_HW.astype(np.uint8), cv2.DIST_L2, 3)[::4, ::4] > RADIUS[1] + 8
+    rows, columns = (4 * at for at in np.nonzero(inside_HW))
     found: list[Island] = []
+    failed = 0
     for _ in range(100_000):
         if len(found) == len(kinds):
             return found
+        if failed == 1000:  # such as the first one in the middle, with no place far enough for the second
+            found, failed = [], 0
         at = int(rng.integers(len(rows)))
         island = Island(int(columns[at]), int(rows[at]), int(rng.integers(RADIUS[0], RADIUS[1] + 1)), kinds[len(found)])
         gaps = [np.hypot(island.x - other.x, island.y - other.y) for other in found]
         if min(gaps, default=np.inf) > 2.5 * RADIUS[1] and (len(found) != 1 or gaps[0] > apart_px):
             found.append(island)
+            failed = 0
+        else:
+            failed += 1
     raise ValueError(f"no room for {len(kinds)} islands on {tissue_HW.shape[1]} x {tissue_HW.shape[0]} px")
 
 
@@ -140,11 +146,12 @@ def fine_image(
     cv2.fillPoly(tissue_HW, [np.rint(outline).astype(np.int32)], 1)
     kinds = patterns(rng, name, label)
     islands = places(rng, tissue_HW.astype(np.bool_), kinds, APART * side if name == SETS[1] else 0.0)
-    image_HWC = np.where(tissue_HW[..., None] > 0, np.array(TISSUE, np.float32), np.array(GLASS, np.float32))
     coarse, clumps = (_noise(rng, side, px) for px in (128, 8))
     grain = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 1.0)
     # Clumps are as coarse as what a thumbnail keeps of a pattern, and stronger.
-    image_HWC += ((6 * coarse + 12 * clumps + 10 * grain) * tissue_HW)[..., None]
+    noise_HW = (6 * coarse + 12 * clumps + 10 * grain) * tissue_HW
+    means = (np.where(tissue_HW, *np.array(pair, np.float32)) for pair in zip(TISSUE, GLASS, strict=True))
+    image_HWC = cv2.merge([noise_HW + mean_HW for mean_HW in means])
     for island in islands:
         r = island.radius
         disc = np.zeros((2 * r + 1, 2 * r + 1), np.float32)
@@ -153,7 +160,8 @@ def fine_image(
         waves = pattern(island.pattern, r, float(rng.uniform(*PERIOD)), float(rng.uniform(0, np.pi)))[..., None]
         box = image_HWC[island.y - r : island.y + r + 1, island.x - r : island.x + r + 1]
         box += soft * (np.array(ISLAND, np.float32) - np.array(TISSUE, np.float32) + CONTRAST * waves)
-    return np.clip(np.rint(image_HWC), 0, 255).astype(np.uint8), islands
+    # Rounds and saturates, in a tenth of NumPy's time.
+    return np.asarray(cv2.convertScaleAbs(np.maximum(image_HWC, 0)), np.uint8), islands
 
 
 def _noise(rng: np.random.Generator, side: int, px: int) -> NDArray[np.float32]:

@@ -77,3 +77,12 @@ def test_files_and_tables(tmp_path: Path) -> None:
 def test_no_room_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^no room for 40 islands on 500 x 500 px$"):
         places(np.random.default_rng(0), np.ones((500, 500), np.bool_), ["fibers"] * 40, 0.0)
+
+
+def test_a_first_place_in_the_middle_is_tried_again() -> None:
+    """From the middle of this tissue no other place is far enough; half of all first places are like it."""
+    tissue_HW = np.zeros((1000, 1000), np.uint8)
+    cv2.circle(tissue_HW, (500, 500), 480, 1, -1)
+    for seed in range(10):
+        first, second = places(np.random.default_rng(seed), tissue_HW > 0, ["nuclei", "vacuoles"], 600.0)
+        assert np.hypot(first.x - second.x, first.y - second.y) > 600
