@@ -71,7 +71,9 @@ def labeled(slide: Slide, truth: Truth, side: int, um_px: float) -> Iterator[tup
             yield name, slide.read(window), int(share > 0)
 
 
-def cut_labeled(cases: list[Case], out: Path, side: int, um_px: float) -> list[tuple[str, int, str]]:
+def cut_labeled(
+    cases: list[Case], out: Path, side: int, um_px: float, table: str = "labels.csv"
+) -> list[tuple[str, int, str]]:
     """Write images and their table.
 
     Args:
@@ -79,6 +81,7 @@ def cut_labeled(cases: list[Case], out: Path, side: int, um_px: float) -> list[t
         out: folder; made when missing.
         side: px of an image.
         um_px: micrometers per px of an image.
+        table: name of the table.
 
     Returns:
         Rows of the table.
@@ -98,7 +101,7 @@ def cut_labeled(cases: list[Case], out: Path, side: int, um_px: float) -> list[t
             f"no window of {side} px at {um_px} um/px lies in the tissue of {len(cases)} slides; take a smaller --side "
             "or --um_px"
         )
-    with (out / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+    with (out / table).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
     return rows
 
@@ -111,18 +114,18 @@ def main() -> None:
     parser.add_argument("--label_format", choices=sorted(LABEL_SUFFIXES), default="tif", help="(default: %(default)s)")
     parser.add_argument("--side", type=int, default=768, help="px of an image (default: %(default)s)")
     parser.add_argument("--um_px", type=float, default=1.0, help="micrometers per px (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for images/ and labels.csv")
+    parser.add_argument("--out", type=Path, required=True, help="folder for images/ and the table")
+    parser.add_argument(
+        "--table", default="labels.csv", metavar="NAME",
+        help="its name, to cut slides for training and for validation into one folder (default: %(default)s)",
+    )  # fmt: skip
     given = parser.parse_args()
     endure()
     if given.side < 1 or given.um_px <= 0:
         parser.error(f"--side {given.side} and --um_px {given.um_px} must be positive")
     try:
-        rows = cut_labeled(
-            pair(given.slide_path, given.label_path, label_format=given.label_format),
-            given.out,
-            given.side,
-            given.um_px,
-        )
+        cases = pair(given.slide_path, given.label_path, label_format=given.label_format)
+        rows = cut_labeled(cases, given.out, given.side, given.um_px, given.table)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     tumor = sum(label for _, label, _ in rows)

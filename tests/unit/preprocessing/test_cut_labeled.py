@@ -37,9 +37,9 @@ def test_windows_get_the_label_of_their_mask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_slides(tmp_path)
-    run(monkeypatch, tmp_path, "--side", "64")
+    run(monkeypatch, tmp_path, "--side", "64", "--table", "train.csv")
     # Left out: r01_c00 with a touch of tumor, r01_c02 without tissue.
-    assert (tmp_path / "out" / "labels.csv").read_text() == (
+    assert (tmp_path / "out" / "train.csv").read_text() == (
         "slide_id,label,patient\n"
         "tumor_001_r00_c00,0,tumor_001\n"
         "tumor_001_r00_c01,1,tumor_001\n"
