@@ -43,20 +43,27 @@ def main(argv: list[str] | None = None) -> int:
         network.mixed_precision, SIZE_MULTIPLE,
     )  # fmt: skip
     return job.run(
-        lambda ranks: plan(step, ranks) if opts.run.plan else Run(opts, step, ranks).go(),
+        lambda ranks: plan(opts, step, ranks) if opts.run.plan else Run(opts, step, ranks).go(),
         job.Settings(
             machine.horovod, machine.no_cuda, machine.stall_timeout, opts.run.elastic,
             give_back_memory=network.recompute == "fine",
         ),
         check=lambda: opts.run.plan or find_cases(opts.slides, opts.training.seed),
-        out_of_memory=lambda comm: planner.out_of_memory_advice(step, *job.memory_of(comm)),
+        out_of_memory=lambda comm: "Give a smaller --stream or --img_size (train.py --plan)" if network.stream
+        else planner.out_of_memory_advice(step, *job.memory_of(comm)),
     )  # fmt: skip
 
 
-def plan(step: planner.PlannedStep, ranks: job.Ranks) -> int:
+def plan(opts: TrainOptions, step: planner.PlannedStep, ranks: job.Ranks) -> int:
     """In place of a run: memory and time of a step, and the sizes that fit this machine."""
     ranks.use_devices()
-    ranks.log(*planner.plan(step, *job.memory_of(ranks.comm)))
+    if opts.network.stream is None:
+        ranks.log(*planner.plan(step, *job.memory_of(ranks.comm)))
+    else:
+        from segmentation import stepping
+
+        sharers, gpu = job.memory_of(ranks.comm)
+        ranks.log(*together(ranks.comm, lambda: stepping.plan(opts, sharers, gpu)))
     return 0
 
 
@@ -114,7 +121,8 @@ class Run:
         self.describe()
         self.heartbeat.start()
         # Ranks: nodes may differ; where the step does not fit one of them, all ranks exit.
-        self.log(*planner.require_memory(self.planned, self.comm, opts.run.memory_check, self.ranks.gpu()))
+        if opts.network.stream is None:
+            self.log(*planner.require_memory(self.planned, self.comm, opts.run.memory_check, self.ranks.gpu()))
         # Before TensorFlow is imported, so that errors in the data show at once.
         self.inputs.open(stream_options(opts))
         self.devices = self.ranks.use_devices()
@@ -152,12 +160,10 @@ class Run:
         import models
         from models.layers import normalized_by
         from models.weights import build_with_weights
-        from segmentation.losses import Loss
+        from segmentation import stepping
         from segmentation.pixel_counts import PixelCounts
-        from segmentation.validation import Validator
         from training import optimizer
         from training.precision import LossScale
-        from training.step import TrainStep
 
         opts, network, training, rates = self.opts, self.opts.network, self.opts.training, self.opts.optimization
         classes, channels, img_size = self.inputs.classes, opts.sampling.channels, opts.sampling.img_size
@@ -186,15 +192,11 @@ class Run:
             self.log(f"batch norm  {counted(models.synchronize(self.model, self.comm.sum), 'layer')} over all ranks")
         variables = self.model.trainable_variables
         self.optimizer = optimizer.build(rates.optimizer, variables, rates.momentum, rates.weight_decay)
-        loss = Loss(training.loss, training.weights_of(classes), training.label_smoothing, training.focal_gamma)
         self.loss_scale = LossScale() if network.mixed_precision == "float16" else None
         self.counts = PixelCounts(classes)
-        self.step = TrainStep(
-            self.model, self.optimizer, self.comm, loss, training.fp16_allreduce, self.counts,
-            warm_up=weights is None, loss_scale=self.loss_scale,
-            training_pass=models.training_pass(self.model, network.recompute), parts=training.accumulate_batch,
-        )  # fmt: skip
-        self.validator = Validator(self.model, classes, loss)
+        self.step, self.validator = stepping.build(
+            opts, self.model, self.optimizer, self.comm, self.loss_scale, self.counts, self.log, self.ranks.gpu()
+        )
 
     def resume_or_start(self) -> None:
         """Resume from a checkpoint, or start; all ranks hold rank 0's variables afterwards."""

@@ -210,6 +210,7 @@ def task_of(opts: TrainOptions) -> Task:
         network=network.networks[0], img_size=sampling.img_size, um_px=sampling.resolution,
         tolerance=sampling.resolution_tolerance,
         channels=sampling.channels, precision=network.mixed_precision, recompute=network.recompute,
+        stream=network.stream,
         batch=training.batch_size, passes=training.accumulate_batch, images=training.num_steps,
         log_every=run.log_every, validate_every=run.validate_every, checkpoint_every=run.checkpoint_every,
         warmup=opts.optimization.warmup, sync_bn=network.sync_bn, frozen_bn=network.freeze_bn,

@@ -59,6 +59,7 @@ class Task:
         channels: number of image channels.
         precision: precision of the network.
         recompute: what the backward pass recomputes.
+        stream: tile of a streamed network, px, or None.
         batch: patches per rank and pass.
         passes: passes per update.
         images: length of the run, images over all ranks.
@@ -86,6 +87,7 @@ class Task:
     channels: int
     precision: str
     recompute: str
+    stream: int | None
     batch: int
     passes: int
     images: int

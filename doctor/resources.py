@@ -67,6 +67,9 @@ def staged(ranks: Reports, task: Task, cases: Sequence[Case]) -> Iterator[Findin
 
 def memory(ranks: Reports, task: Task) -> Iterator[Finding]:
     """Memory of a step as the planner estimates it, on the node with the least memory per rank."""
+    if task.stream is not None:
+        yield warned("memory", f"--stream {task.stream}: known once the network is built", "train.py --plan says it")
+        return
     cost = costs(task.network).get(task.recompute)
     sharers = sharing([Memory(**r["memory"]) for r in ranks], [r["local_size"] for r in ranks])
     tightest, local = min(
@@ -97,7 +100,7 @@ def memory(ranks: Reports, task: Task) -> Iterator[Finding]:
 def duration(ranks: Reports, task: Task) -> Iterator[Finding]:
     """Time of a step and of the run, from the planner and the slowest rank's arithmetic, against the job's end."""
     cost = costs(task.network).get(task.recompute)
-    if cost is None or any(report["devices"]["tensorflow"] for report in ranks):
+    if cost is None or task.stream is not None or any(report["devices"]["tensorflow"] for report in ranks):
         return
     rate = min(report["gflop_s"] for report in ranks)
     step_s = cost.step_s(task.img_size, task.batch, rate) * task.passes

@@ -37,6 +37,7 @@ _KEPT_WHEN_STREAMED = {
     "effdetd4": efficientdet.KEPT_WHEN_STREAMED,
     "deeplab": deeplab.KEPT_WHEN_STREAMED,
 }
+_KEPT_IN_TRAINING = _KEPT_WHEN_STREAMED | {"deeplab": deeplab.KEPT_IN_TRAINING}
 
 
 def build(
@@ -82,13 +83,14 @@ def build(
         return deeplab.build((rows, columns), classes, channels)
 
 
-def kept_when_streamed(model: keras.Model) -> tuple[str, ...]:
+def kept_when_streamed(model: keras.Model, training: bool = False) -> tuple[str, ...]:
     """Names of layers whose maps are worth keeping when a network is streamed (`streaming.Streamed`, segments).
 
     Args:
         model: A network of `build`, or another, of which none are known.
+        training: Forward and backward, not forward only.
     """
-    pattern = _KEPT_WHEN_STREAMED.get(model.name)
+    pattern = (_KEPT_IN_TRAINING if training else _KEPT_WHEN_STREAMED).get(model.name)
     if pattern is None:
         return ()
     return tuple(layer.name for layer in model.layers if re.fullmatch(pattern, layer.name))

@@ -35,6 +35,8 @@ BACKBONE_PREFIXES = ("entry_flow_", "middle_flow_", "exit_flow_")
 ASPP_RATES = (6, 12, 18)
 # When the network is streamed: behind the entry flow a cell looks at 91 px, at the end of the backbone at 1915.
 KEPT_WHEN_STREAMED = "entry_flow_block3_add"
+# In training every tile keeps what its backward pass needs, so tiles of 728 channels are small, and halos cost more.
+KEPT_IN_TRAINING = r"entry_flow_block3_add|middle_flow_unit_(4|8|12|16)_add|concat_projection_relu"
 BACKBONE_EPSILON = 1e-3
 DECODER_EPSILON = 1e-5
 MOMENTUM = 0.99

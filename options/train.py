@@ -190,6 +190,10 @@ class Network(Group):
     recompute: Recomputation = option(
         "none", help="what the backward pass recomputes to save memory: the inside of blocks, or of parts of them"
     )
+    stream: int | None = option(
+        parse=whole(1), metavar="TILE", unit="px",
+        help="stream patches in tiles of this side, exactly, for an --img_size of 8192 and more; best with --freeze_bn",
+    )  # fmt: skip
     mixed_precision: Precision = option(
         "float32", help="precision of computation; weights and statistics stay float32, float16 uses loss scaling"
     )
@@ -206,6 +210,17 @@ class Network(Group):
             raise ValueError(f"{flag}: --norm {self.norm} has no batch statistics; omit one of the two")
         if self.freeze_bn and self.sync_bn:
             raise ValueError("--freeze_bn and --sync_bn: frozen statistics are not taken from any batch; omit one")
+        if self.stream is not None:
+            self._check_stream()
+
+    def _check_stream(self) -> None:
+        """What a streamed network cannot be."""
+        if self.norm != "batch":
+            raise ValueError(f"--stream: --norm {self.norm} needs all px of a patch at once; use --norm batch")
+        if self.sync_bn:
+            raise ValueError("--stream and --sync_bn: statistics are those of a rank's own patches; omit one")
+        if self.recompute != "none":
+            raise ValueError(f"--stream computes all tiles again by itself; omit --recompute {self.recompute}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,11 @@ class Loss:
         if self.name not in LOSSES:
             raise ValueError(f"loss {self.name!r} is unknown; choose one of {', '.join(LOSSES)}")
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether its slope along the sums follows from the truth alone, without any logits."""
+        return "dice" not in self.name
+
     def sums(self, logits_BHWK: Any, label_BHW: Any) -> Any:
         """What `value` needs of some pixels.
 
@@ -67,7 +72,7 @@ class Loss:
             loss_BHW = tf.where(weight_BHW > 0, weight_BHW * self._pixel_loss(logits_BHWK, target_BHW), 0.0)
             pixel_B = tf.reduce_sum(loss_BHW, (1, 2))
         columns = [pixel_B[:, None], tf.reduce_sum(weight_BHW, (1, 2))[:, None]]
-        if "dice" in self.name:
+        if not self.is_mean:
             columns += _regions(logits_BHWK, target_BHW, weight_BHW, classes)
         else:
             columns.append(tf.zeros((tf.shape(label_BHW)[0], 3 * classes)))
@@ -88,7 +93,7 @@ class Loss:
                 mean of the Dice losses of the parts.
         """
         mean = sums_S[0] / tf.maximum(sums_S[1] if weight is None else weight, EPSILON)
-        if "dice" not in self.name:
+        if self.is_mean:
             return mean
         overlap_K, predicted_K, truth_K = tf.split(sums_S[2:], 3)
         occurs_K = tf.cast(truth_K > 0, tf.float32)

@@ -58,7 +58,10 @@ class Validator:
 
     @tf.function
     def _forward(self, image_BHWC: Any, label_BHW: Any) -> tuple[Any, Any]:
-        logits_BHWK = self._model(scaled(image_BHWC), training=False)
+        return self._scored(self._model(scaled(image_BHWC), training=False), label_BHW)
+
+    def _scored(self, logits_BHWK: Any, label_BHW: Any) -> tuple[Any, Any]:
+        """Counts pixels; their classes, and their sums of the loss."""
         self._counts.update(logits_BHWK, label_BHW)
         predicted_BHW = tf.cast(tf.argmax(logits_BHWK, -1), tf.uint8)
         return predicted_BHW, tf.reduce_sum(self._loss.sums(logits_BHWK, label_BHW), 0)

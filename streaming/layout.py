@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from streaming.costs import Costs, kinds
@@ -13,6 +14,7 @@ from streaming.images import Source, alike
 from streaming.nodes import Graph, multiplications
 from streaming.regions import Interval
 from streaming.segments import Segment
+from streaming.storage import wide
 from streaming.tiles import Band, Sizes
 from streaming.trace import Record
 
@@ -129,3 +131,16 @@ def likeness(key: tuple[int, int], segment: Segment, inputs: Sequence[Any]) -> A
     if not windows or not all(alike(window) for window in windows):
         return None
     return (*key, *(window[:, 0, 0].tobytes() for window in windows))
+
+
+def boxes_of(slopes: Mapping[int, Any], segment: Segment, bands: tuple[Band, Band], state: State) -> list[NDArray[Any]]:
+    """The part of every map's gradient that belongs to a tile; zeros where there is none."""
+    boxes = []
+    for place, value in enumerate(segment.maps):
+        (top, bottom), (left, right) = bands[0].boxes[place], bands[1].boxes[place]
+        if value.index in slopes:
+            boxes.append(slopes[value.index][:, top:bottom, left:right])
+        else:
+            shape = (state.image.shape[0], bottom - top, right - left, value.channels)
+            boxes.append(np.zeros(shape, wide(value.dtype)))
+    return boxes

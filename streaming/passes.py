@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from streaming.costs import kept_tiles, wanted
 from streaming.images import Source
-from streaming.layout import Layout, Part, Sink, State, likeness
+from streaming.layout import Layout, Part, Sink, State, boxes_of, likeness
 from streaming.nodes import Node, Value, variables_of
 from streaming.regions import Interval
-from streaming.segments import Segment
 from streaming.sharing import Alone, Sharing, Totals, added, check_alike, completed, labels, only_first, owners
 from streaming.storage import Storage, wide
 from streaming.tiles import Band
-from streaming.trace import Accumulators, Trace
+from streaming.trace import Accumulators, Finish, Trace, once
 
 Array = NDArray[Any]
 
@@ -34,7 +33,7 @@ class Passes:
 
     Args:
         layout: the network for the image's size.
-        trace: from a segment and the inputs whose gradients are wanted to its functions.
+        trace: from a segment, the inputs whose gradients are wanted, and a `Finish`, if there is one, to its functions.
         storage: makes arrays for maps.
         sharing: the ranks that share the image.
         spare: bytes for intermediate results, see `costs.kept_tiles`.
@@ -43,7 +42,7 @@ class Passes:
     def __init__(
         self,
         layout: Layout,
-        trace: Callable[[Segment, Sequence[Value]], Trace],
+        trace: Callable[..., Trace],
         storage: Storage,
         sharing: Sharing | None = None,
         spare: int = 0,
@@ -59,6 +58,7 @@ class Passes:
         release: bool,
         *,
         accumulators: Accumulators | None = None,
+        last: bool = True,
         sink: Sink | None = None,
         watch: Callable[[], object] | None = None,
     ) -> State:
@@ -68,6 +68,7 @@ class Passes:
             image: what is streamed.
             release: drop maps as soon as no later segment needs them; then there is no backward pass.
             accumulators: see `Trace`; without them no tile keeps its intermediate results.
+            last: do the tiles of the last segment, too; not where `backward` has a `Finish`.
             sink: takes what the last segment makes, in place of a map; that must be the only output. If ranks share the
                 image, each takes the boxes that it makes.
             watch: called after every tile.
@@ -80,8 +81,10 @@ class Passes:
         for number, part in enumerate(self.layout.parts):
             for node in part.segment.first:
                 state.known[node.output.index] = node.run(*[self._tensor(state, value) for value in node.inputs])
-            recorder = self._recorder(part, kept[number], accumulators or {})
-            self._forward_part(part, state, recorder, sink if number == len(self.layout.parts) - 1 else None, watch)
+            end = number == len(self.layout.parts) - 1
+            if last or not end:
+                recorder = self._recorder(part, kept[number], accumulators or {})
+                self._forward_part(part, state, recorder, sink if end else None, watch)
             if release:
                 later = [v.index for p in self.layout.parts[number + 1 :] for v in p.segment.inputs]
                 later += [v.index for p in self.layout.parts[number + 1 :] for n in p.segment.first for v in n.inputs]
@@ -236,29 +239,39 @@ class Passes:
     # --- Backward -----------------------------------------------------------------------------------------------------
 
     def backward(
-        self, state: State, gradients: Sequence[Array], accumulators: Accumulators, image_gradient: Array | None
+        self,
+        state: State,
+        gradients: Sequence[Array] | Finish,
+        accumulators: Accumulators,
+        image_gradient: Array | None,
     ) -> None:
         """Adds the gradients of variables to the accumulators, and that of the image to an array.
 
         Args:
             state: what `forward` left.
-            gradients: of every output, of its shape.
+            gradients: of every output, of its shape; or what makes them tile by tile.
             accumulators: see `Trace`.
             image_gradient: (B, H, W, C) of zeros to be filled; None if it is not wanted.
         """
         needed = wanted(self.layout.graph, accumulators, image_gradient is not None)
         slopes: dict[int, Any] = {} if image_gradient is None else {0: image_gradient}
-        for value, gradient in zip(self.layout.graph.outputs, gradients, strict=True):
+        finish = None if isinstance(gradients, Sequence) else gradients
+        known = zip(self.layout.graph.outputs, gradients, strict=True) if isinstance(gradients, Sequence) else ()
+        for value, gradient in known:
             slopes[value.index] = slopes[value.index] + gradient if value.index in slopes else gradient
         given = set(slopes) - {0}
         for part in reversed(self.layout.parts):
             sources = [value for value in part.segment.inputs if value.index in needed]
             for value in [*sources, *(v for n in part.segment.first for v in n.inputs if v.index in needed)]:
                 self._ready(value, state, slopes, given)
-            if sources or any(id(v) in accumulators for v in variables_of(part.segment.nodes)):
+            finishing = finish is not None and part is self.layout.parts[-1]
+            if finishing or sources or any(id(v) in accumulators for v in variables_of(part.segment.nodes)):
                 for value in sources:
                     only_first(self.sharing, slopes[value.index])
-                self._backward_part(part, state, slopes, sources)
+                if finish is not None and finishing:
+                    self._finish_part(part, state, slopes, sources, finish)
+                else:
+                    self._backward_part(part, state, slopes, sources)
                 for value in sources:
                     added(self.sharing, slopes[value.index])
             for node in reversed(part.segment.first):
@@ -289,7 +302,7 @@ class Passes:
             record = state.records.pop((segment.index, number), None)
             if number not in mine:
                 continue
-            boxes = self._boxes(slopes, segment, bands, state)
+            boxes = boxes_of(slopes, segment, bands, state)
             if not any(np.any(g) for g in [*boxes, *sums]):
                 state.counts.skipped += 1
                 continue
@@ -325,10 +338,23 @@ class Passes:
             return range(len(work))
         same = list(state.labels[part.segment.index])
         for number, (_, bands) in enumerate(part.tiles()):
-            if not any(np.any(g) for g in [*self._boxes(slopes, part.segment, bands, state), *sums]):
+            if not any(np.any(g) for g in [*boxes_of(slopes, part.segment, bands, state), *sums]):
                 work[number], same[number] = 0, None
         ranks = owners(work, [None] * len(same) if sources else same, self.sharing.size)
         return {number for number, rank in enumerate(ranks) if rank == self.sharing.rank}
+
+    def _finish_part(
+        self, part: Part, state: State, slopes: dict[int, Any], sources: Sequence[Value], finish: Finish
+    ) -> None:
+        """Every tile of the last segment, forward, through the loss, and backward."""
+        trace = self.trace(part.segment, sources, finish)
+        for _, bands in part.tiles():
+            given = finish.given(bands[0].boxes[0], bands[1].boxes[0])
+            if given is None:
+                state.counts.skipped += 1
+                continue
+            self._backward_tile(trace, self._inputs(part, state, bands), bands, list(given), slopes)
+            state.counts.backward += 1
 
     def _backward_tile(
         self, trace: Trace, inputs: list[Any], bands: tuple[Band, Band], given: list[Any], slopes: dict[int, Any]
@@ -346,20 +372,6 @@ class Passes:
                 (top, bottom), (left, right) = (band.held[value.index] for band in bands)
                 slopes[value.index][:, top:bottom, left:right] += found.numpy()
 
-    def _boxes(
-        self, slopes: Mapping[int, Any], segment: Segment, bands: tuple[Band, Band], state: State
-    ) -> list[Array]:
-        """The part of every map's gradient that belongs to a tile."""
-        boxes = []
-        for place, value in enumerate(segment.maps):
-            (top, bottom), (left, right) = bands[0].boxes[place], bands[1].boxes[place]
-            if value.index in slopes:
-                boxes.append(slopes[value.index][:, top:bottom, left:right])
-            else:
-                shape = (state.image.shape[0], bottom - top, right - left, value.channels)
-                boxes.append(np.zeros(shape, wide(value.dtype)))
-        return boxes
-
     def _sum_slope(self, node: Node, state: State, slopes: Mapping[int, Any]) -> Array:
         """Gradient of every part of a sum, (B, C), or (B, 2, C) of two moments."""
         index = node.output.index
@@ -375,14 +387,7 @@ class Passes:
             return
         inputs = [self._tensor(state, value) for value in node.inputs]
         variables = [v for v in variables_of([node]) if id(v) in accumulators]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(inputs)
-            tape.watch([v.value for v in variables])
-            out = node.run(*inputs)
-        slope = tf.cast(tf.constant(slopes[node.output.index]), out.dtype)
-        none = tf.UnconnectedGradients.ZERO
-        sources = [*inputs, *(v.value for v in variables)]
-        found = tape.gradient(out, sources, slope, unconnected_gradients=none)
+        found = once(node, inputs, variables, slopes[node.output.index])
         for value, gradient in zip(node.inputs, found, strict=False):
             if value.index in needed:
                 slopes[value.index] += gradient.numpy()

@@ -20,6 +20,9 @@ from streaming.storage import wide
 from streaming.stream import Streamed
 from streaming.tiles import bands, sizes
 
+# Sides of tiles to choose from, in cells of kept maps.
+CELLS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -32,6 +35,7 @@ class Estimate:
         tiles: numbers along rows and columns, for each segment.
         kept: tiles of each segment that are not computed again in the backward pass.
         bytes: memory on top of the process before the step.
+        maps: of them those of maps between segments and their gradients, which grow with the image.
         multiplications: of all tiles, forward and backward.
         whole: of the whole image's own step.
     """
@@ -42,6 +46,7 @@ class Estimate:
     tiles: tuple[tuple[int, int], ...]
     kept: tuple[int, ...]
     bytes: int
+    maps: int
     multiplications: int
     whole: int
 
@@ -63,13 +68,14 @@ class Estimate:
         )
 
 
-def estimate(stream: Streamed, hw: tuple[int, int], images: int = 1) -> Estimate:
+def estimate(stream: Streamed, hw: tuple[int, int], images: int = 1, finish: bool = False) -> Estimate:
     """What a training step of a stream needs.
 
     Args:
         stream: the streamed network, with its tiles and segments.
         hw: rows and columns of the image, px.
         images: B.
+        finish: the backward pass takes a `streaming.trace.Finish`: no late map, the last segment once.
 
     Raises:
         ValueError: a tile is too small, see `Streamed.layout`.
@@ -78,14 +84,20 @@ def estimate(stream: Streamed, hw: tuple[int, int], images: int = 1) -> Estimate
     parts = [part for part in layout.parts if part.segment.targets]
     found = [part.costs for part in parts]
     kept = kept_tiles(found, stream.spare / images)
+    done = sum(cost.multiplications(count) for cost, count in zip(found, kept, strict=True))
+    if finish:
+        done -= found[-1].multiplications(0) - found[-1].multiplications(len(found[-1].forward))
+        kept[-1] = 0
+    maps = images * _map_bytes(stream, hw, finish)
     return Estimate(
         tile=(stream.tile,) if isinstance(stream.tile, int) else tuple(stream.tile),
         segments=tuple(stream.segments),
         spare=stream.spare,
         tiles=tuple((len(part.rows), len(part.columns)) for part in parts),
         kept=tuple(kept),
-        bytes=int(_fixed_bytes(stream, hw, images) + images * peak_bytes(found, kept)),
-        multiplications=images * sum(cost.multiplications(count) for cost, count in zip(found, kept, strict=True)),
+        bytes=int(_variable_bytes(stream) + maps + images * peak_bytes(found, kept)),
+        maps=maps,
+        multiplications=images * done,
         whole=images * _whole(stream, hw),
     )
 
@@ -138,6 +150,32 @@ def plan(
     return min(fitting, key=lambda e: (e.multiplications, e.bytes))
 
 
+def alike(stream: Streamed, hw: tuple[int, int], tile: int, cells: Sequence[int] = CELLS) -> list[int]:
+    """Tiles of all segments that go with one of the image: fewest multiplications for no more memory than that one.
+
+    Args:
+        stream: the streamed network, with any tiles.
+        hw: rows and columns of the image, px.
+        tile: of the segment that reads the image, px.
+        cells: sides to choose from for the other segments.
+
+    Raises:
+        ValueError: `tile` is too small; names the smallest that works.
+    """
+    first, *others = [segment for segment in stream.segments_of(hw) if segment.targets]
+    most = stream.part(first, *bands(first, sizes(stream.graph, hw), tile)).costs.peak
+    found = [tile]
+    for segment in others:
+        ways = _ways(stream, segment, hw, cells)
+        if not ways:
+            end = segment.targets[-1].name
+            raise ValueError(f"no tile of {min(cells)} to {max(cells)} cells is large enough for {end}")
+        fitting = [way for way in ways if way[1].peak <= most]
+        least = min(ways, key=lambda way: way[1].peak)
+        found.append(min(fitting or [least], key=lambda way: (way[1].multiplications(0), way[1].peak))[0])
+    return found
+
+
 Way = tuple[int, Costs]  # a tile's side and what its tiles cost
 
 
@@ -169,12 +207,23 @@ def _best(ways: Sequence[Sequence[Way]], room: float) -> tuple[list[int], int] |
 
 def _fixed_bytes(stream: Streamed, hw: tuple[int, int], images: int) -> int:
     """Kept maps and their gradients, gradients of variables."""
+    return _variable_bytes(stream) + images * _map_bytes(stream, hw)
+
+
+def _variable_bytes(stream: Streamed) -> int:
+    """Gradients of variables."""
+    return 2 * sum(width(v.dtype) * int(np.prod(v.shape)) for v in stream.variables)
+
+
+def _map_bytes(stream: Streamed, hw: tuple[int, int], finish: bool = False) -> int:
+    """Kept maps of an image and their gradients."""
     cells = sizes(stream.graph, hw)
     needed = wanted(stream.graph, {id(v) for v in stream.variables}, False)
-    total = 2 * sum(width(v.dtype) * int(np.prod(v.shape)) for v in stream.variables)
-    for value in (value for segment in stream.segments_of(hw) for value in segment.maps):
+    total = 0
+    segments = stream.segments_of(hw)
+    for value in (value for segment in segments[: len(segments) - finish] for value in segment.maps):
         numbers = width(value.dtype) + (width(wide(value.dtype)) if value.index in needed else 0)
-        total += images * cells[0][value.index] * cells[1][value.index] * value.channels * numbers
+        total += cells[0][value.index] * cells[1][value.index] * value.channels * numbers
     return total
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from models.layers import RunningBatchNormalization
 from streaming import graph as graphs
 from streaming.costs import costs
 from streaming.images import Source, source
@@ -23,7 +24,7 @@ from streaming.segments import Segment, segments
 from streaming.sharing import Alone, Sharing, completed, only_first, summed
 from streaming.storage import Storage, wide
 from streaming.tiles import Band, bands, sizes
-from streaming.trace import Trace
+from streaming.trace import Finish, Trace
 
 Array = NDArray[Any]
 
@@ -94,6 +95,7 @@ class Streamed:
         segments: see above.
         cut: see above.
         spare: see above.
+        batch_statistics: see above.
         graph: the network as it was read.
         variables: trainable variables of the streamed part, in the order of gradients.
         counts: tiles of the last image that this rank did.
@@ -125,6 +127,7 @@ class Streamed:
             raise ValueError(f"spare {spare}: give bytes, or 0")
         self.tile, self.cut, self.segments, self.spare = tile, cut, tuple(segments), spare
         self._model, self._sharing = model, sharing or Alone()
+        self.batch_statistics = batch_statistics
         self.graph = graphs.read(model, cut, batch_statistics, dropout)
         self._keep = [self._named(name) for name in segments]
         self._storage = Storage(None if scratch is None else Path(scratch))
@@ -215,28 +218,29 @@ class Streamed:
                 f"{hw[0]} x {hw[1]}; build it with Input((None, None, channels)), or for this size"
             )
 
-    def _trace(self, segment: Segment, sources: Sequence[Value]) -> Trace:
+    def _trace(self, segment: Segment, sources: Sequence[Value], finish: Finish | None = None) -> Trace:
         """The functions of a segment; layouts of other sizes of image share those that are alike."""
         nodes = tuple(id(node) for node in segment.nodes)
         values = (segment.inputs, segment.targets, sources)
-        key = (nodes, *(tuple(value.index for value in group) for group in values), len(segment.maps))
+        key = (nodes, *(tuple(value.index for value in group) for group in values), len(segment.maps), id(finish))
         if key not in self._traces:
-            self._traces[key] = Trace(segment, sources, self.variables, self._accumulators)
+            self._traces[key] = Trace(segment, sources, self.variables, self._accumulators, finish)
         return self._traces[key]
 
     def _passes(self, layout: Layout) -> Passes:
         return Passes(layout, self._trace, self._storage, self._sharing, self.spare)
 
-    def forward(self, image: Any, backward: bool = True) -> Any:
+    def forward(self, image: Any, backward: bool = True, late: bool = True) -> Any:
         """The late map of an image.
 
         Args:
             image: (H, W, C) or (B, H, W, C), an array or a memory-mapped file, or anything with `shape` and `read` of
                 `streaming.images.Source`, such as a `SlideImage`. It is read again in the backward pass.
             backward: keep what the backward pass needs.
+            late: False to leave the last segment to a backward pass with a `Finish`.
 
         Returns:
-            (B, H', W', C') of the cut layer, a list if there are several.
+            (B, H', W', C') of the cut layer, a list if there are several; None without `late`.
 
         Raises:
             ValueError: see `layout`; wrong number of channels.
@@ -246,7 +250,10 @@ class Streamed:
             self._prepare()
         self._state = None  # what the last image kept goes before this one keeps anything
         layout = self.layout(read.shape[1:3])
-        self._state = self._passes(layout).forward(read, release=not backward, accumulators=self._accumulators)
+        passes, sums = self._passes(layout), self._accumulators
+        self._state = passes.forward(read, release=not backward, accumulators=sums, last=late)
+        if not late:
+            return None
         found = [np.asarray(self._state.known[value.index]) for value in self.graph.outputs]
         if not backward:
             self._state.known.clear()
@@ -290,8 +297,13 @@ class Streamed:
     def backward(self, gradient: Any, image_gradient: bool | Array | Windows = False) -> Gradients:
         """Gradients of the last image of `forward`.
 
+        With a `Finish` the last segment is done here only, tile by tile forward, through the loss and backward; without
+        segments that is the whole network, for 3 instead of 4 times the work of a forward pass. The late map is never
+        kept.
+
         Args:
-            gradient: of the loss at the late map, of its shape; a list if there are several. Rank 0's is taken.
+            gradient: of the loss at the late map, of its shape; a list if there are several. Rank 0's is taken. Or a
+                `Finish`, a loss that takes every cell of the late map by itself.
             image_gradient: whether that of the image is wanted, or an array (B, H, W, C), also in a file, to add it to;
                 if ranks share the image, to rank 0's array, which all of them get. Otherwise also what takes windows of
                 it one by one.
@@ -300,18 +312,35 @@ class Streamed:
             Gradients of `variables`, and of the image.
 
         Raises:
-            ValueError: no `forward` before, another shape, or windows of a shared image.
+            ValueError: no `forward` before, another shape, or windows of a shared image; with a `Finish`: several late
+                maps, or one that is made before the last segment.
         """
         state = self._state
-        if state is None or not state.known:
+        if state is None or not (state.known or hasattr(gradient, "cotangents")):
             raise ValueError("backward needs a forward pass of the image before it, with backward=True")
         outputs = self.graph.outputs
+        if hasattr(gradient, "cotangents"):
+            self._check_finish(state)
+            return self._backward(state, gradient, image_gradient)
         given = [gradient] if len(outputs) == 1 else list(gradient)
         arrays = [np.asarray(g) for g in given]
         for array, value in zip(arrays, outputs, strict=True):
             shape = tuple(state.known[value.index].shape)
             if array.shape != shape:
                 raise ValueError(f"the gradient of {value.name} has shape {array.shape}, the map {shape}")
+        return self._backward(state, arrays, image_gradient)
+
+    def _check_finish(self, state: State) -> None:
+        last = self.layout(state.image.shape[1:3]).parts[-1].segment
+        if [value.index for value in last.maps] != [value.index for value in self.graph.outputs]:
+            names = ", ".join(value.name for value in self.graph.outputs)
+            raise ValueError(f"a Finish needs one late map, made in the last segment; this network returns {names}")
+        if self.shared:
+            raise ValueError("ranks that share an image give the gradient of the late map; a Finish is for one rank")
+
+    def _backward(
+        self, state: State, gradients: Sequence[Array] | Finish, image_gradient: bool | Array | Windows
+    ) -> Gradients:
         place = self._place(image_gradient, state.image.shape)
         for accumulator in self._accumulators.values():
             accumulator.assign(tf.zeros_like(accumulator))
@@ -319,9 +348,9 @@ class Streamed:
         counts.backward = counts.backward_reused = counts.skipped = counts.kept = 0
         layout = self.layout(state.image.shape[1:3])
         # Ranks: a head's gradients may differ in their last bits on GPUs, and with them which tiles are skipped.
-        if self._sharing.size > 1:
-            arrays = [completed(self._sharing, only_first(self._sharing, np.array(array))) for array in arrays]
-        self._passes(layout).backward(state, arrays, self._accumulators, place)
+        if self._sharing.size > 1 and isinstance(gradients, list):
+            gradients = [completed(self._sharing, only_first(self._sharing, np.array(array))) for array in gradients]
+        self._passes(layout).backward(state, gradients, self._accumulators, place)
         found = [tf.identity(self._accumulators[id(v)]) for v in self.variables]
         return Gradients(summed(self._sharing, found), place)
 
@@ -345,7 +374,7 @@ class Streamed:
     def update_statistics(self) -> None:
         """Moves the moving statistics of batch normalization towards those of the last image, as Keras does.
 
-        For `batch_statistics` only; otherwise nothing moves.
+        For `batch_statistics` only; otherwise nothing moves. After the backward pass, which uses the old ones.
 
         Raises:
             ValueError: no `forward` before.
@@ -358,3 +387,6 @@ class Streamed:
             mean_C, variance_C = tf.unstack(tf.convert_to_tensor(self._state.known[found.index]))
             for moving, value in ((layer.moving_mean, mean_C), (layer.moving_variance, variance_C)):
                 moving.assign(moving * layer.momentum + tf.cast(value, moving.dtype) * (1.0 - layer.momentum))
+        for node in self.graph.nodes if self.batch_statistics else ():
+            if isinstance(node.layer, RunningBatchNormalization) and node.kind == "small":
+                node.layer(self._state.known[node.inputs[0].index], training=True)

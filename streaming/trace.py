@@ -12,17 +12,39 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
 
 from streaming.nodes import Value, variables_of
+from streaming.regions import Interval
 from streaming.rules import Detail
 from streaming.segments import Segment
 from streaming.tiles import Band, placed
 
 Accumulators = Mapping[int, Any]  # id of a Keras variable -> tf.Variable that its gradients are added to
+
+
+class Finish(Protocol):
+    """A loss behind the late map that takes every cell by itself: its gradient is known where the cell is.
+
+    Attributes:
+        specs: of what `given` returns.
+    """
+
+    @property
+    def specs(self) -> Sequence[Any]:
+        """See the class."""
+        ...
+
+    def given(self, rows: Interval, columns: Interval) -> Sequence[Any] | None:
+        """What belongs to a box of the late map, such as its labels, arrays; None where the gradient is zero."""
+        ...
+
+    def cotangents(self, outputs: Sequence[Any], given: Sequence[Any]) -> Sequence[Any]:
+        """Gradients of the loss at a box of the late map, in the traced function; may add to variables of its own."""
+        ...
 
 
 class Trace:
@@ -33,6 +55,7 @@ class Trace:
         sources: inputs whose gradient is returned by `backward`.
         variables: those whose gradients are wanted, of any segment.
         accumulators: what gradients of variables are added to; filled before the first backward pass.
+        finish: what makes cotangents of what `backward` is given; None where it is given cotangents.
 
     Attributes:
         cotangent_types: types of what `backward` takes.
@@ -40,9 +63,14 @@ class Trace:
     """
 
     def __init__(
-        self, segment: Segment, sources: Sequence[Value], variables: Sequence[Any], accumulators: Accumulators
+        self,
+        segment: Segment,
+        sources: Sequence[Value],
+        variables: Sequence[Any],
+        accumulators: Accumulators,
+        finish: Finish | None = None,
     ) -> None:
-        self.segment, self.sources = segment, list(sources)
+        self.segment, self.sources, self._finish = segment, list(sources), finish
         used = Counter(v.index for node in segment.nodes for v in placed(node))
         used.update(v.index for v in segment.targets)
         # The only consumer of a tensor, if it pads nothing, asked for exactly what the tensor holds.
@@ -58,6 +86,7 @@ class Trace:
             [extras, extras],
         ]
         cotangents = [_spec(v) for v in segment.maps] + [_sum_spec(node) for node in segment.sums]
+        cotangents = cotangents if finish is None else list(finish.specs)
         self.cotangent_types = [spec.dtype for spec in cotangents]
         self._forward = tf.function(self._run, input_signature=place, autograph=False)
         self._backward = tf.function(self._vjp, input_signature=[*place, cotangents], autograph=False)
@@ -90,7 +119,7 @@ class Trace:
         Args:
             inputs: as for `forward`.
             bands: as for `forward`.
-            cotangents: of all that `forward` returns.
+            cotangents: of all that `forward` returns; with a finish what belongs to the tile.
 
         Returns:
             Gradients of the windows of `sources`.
@@ -176,6 +205,8 @@ class Trace:
             tape.watch(watched)
             tape.watch(variables)
             out = self._run(inputs, cuts, trims, extras)
+        if self._finish is not None:
+            cotangents = self._finish.cotangents([tf.stop_gradient(x) for x in out], cotangents)
         given = [tf.cast(g, x.dtype) for g, x in zip(cotangents, out, strict=True)]
         none = tf.UnconnectedGradients.ZERO
         found = tape.gradient(out, [*watched, *variables], given, unconnected_gradients=none)
@@ -232,3 +263,15 @@ def _arguments(inputs: Sequence[Any], bands: tuple[Band, Band]) -> list[Any]:
     cuts = tf.stack([band.cuts for band in bands])
     trims = tf.stack([band.trims for band in bands])
     return [list(inputs), cuts, trims, [[tf.constant(e) for e in band.extras] for band in bands]]
+
+
+def once(node: Any, inputs: Sequence[Any], variables: Sequence[Any], slope: Any) -> list[Any]:
+    """Gradients of an operation that is done once, for its inputs and then for variables; `slope` of its output."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(inputs)
+        tape.watch([v.value for v in variables])
+        out = node.run(*inputs)
+    sources = [*inputs, *(v.value for v in variables)]
+    given = tf.cast(tf.constant(slope), out.dtype)
+    found: list[Any] = tape.gradient(out, sources, given, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return found

@@ -179,8 +179,7 @@ class TrainStep:
         """
         self._asked.assign(float(stop))
         rate = tf.constant(learning_rate, tf.float32)
-        run = self._step if self._parts == 1 else self._step_in_parts
-        loss, sample_loss_B, finite = run(image_BHWC, target, rate)
+        loss, sample_loss_B, finite = self._update(image_BHWC, target, rate)
         result = StepResult(float(loss), sample_loss_B.numpy(), bool(finite), bool(self._all_asked > 0))
         if not result.finite and self._loss_scale and not self._loss_scale.exhausted:
             self._loss_scale.skipped += 1
@@ -241,6 +240,12 @@ class TrainStep:
         # A variable that takes no part (P7 of 1x1 ...) still needs a tensor on every rank.
         grads = [tf.zeros_like(v.value) if g is None else g for g, v in zip(grads, variables, strict=True)]
         return loss, tf.map_fn(self._loss.value, sums_BS), grads
+
+    def _update(self, image_BHWC: Any, target: Any, learning_rate: Any) -> tuple[Any, Any, Any]:
+        """One step: loss over all ranks, loss of each own sample, whether loss and gradients are finite."""
+        run = self._step if self._parts == 1 else self._step_in_parts
+        found: tuple[Any, Any, Any] = run(image_BHWC, target, learning_rate)
+        return found
 
     @tf.function
     def _step(self, image_BHWC: Any, target: Any, learning_rate: Any) -> tuple[Any, Any, Any]:

@@ -17,10 +17,11 @@ import train
 from tests.support.network import network
 
 
-def small(name: str, img_size: int, classes: int, channels: int = 3, precision: str = "float32"):
+def small(name: str, img_size: int | tuple[int, int], classes: int, channels: int = 3, precision: str = "float32"):
     """Same frame as `models.build`."""
     with models.policy(precision):
-        return network(classes, norm=True, side=img_size, channels=channels)
+        side = img_size if isinstance(img_size, int) else img_size[0]
+        return network(classes, norm=True, side=side, channels=channels)
 
 
 if __name__ == "__main__":

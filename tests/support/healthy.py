@@ -9,8 +9,9 @@ from doctor.report import Finding
 
 START = Launch("mpirun", "mpirun", 2, (), "openmpi", "openmpi", "0.28.1", ("true",))
 TASK = Task(
-    network="effdetd0", img_size=128, um_px=2.0, channels=3, precision="float32", recompute="none", batch=2, passes=1,
-    images=4000, log_every=128, validate_every=400, checkpoint_every=400, warmup=200, sync_bn=False, frozen_bn=False,
+    network="effdetd0", img_size=128, um_px=2.0, channels=3, precision="float32", recompute="none", stream=None,
+    batch=2, passes=1, images=4000, log_every=128,
+    validate_every=400, checkpoint_every=400, warmup=200, sync_bn=False, frozen_bn=False,
     gpus=False, sample_processes=1, tile_cache_mb=128, memory_check=True, log_dir=Path("/runs/a"), stage_dir=None,
     stage_bytes=10**9, inputs={"slide_path": Path("/slides")}, resumes=False,
 )  # fmt: skip

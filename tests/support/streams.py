@@ -42,6 +42,16 @@ def randomize(model: keras.Model, seed: int = 3) -> None:
         variable.assign(1 + 0.3 * np.abs(numbers) if positive else numbers * (1.5 / fan**0.5))
 
 
+def in_type(model: keras.Model, dtype: str) -> keras.Model:
+    """A network of the same layers that all compute in a type, those with one of their own, too."""
+
+    def clone(layer: Any) -> Any:
+        return type(layer).from_config({**layer.get_config(), "dtype": dtype})
+
+    image = keras.Input(model.input_shape[1:], dtype=dtype)
+    return keras.models.clone_model(model, input_tensors=image, clone_function=clone)
+
+
 def image_of(*shape: int, seed: int = 0) -> Any:
     """Random px (1, rows, columns, channels)."""
     return np.random.default_rng(seed).normal(size=(1, *shape))

@@ -43,7 +43,7 @@ DEFAULTS = {
     "context_spacing": None, "max_unreadable": "1/100", "val_patches": 256,
     "model": None, "weights_path": None, "norm": "batch",
     "sync_bn": False, "freeze_bn": False, "freeze_backbone": False,
-    "recompute": "none", "mixed_precision": "float32", "networks": ["effdetd0"],
+    "recompute": "none", "stream": None, "mixed_precision": "float32", "networks": ["effdetd0"],
     "batch_size": 2, "accumulate_batch": 1, "num_steps": 50000, "loss": "ce", "label_smoothing": 0.0,
     "focal_gamma": 2.0, "pos_pixel_weight": 1.0, "neg_pixel_weight": 1.0, "class_weights": None, "seed": 0,
     "fp16_allreduce": False, "optimizer": "adam", "base_lr": 0.001, "lr_scaling": "linear", "warmup": 2500,
