@@ -377,7 +377,8 @@ class Run:
         self.heartbeat.doing = "drawing"
         if folder is not None and logits_NK is not None:
             saliency = mapped(self.opts.run.saliency, self.stream, self.inputs.targets)
-            draw(folder, self.inputs, logits_NK, saliency, self.comm)
+            notes = draw(folder, self.inputs, logits_NK, saliency, self.comm)
+            self.log(*(f"WARNING     {note}" for note in notes))
 
     # --------------------------------------------------------------------------------------------------- other stories
 

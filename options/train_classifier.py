@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from options.choices import (
     CLASSIFIERS,
@@ -14,6 +13,7 @@ from options.choices import (
     RESNETS,
     ColorModel,
     Precision,
+    SaliencyMethod,
     TargetKind,
     TissueMethod,
     WholeAugmentation,
@@ -286,7 +286,7 @@ class Run(Group):
     validate_every: int | None = option(
         parse=whole(1), unit="images", help="images between validations, in place of --validation_interval"
     )
-    saliency: Literal["gradient", "activation"] | None = option(
+    saliency: SaliencyMethod | None = option(
         free=True, help="at the end: maps of what speaks for the predicted output, on level 0 of every validated slide"
     )
     log_dir: Path | None = option(
