@@ -29,6 +29,7 @@ from system.csv_tables import counted
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *ALL_SLIDE_SUFFIXES)
 _ANSWERS = re.compile(r"\[?\s*[01](\s*[;, ]\s*[01])+\s*\]?")
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+FEW = 3  # names in a message that only shows what names look like
 QUARTILES = (0.25, 0.5, 0.75)
 
 
@@ -135,8 +136,8 @@ def matched(labeled: Sequence[Labeled], ids: Sequence[str], table: Path, where: 
     absent = [item.slide_id for item, name in pairs if name not in there]
     if not kept:
         raise ValueError(
-            f"no slide of {table} has an image in {where}: the table has {named(absent[:3])} ..., the images are "
-            f"{named(list(ids)[:3])} ...; a slide_id is the name of an image without its suffix"
+            f"no slide of {table} has an image in {where}: the table has {_some(absent)}, the images are {_some(ids)}; "
+            "a slide_id is the name of an image without its suffix"
         )
     twice = sorted(name for name, count in Counter(item.slide_id for item in kept).items() if count > 1)
     if twice:
@@ -147,6 +148,10 @@ def matched(labeled: Sequence[Labeled], ids: Sequence[str], table: Path, where: 
             f"{counted(len(absent), 'slide')} of {table} left out, no image in {where}: {named(sorted(absent))}"
         )
     return kept, notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
 
 
 def unused(ids: Sequence[str], *sets: Sequence[Labeled]) -> list[str]:
