@@ -2,18 +2,26 @@
 
 Peak memory of a training step = the process before it + kept maps and their gradients + gradients of variables + the
 tiles at the worst moment (`streaming.costs`). What remains of a given memory takes intermediate results of tiles.
+
+    python -m streaming.planner --model resnet34 --size 8192 --memory 6
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from options.choices import RESNETS
 from streaming.costs import Costs, kept_tiles, peak_bytes, wanted, whole_multiplications, width
 from streaming.segments import Segment
 from streaming.storage import wide
@@ -234,3 +242,104 @@ def _whole(stream: Streamed, hw: tuple[int, int]) -> int:
     needed = wanted(stream.graph, trained, False)
     places = ((node, cells[0][node.output.index] * cells[1][node.output.index]) for node in stream.graph.nodes)
     return sum(whole_multiplications(node, count, needed, trained) for node, count in places)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a training step will need, by this machine.
+
+    Attributes:
+        estimate: memory and multiplications.
+        before: bytes of this process before the step.
+        rate: multiplications per second, measured.
+        measured: rows and columns of the image it was measured with, px.
+    """
+
+    estimate: Estimate
+    before: int
+    rate: float
+    measured: tuple[int, int]
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return self.estimate.seconds(self.rate)
+
+    def __str__(self) -> str:
+        rows, columns = self.measured
+        return (
+            f"{self.estimate}; {(self.before + self.estimate.bytes) / 2**30:.2f} GiB with the process; "
+            f"{self.seconds:.1f} s forward and backward, at {self.rate / 1e9:.0f} G multiplications per second, "
+            f"measured at {rows} x {columns} px"
+        )
+
+
+def forecast(stream: Streamed, hw: tuple[int, int], images: int = 1, px: int = 512) -> Forecast:
+    """Memory and time of a training step, time from two short steps of a small image: the first also traces.
+
+    What is traced serves the stream afterwards. A machine that does other things meanwhile gives another rate.
+
+    Args:
+        stream: the streamed network, with its tiles and segments.
+        hw: rows and columns of the image, px.
+        images: B.
+        px: largest side of the small image; a network of one size is measured with that.
+
+    Raises:
+        ValueError: a tile is too small, see `Streamed.layout`.
+    """
+    found = estimate(stream, hw, images)
+    before = _resident_bytes()
+    small = stream.small_size(hw, px)
+    trial = stream.alone()
+    channels = stream.graph.values[0].channels
+    image = np.random.default_rng(0).uniform(-1, 1, (1, *small, channels)).astype(np.float32)
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        late = trial.forward(image)
+        trial.backward(late)
+        seconds = time.perf_counter() - start
+    trial.release()
+    return Forecast(found, before, estimate(trial, small).multiplications / seconds, small)
+
+
+def _resident_bytes() -> int:
+    """Memory of this process."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m streaming.planner`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m streaming.planner",
+        description="Tiles and segments of a streamed ResNet for a given memory; time and memory of a training step.",
+    )
+    parser.add_argument("--model", required=True, choices=RESNETS, help="network")
+    parser.add_argument("--size", type=int, nargs="+", required=True, metavar="PX", help="side, or rows and columns")
+    parser.add_argument("--memory", type=float, required=True, metavar="GIB", help="of the whole process")
+    parser.add_argument("--cut", metavar="LAYER", help="layer of the late map; default: the last block")
+    parser.add_argument("--no_time", action="store_true", help="do not measure how fast this machine is")
+    given = parser.parse_args(arguments)
+    from models import resnet
+
+    blocks = resnet.VARIANTS[given.model].blocks
+    ends = [f"layer{stage}_{count - 1}" for stage, count in enumerate(blocks, start=1)]
+    hw = (given.size[0], given.size[-1])
+    cut = given.cut or ends[3]
+    network = resnet.build(given.model, 1)
+    try:
+        keep = [names for names in ((), (ends[1],), (ends[1], ends[2])) if all(name < cut for name in names)]
+        best = plan(network, hw, int(given.memory * 2**30) - _resident_bytes(), cut, keep)
+        stream = Streamed(network, cut, best.tile, best.segments, spare=best.spare)
+        text = str(best) if given.no_time else str(forecast(stream, hw))
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{text}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

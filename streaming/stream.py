@@ -153,6 +153,18 @@ class Streamed:
         other.spare = self.spare if spare is None else spare
         return other
 
+    def alone(self) -> Streamed:
+        """The same stream on this rank alone, with an image of its own; both share what was traced."""
+        other = self.with_tile(self.tile)
+        other._sharing = Alone()
+        return other
+
+    def small_size(self, hw: tuple[int, int], px: int) -> tuple[int, int]:
+        """Rows and columns of an image of at most `px` a side, or of the only size that the network takes."""
+        fixed = graphs.functional(self._model).inputs[0].shape[1:3]
+        rows, columns = (int(size or min(given, px)) for size, given in zip(fixed, hw, strict=True))
+        return rows, columns
+
     @property
     def shared(self) -> bool:
         """Whether ranks share the tiles of an image."""

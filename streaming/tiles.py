@@ -114,7 +114,7 @@ class _Walk:
         cells = sizes[self.coarsest.index]
         self.unit = max(1, round(cells / min([cells, *(size for size in inside if size > 1)])))
         self.count = -(-cells // self.unit)
-        self._reach: dict[Interval, int] = {}
+        self._steps: dict[int, Interval] = {}
 
     def boxes(self, lo: int, hi: int) -> tuple[Interval, ...]:
         """Boxes of all targets for an interval of steps."""
@@ -147,10 +147,15 @@ class _Walk:
 
     def reach(self, lo: int, hi: int) -> int:
         """Cells of the finest input that an interval of steps needs."""
-        if (lo, hi) not in self._reach:
-            first, last = self.held(self.boxes(lo, hi)).get(self.finest.index, (0, 0))
-            self._reach[lo, hi] = last - first
-        return self._reach[lo, hi]
+        # The first cell of every window follows from the first of the result, the last from the last: few walks serve
+        # all intervals.
+        return self._of_step(hi - 1)[1] - self._of_step(lo)[0]
+
+    def _of_step(self, step: int) -> Interval:
+        """What one step needs of the finest input."""
+        if step not in self._steps:
+            self._steps[step] = self.held(self.boxes(step, step + 1)).get(self.finest.index, (0, 0))
+        return self._steps[step]
 
     def smallest(self, tile: int) -> int:
         """The smallest window that works; some number up to `tile` if that does."""

@@ -1,12 +1,15 @@
 """What a stream will need, known before it starts."""
 
+import re
+
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
 from models import resnet
 from streaming import Streamed
-from streaming.planner import estimate, plan
+from streaming.planner import estimate, forecast, main, plan
 
 
 def one_convolution() -> keras.Model:
@@ -63,3 +66,24 @@ def test_nothing_fits_says_the_least() -> None:
         plan(one_convolution(), (10, 12), 10, tiles=(2, 4, 8))
     with pytest.raises(ValueError, match="no tile of 1 to 2 px is large enough"):
         plan(one_convolution(), (10, 12), 10, tiles=(1, 2))
+
+
+def test_a_forecast_measures_a_small_image_and_leaves_the_stream_as_it_is() -> None:
+    network = resnet.build("resnet18", 2, width=8)
+    stream = Streamed(network, "layer2_1", 200, spare=10**6)
+    late = stream.forward(np.ones((60, 70, 3), np.float32))
+    found = forecast(stream, (1000, 300), px=96)
+    assert found.measured == (96, 96)
+    assert found.estimate == estimate(stream, (1000, 300))
+    assert found.seconds == pytest.approx(found.estimate.multiplications / found.rate)
+    assert found.before > 2**27
+    assert re.search(r"GiB with the process; \d+\.\d s forward and backward, at .* measured at 96 x 96 px", str(found))
+    # The image before it is still there for its backward pass.
+    assert len(stream.backward(late).variables) == len(stream.variables)
+
+
+def test_the_command_says_tiles_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "resnet18", "--size", "900", "700", "--memory", "64", "--no_time"]) == 0
+    assert re.match(r"tile \d+.*: 1 x 1.* 1\.00 times the multiplications", capsys.readouterr().out)
+    assert main(["--model", "resnet18", "--size", "900", "--memory", "0.1", "--no_time"]) == 2
+    assert "error: nothing fits into" in capsys.readouterr().err
