@@ -2,12 +2,12 @@
 
     python -m slides.synthetic.fine --out DIR [--seed S] [--train N] [--val N]
 
-Tissue with round islands some 110 px across, each filled with a fine pattern of some 5 px, turned at random: fibers
-(stripes), nuclei (dark dots) or vacuoles (light dots). All patterns have the same mean and the same contrast, so in a
-thumbnail an eighth of the size all islands are alike: even spots. Two data sets:
+Tissue with round islands some 110 px across. Most are plain; the others have a pattern of some 5 px, turned at
+random: nuclei (dark dots) or vacuoles (light dots). The mean is the same, so in a thumbnail an eighth of the size all
+islands are alike: even spots. Two data sets:
 
-- `one_place`: label 1 where one or two of the islands have nuclei; all others have fibers
-- `two_places`: every slide has two islands, more than half the canvas apart, that have no fibers. Label 1 where one has
+- `one_place`: label 1 where one or two of the islands have nuclei; all others are plain
+- `two_places`: every slide has two islands, more than half the canvas apart, with a pattern. Label 1 where one has
   nuclei and the other vacuoles; label 0 where both have nuclei or both have vacuoles. No window with one of them tells
   the label.
 
@@ -51,7 +51,7 @@ class Island:
         x: of its center, level-0 px.
         y: of its center, level-0 px.
         radius: level-0 px.
-        pattern: "fibers", "nuclei" or "vacuoles".
+        pattern: "plain", "nuclei" or "vacuoles".
     """
 
     x: int
@@ -61,10 +61,10 @@ class Island:
 
 
 def pattern(kind: str, radius: int, period: float, angle: float) -> NDArray[np.float32]:
-    """A pattern of mean 0 and mean square 1/2, (2 radius + 1) px a side.
+    """A pattern of mean 0 and mean square 1/2, or none, (2 radius + 1) px a side.
 
     Args:
-        kind: "fibers", "nuclei" or "vacuoles".
+        kind: "plain", "nuclei" or "vacuoles".
         radius: of the island, px.
         period: px.
         angle: by which it is turned, radians.
@@ -74,8 +74,8 @@ def pattern(kind: str, radius: int, period: float, angle: float) -> NDArray[np.f
     v = (np.cos(angle) * y - np.sin(angle) * x) * 2 * np.pi / period
     # The angle also shifts the pattern, so that no place of an island has one phase.
     shift = 7 * angle
-    if kind == "fibers":
-        return np.asarray(np.cos(u + shift), np.float32)
+    if kind == "plain":
+        return np.zeros(x.shape, np.float32)
     dots = np.exp(DOTS * (np.cos(u + shift) + np.cos(v - shift)))
     waves = (dots - dots.mean()) / dots.std() * np.sqrt(0.5)
     return np.asarray(waves if kind == "vacuoles" else -waves, np.float32)
@@ -89,7 +89,7 @@ def patterns(rng: np.random.Generator, name: str, label: int) -> list[str]:
         first = ["nuclei", "vacuoles"]
     else:
         first = [str(rng.choice(["nuclei", "vacuoles"]))] * 2
-    return first + ["fibers"] * (ISLANDS - len(first))
+    return first + ["plain"] * (ISLANDS - len(first))
 
 
 def places(
@@ -197,7 +197,7 @@ def make_fine(out: Path, seed: int = 0, train: int = 48, val: int = 32, sets: Se
                 paths.append(folder / "slides" / f"{slide_id}.tif")
                 write_pyramid(paths[-1], image_HWC, UM_PX)
                 labels.append((slide_id, label))
-                truth += [(slide_id, label, island) for island in islands if island.pattern != "fibers"]
+                truth += [(slide_id, label, island) for island in islands if island.pattern != "plain"]
             _write(folder / f"{split}.csv", ("slide_id", "label"), labels)
         rows = [(slide_id, i.pattern, i.x, i.y, i.radius) for slide_id, _, i in truth]
         _write(folder / "islands.csv", ("slide_id", "pattern", "x", "y", "radius"), rows)
