@@ -18,6 +18,8 @@ from streaming.storage import wide
 from streaming.tiles import Band, Sizes
 from streaming.trace import Record
 
+Array = NDArray[Any]
+
 
 @dataclass
 class Counts:
@@ -122,6 +124,29 @@ class Sink(Protocol):
 
     def take(self, rows: Interval, columns: Interval, box_BHWC: NDArray[Any]) -> None:
         """Takes a box; boxes cover what is wanted once."""
+        ...
+
+
+class Windows(Protocol):
+    """What takes a gradient of an image window by window, as `place[:, rows, columns] += window`.
+
+    Windows of the last segment come in rows of tiles from top to bottom, and overlap.
+
+    Attributes:
+        shape: B, H, W and C.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """B, H, W and C."""
+        ...
+
+    def __getitem__(self, key: tuple[slice, slice, slice]) -> Array:
+        """A window; what it holds may be changed."""
+        ...
+
+    def __setitem__(self, key: tuple[slice, slice, slice], window: Array) -> None:
+        """Store a window."""
         ...
 
 

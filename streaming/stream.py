@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ from models.layers import RunningBatchNormalization
 from streaming import graph as graphs
 from streaming.costs import costs
 from streaming.images import Source, source
-from streaming.layout import Counts, Layout, Part, Sink, State
+from streaming.layout import Counts, Layout, Part, Sink, State, Windows
 from streaming.nodes import Value, variables_of
 from streaming.passes import Passes
 from streaming.segments import Segment, segments
@@ -27,29 +27,6 @@ from streaming.tiles import Band, bands, sizes
 from streaming.trace import Finish, Trace
 
 Array = NDArray[Any]
-
-
-class Windows(Protocol):
-    """What takes a gradient of an image window by window, as `place[:, rows, columns] += window`.
-
-    Windows of the last segment come in rows of tiles from top to bottom, and overlap.
-
-    Attributes:
-        shape: B, H, W and C.
-    """
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """B, H, W and C."""
-        ...
-
-    def __getitem__(self, key: tuple[slice, slice, slice]) -> Array:
-        """A window; what it holds may be changed."""
-        ...
-
-    def __setitem__(self, key: tuple[slice, slice, slice], window: Array) -> None:
-        """Store a window."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
