@@ -282,6 +282,13 @@ def test_memory_of_ranks_with_a_gpu_each() -> None:
     assert levels(resources.memory([a_rank(memory=others, local_size=2)] * 2, TASK)) == [FAIL]
 
 
+def test_a_streamed_step_is_left_to_the_planner() -> None:
+    streamed = replace(TASK, stream=1024)
+    finding = only(resources.memory([a_rank()], streamed))
+    assert (finding.level, finding.fix) == (WARN, "train.py --plan says it")
+    assert list(resources.duration([a_rank()], streamed)) == []
+
+
 def test_time_against_the_end_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
     finding = only(resources.duration([a_rank(), a_rank(1, gflop_s=50.0)], TASK))

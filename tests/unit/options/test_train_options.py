@@ -273,3 +273,18 @@ def test_an_empty_value_is_no_value(capsys: pytest.CaptureFixture[str], flag: st
     for empty in ("", " "):
         said = refused(capsys, *DATA, flag, empty)
         assert said == f"argument {flag}: the value is empty; give one, or omit the option"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--norm", "group"), "--stream: --norm group needs all px of a patch at once; use --norm batch"),
+        (("--sync_bn",), "--stream and --sync_bn: statistics are those of a rank's own patches; omit one"),
+        (("--recompute", "fine"), "--stream computes all tiles again by itself; omit --recompute fine"),
+    ],
+)
+def test_what_a_streamed_network_cannot_be(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    assert train_options([*DATA, "--stream", "1024"]).network.stream == 1024
+    assert refused(capsys, *DATA, "--stream", "1024", *words) == said
