@@ -53,6 +53,7 @@ STATED = {
     "data_dir": "images",
     "data_tar": "images",
     "slide_path": "slides",
+    "train_from_transfer": "weights of",
     "widefov_version": "widefov",
 }
 
@@ -112,7 +113,8 @@ def html(folder: Path) -> str:
             _notes(scores),
             f'<div class="numbers">{"".join(_cards(scores, val))}</div>',
             _small_set(scores),
-            training.curves(CURVES, train, val),
+            # One validation alone has no course.
+            training.curves(CURVES, train, val) if train or len(val) > 1 else "",
             *(_of_scores(scores, predicted) if scores else []),
             _slides(folder, scores, predicted) if scores else "",
             training.environment(folder),
@@ -154,10 +156,12 @@ def _worse(loss: str) -> float:
 def _about(folder: Path, given: Mapping[str, Any], rows: Sequence[Row], scores: Row) -> str:
     images = max((row["images"] for row in rows), default=0)
     seconds = max((row.get("seconds") or 0.0 for row in rows), default=0.0)
-    trained = f"{counted(images, 'image')} in {training.duration(seconds)}" if images else "nothing yet"
+    trained = f"{counted(images, 'image')} in {training.duration(seconds)}" if images else ""
     stated = {name: str(given[key]) for key, name in STATED.items() if given.get(key)}
     size, um_px = given.get("image_size"), given.get("resolution")
-    if isinstance(size, int):
+    if given.get("variable_input_shapes"):
+        stated["field of view"] = "whole images"
+    elif isinstance(size, int):
         at = f" at {um_px:g} um/px = {size * um_px / 1000:.2f} mm" if isinstance(um_px, float | int) and um_px else ""
         stated["field of view"] = f"{size} px{at}"
     outputs = scores.get("outputs", [])

@@ -117,6 +117,16 @@ def test_grades_labels_and_numbers(tmp_path: Path) -> None:
     assert "R2 0.946" in text_of(html)
 
 
+def test_a_validation_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "val", "images": 0, "loss": 0.8}))
+    html = run(tmp_path, BINARY, classes(BINARY, [1, 1, 1, 0, 0]), LOGITS)
+    assert "<h2>Curves</h2>" not in html
+    (tmp_path / "options.json").write_text(json.dumps({"train_from_transfer": "runs/a", "variable_input_shapes": True}))
+    shown = text_of(report.html(tmp_path))
+    assert "weights of runs/a field of view whole images" in shown
+    assert "trained" not in shown
+
+
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     of = Targets("classes", ("<b>&", 'x" onload="y'))
     labeled = [Labeled("</h3><script>", np.array([1, 0], np.float32), "<i>", ""), *classes(of, [1, 1])]
