@@ -170,8 +170,8 @@ def _noise(rng: np.random.Generator, side: int, px: int) -> NDArray[np.float32]:
     return np.asarray(cv2.resize(seeds, (side, side), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def make_fine(out: Path, seed: int = 0, train: int = 48, val: int = 32, sets: Sequence[str] = SETS) -> list[Path]:
-    """Write the data sets; a second for two slides on one core.
+def make_fine(out: Path, seed: int = 0, train: int = 32, val: int = 20, sets: Sequence[str] = SETS) -> list[Path]:
+    """Write the data sets; a second for some four slides on one core.
 
     Args:
         out: folder; made when missing.
@@ -216,8 +216,8 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same slides (default: %(default)s)"
     )
-    parser.add_argument("--train", type=int, default=48, help="training slides of each set (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=32, help="validation slides of each set (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=32, help="training slides of each set (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=20, help="validation slides of each set (default: %(default)s)")
     arguments = parser.parse_args()
     endure()
     for path in make_fine(arguments.out, arguments.seed, arguments.train, arguments.val):
