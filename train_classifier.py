@@ -108,7 +108,7 @@ class Run:
         self.build_network(trained)
         if phases.only_eval:
             return self.evaluate()
-        self.resume_or_start()
+        self.resume_or_start(untrained=trained is None and self.opts.network.weights_path is None)
         requests = self.ranks.requests_at_start() or self.train()
         if not requests:
             self.finish()
@@ -180,23 +180,22 @@ class Run:
         )
         self.seen = Seen(outputs)
 
-    def resume_or_start(self) -> None:
-        """Resume from a checkpoint, or start; all ranks hold rank 0's variables afterwards."""
+    def resume_or_start(self, untrained: bool) -> None:
+        """Resume from a checkpoint, or start, `untrained` from random weights; all ranks hold rank 0's variables."""
         from artifacts.checkpoints import Checkpoints, named_variables
         from classification import report
+        from classification.calibration import first_statistics
         from classification.resume import resumed_state
         from training import environment
         from training.log import RunLog
 
         run, comm, model = self.opts.run, self.comm, self.classifier.model
         self.checkpoints = Checkpoints(run.log_dir / "checkpoints") if run.log_dir else None
-        options, free, stream, epoch = (
-            as_json(self.opts),
-            free_options(self.opts),
-            self.inputs.stream,
-            self.epoch_images,
-        )
+        options, free = as_json(self.opts), free_options(self.opts)
+        stream, epoch = self.inputs.stream, self.epoch_images
         state = resumed_state(run, options, free, comm, model, self.optimizer, stream, self.log, epoch_images=epoch)
+        if state is None and untrained:
+            self.log(first_statistics(model, self.inputs.first_views, comm))
         # Ranks: initial weights and optimizer state from rank 0, also where nothing was loaded.
         comm.broadcast(list(named_variables(model, self.optimizer).values()))
         if self.average is not None:

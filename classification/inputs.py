@@ -227,6 +227,10 @@ class Inputs:
             labeled = [self.draws.at(index)[0] for index in share]
             yield Step(share, labeled, islice(views, len(share)), min(joint_batch, total - start))
 
+    def first_views(self, count: int) -> Iterator[Source]:
+        """The first views that the training will see, at most one for each of its slides."""
+        yield from (self._training_source(index) for index in range(min(count, self.draws.epoch_images)))
+
     def _share(self, start: int, end: int) -> Sequence[int]:
         """Image counters of this rank in a step."""
         return range(start, end)[self._rank :: self._size]

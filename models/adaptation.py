@@ -44,13 +44,14 @@ class Adaptation:
             layer.moving_mean.assign(mean_C)
             layer.moving_variance.assign(variance_C)
 
-    def adapt(self, batches: Iterable[tf.Tensor]) -> int:
+    def adapt(self, batches: Iterable[tf.Tensor], prior_images: float = PRIOR_IMAGES) -> int:
         """Set the statistics of all layers, each behind layers that are normalized by the batch itself.
 
         The result depends on the images, their order and their batches alone.
 
         Args:
             batches: image_BHWC, float32, as the network takes them. None: the trained statistics stay.
+            prior_images: weight of the trained statistics, in images; 0 for a network that was never trained.
 
         Returns:
             The number of images.
@@ -77,7 +78,7 @@ class Adaptation:
             images += count
         if not images:
             return 0
-        share = images / (images + PRIOR_IMAGES)
+        share = images / (images + prior_images)
         for number, (layer, (mean_C, variance_C)) in enumerate(zip(self._layers, self._trained, strict=True)):
             seen_C = first[number] / images
             spread_C = np.maximum(second[number] / images - seen_C**2, 0.0)

@@ -9,10 +9,10 @@ from tests.support.paths import ROOT
 USES_TENSORFLOW = (
     "models/", "streaming/", "training/", "segmentation/", "artifacts/", "samplers/test_pipeline.py",
     "samplers/test_augment.py", "parallel/test_devices.py", "doctor/test_ranks.py", "benchmarks/test_scaling_model.py",
-    "test_security.py", "classification/test_features.py", "classification/test_losses.py",
-    "classification/test_network.py", "classification/test_saliency.py", "classification/test_drawing.py",
-    "classification/test_step.py",
-    "classification/test_streaming_tutorial.py",
+    "benchmarks/test_share_slide.py",
+    "test_security.py", "classification/test_calibration.py", "classification/test_drawing.py",
+    "classification/test_features.py", "classification/test_losses.py", "classification/test_network.py",
+    "classification/test_saliency.py", "classification/test_step.py", "classification/test_streaming_tutorial.py",
 )  # fmt: skip
 IMPORT = """
 import importlib, sys
