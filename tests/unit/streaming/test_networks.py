@@ -46,7 +46,7 @@ def test_efficientdet_of_a_rectangle() -> None:
     """Its gates are exact; levels of stride 128 look at 640 px."""
     hw = (768, 896)
     tiles = [320] * 6 + [383]
-    result = streamed(network(lambda: efficientdet.build("effdetd0", None, 3)), hw, tiles)
+    result = streamed(network(lambda: efficientdet.build("effdetd0", (None, None), 3)), hw, tiles)
     print(result)
     assert min(result.bands[0]) >= 3
     assert_exact(result, result.bands)
