@@ -76,7 +76,7 @@ def done_before(folder: Path, options: Mapping[str, Any], overwrite: bool) -> bo
         raise ValueError(
             f"{folder} does not contain a prediction of this program; choose another --out or add --overwrite"
         )
-    changed = [name for name in options if was.get(name) != options[name]]
+    changed = [name for name in {**options, **was} if was.get(name) != options.get(name)]
     raise ValueError(
         f"{folder} was predicted with other options ({', '.join(changed)}); choose another --out or add --overwrite"
     )

@@ -21,7 +21,7 @@ from streaming.layout import Layout, Part, Sink, State, boxes_of, likeness
 from streaming.nodes import Node, Value, variables_of
 from streaming.regions import Interval
 from streaming.sharing import Alone, Sharing, Totals, added, check_alike, completed, labels, only_first, owners
-from streaming.storage import Storage, wide
+from streaming.storage import Storage, wide, widened
 from streaming.tiles import Band
 from streaming.trace import Accumulators, Finish, Trace, once
 
@@ -258,7 +258,8 @@ class Passes:
         finish = None if isinstance(gradients, Sequence) else gradients
         known = zip(self.layout.graph.outputs, gradients, strict=True) if isinstance(gradients, Sequence) else ()
         for value, gradient in known:
-            slopes[value.index] = slopes[value.index] + gradient if value.index in slopes else gradient
+            before = slopes.get(value.index)
+            slopes[value.index] = gradient if before is None else widened(before) + gradient
         given = set(slopes) - {0}
         for part in reversed(self.layout.parts):
             sources = [value for value in part.segment.inputs if value.index in needed]
@@ -282,7 +283,7 @@ class Passes:
     def _ready(self, value: Value, state: State, slopes: dict[int, Any], given: set[int]) -> None:
         """An array for the gradient of a value; the caller's stays as it is."""
         if value.index in given:
-            slopes[value.index] = np.array(slopes[value.index])
+            slopes[value.index] = np.array(slopes[value.index], wide(value.dtype))
             given.remove(value.index)
         elif value.index not in slopes:
             make = np.zeros if value.small else self.storage.zeros
@@ -324,7 +325,7 @@ class Passes:
                 waiting[same] = inputs, first, [a + b for a, b in zip(before, [*boxes, *sums], strict=True)]
                 state.counts.backward_reused += 1
             else:
-                waiting[same] = (inputs, bands, [*boxes, *sums])
+                waiting[same] = (inputs, bands, [widened(g) for g in (*boxes, *sums)])
         for inputs, bands, summed in waiting.values():
             self._backward_tile(trace, inputs, bands, summed, slopes)
             state.counts.backward += 1

@@ -40,3 +40,8 @@ class Storage:
 def wide(dtype: str) -> str:
     """The type in which gradients of maps are added up."""
     return "float64" if dtype == "float64" else "float32"
+
+
+def widened(array: NDArray[Any]) -> NDArray[Any]:
+    """A gradient in the type in which gradients are added up: half precision loses what is small beside the sum."""
+    return np.asarray(array, np.result_type(array.dtype, np.float32))

@@ -14,7 +14,7 @@ import models
 from artifacts.loading import LoadedModel, open_model
 from artifacts.metadata import ModelOverrides
 from inference.plan import PlannedSlide, plan_slide
-from inference.whole import EIGHTFOLD, Region, WholeCells, region_of
+from inference.whole import EIGHTFOLD, INFO, Region, WholeCells, region_of
 from models.layers import normalized_by
 from samplers.index import Places
 from segmentation import streamed_prediction
@@ -195,3 +195,14 @@ def test_networks_that_cannot_be_streamed_are_refused_in_one_line(tmp_path: Path
         loaded = trained(tmp_path / "deeplab", "deeplab")
         with pytest.raises(ValueError, match=r"--stream 32: tile 32 is too small: .* the smallest tile that works is"):
             StreamedNetwork(loaded, StreamOptions(32))
+
+
+def test_a_request_to_stop_leaves_no_complete_maps(slide: Slide, tmp_path: Path) -> None:
+    network = StreamedNetwork(gated(tmp_path / "model"), StreamOptions(100))
+
+    def stop(mpx: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        network.predict(slide, planned_for(slide), tmp_path / "s", None, stop)
+    assert not (tmp_path / "s" / INFO).exists()

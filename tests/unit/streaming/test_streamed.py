@@ -155,6 +155,42 @@ def test_mixed_precision_computes_in_half_and_returns_gradients_of_the_weights_t
     assert np.abs(out.astype(np.float32) - whole.astype(np.float32)).max() < 0.02 * np.abs(whole).max()
 
 
+def test_half_precision_gradients_of_like_tiles_are_added_up_in_single() -> None:
+    with policy("mixed_float16"):
+        model = two_convolutions()
+        stream = Streamed(model, tile=22)
+        image = np.ones((1, 201, 301, 3), np.float32)
+        out = stream.forward(image)
+        part = stream.layout((201, 301)).parts[0]
+        gradient = np.zeros(out.shape, np.float16)
+        # One cell of each tile; the last tile, whose turn comes first, has most: 2048 + 1 is 2048 in half precision.
+        for row in part.rows:
+            for column in part.columns:
+                gradient[0, row.boxes[0][0], column.boxes[0][0]] = 1
+        gradient[0, part.rows[-2].boxes[0][0], part.columns[-2].boxes[0][0]] = 2048
+        found = stream.backward(gradient).variables
+    assert stream.counts.backward_reused > 200
+    bias = next(g for g, v in zip(found, stream.variables, strict=True) if v.path == "second/bias")
+    expected = gradient.sum((0, 1, 2), np.float64)
+    assert expected[0] == 2294
+    np.testing.assert_allclose(bias, expected, rtol=2e-3)
+
+
+def test_a_half_precision_gradient_of_a_kept_map_grows_in_single() -> None:
+    with policy("mixed_float16"):
+        stream = Streamed(two_convolutions(), cut=["first", "second"], tile=22, segments=["first"])
+        first, _ = stream.forward(np.ones((1, 41, 61, 3), np.float32))
+    value = stream.graph.outputs[0]
+    given = np.full(first.shape, 2048, np.float16)
+    slopes, left = {value.index: given}, {value.index}
+    assert stream._state is not None
+    stream._passes(stream.layout((41, 61)))._ready(value, stream._state, slopes, left)
+    slopes[value.index] += np.float32(0.5)
+    assert np.unique(slopes[value.index]).tolist() == [2048.5]
+    assert np.unique(given).tolist() == [2048]
+    assert not left
+
+
 def test_a_dropped_or_doubled_row_of_cells_is_found() -> None:
     model = two_convolutions()
     image = image_of(37, 61, 3)
