@@ -65,9 +65,8 @@ class Run:
         self.preemption = ranks.preemption
         self.log = ranks.log
         self.joint_batch = opts.training.joint_batch
-        self.inputs = Inputs(
-            opts.labels, opts.images, opts.training.seed, ranks.comm, opts.machine.share_slide, ranks.log
-        )
+        share, features = opts.machine.share_slide, opts.phases.train_with_features
+        self.inputs = Inputs(opts.labels, opts.images, opts.training.seed, ranks.comm, share, features, ranks.log)
         self.images = 0  # over all ranks
         self.total = 0  # length of the training, images
         self.epoch_images = 0
@@ -80,7 +79,7 @@ class Run:
         self.checkpoints: Checkpoints | None = None
         self.loss_scale: LossScale | None = None
         self.average: Average | None = None
-        # Made by `build_network`, `resume_or_start` and `train`.
+        # Made by `build`, `resume_or_start` and `train`.
         self.classifier: Classifier
         self.stream: Stream
         self.optimizer: Optimizer
@@ -97,6 +96,8 @@ class Run:
 
     def story(self) -> int:
         """The whole story; returns the exit code."""
+        from classification.planning import memory
+
         self.heartbeat.start()
         # Before TensorFlow is imported, so that errors in the data show at once.
         phases = self.opts.phases
@@ -105,10 +106,15 @@ class Run:
         self.devices = self.ranks.use_devices()
         self.log(f"devices     {self.devices}")
         trained = self.read_trained()
-        self.build_network(trained)
-        if phases.only_eval:
-            return self.evaluate()
-        self.resume_or_start(untrained=trained is None and self.opts.network.weights_path is None)
+        self.build(trained)
+        if (hw := self.inputs.size_hw) and not phases.train_with_features:
+            self.log(*memory(self.stream, hw, self.comm, self.opts.run.memory_check, self.ranks.gpu()))
+        if self.opts.run.plan:
+            return 0
+        if phases.only_eval or phases.extract_features:
+            return self.evaluate() if phases.only_eval else self.extract()
+        random = trained is None and self.opts.network.weights_path is None and self.inputs.features is None
+        self.resume_or_start(untrained=random)
         requests = self.ranks.requests_at_start() or self.train()
         if not requests:
             self.finish()
@@ -136,14 +142,10 @@ class Run:
             together(self.comm, lambda: self.inputs.as_trained(trained.outputs, trained.path))
         return trained
 
-    def build_network(self, trained: Trained | None) -> None:
+    def build(self, trained: Trained | None) -> None:
         """Network, optimizer and step with all their variables; trained or pre-trained weights if given."""
-        import keras
-
-        from classification import network
+        from classification.building import build_network
         from classification.losses import Loss
-        from classification.planning import network_lines
-        from classification.resume import take_weights
         from classification.seen import Seen
         from classification.step import StreamedStep
         from classification.stream import Stream
@@ -152,21 +154,14 @@ class Run:
         from training.precision import LossScale
 
         given, training, outputs = self.opts.network, self.opts.training, self.inputs.targets.outputs
-        # Ranks: Horovod matches tensors by name, and Keras counts its layers: all ranks count from 1.
-        keras.backend.clear_session()
-        keras.utils.set_random_seed(training.seed)
-        self.classifier, report = together(
-            self.comm,
-            lambda: network.build(
-                given.model, outputs, given.pool, given.cut, given.mixed_precision, given.weights_path, given.width
-            ),
-        )
-        self.log(*network_lines(self.classifier, given.weights_path, report))
-        if trained is not None:
-            same = trained.outputs == self.inputs.stream["outputs"]
-            self.log(*take_weights(trained, self.classifier.model, same, self.comm))
+        self.classifier = build_network(given, training.seed, self.inputs, trained, self.comm, self.log)
         self.classifier.train(self.opts.trains_early, norm=not given.freeze_bn)
-        self.stream = together(self.comm, lambda: Stream(self.classifier, given.tile_size))
+        # Ranks: those that share slides compute the tiles of one together.
+        sharing, features = self.comm if self.inputs.share else None, self.inputs.features is not None
+        self.stream = together(
+            self.comm, lambda: Stream(self.classifier, given.tile_size, features=features, sharing=sharing)
+        )
+        together(self.comm, lambda: self.inputs.check_fit(self.classifier, self.stream))
         variables = self.stream.variables
         self.optimizer = optimizer.build(training.optimizer, variables, training.momentum, training.weight_decay)
         self.average = Average(variables, training.weight_averaging) if training.weight_averaging else None
@@ -286,23 +281,18 @@ class Run:
 
     def validate(self) -> bool:
         """Score the slides on all ranks; keep the best checkpoint. False: stopped before the end."""
-        from classification.validation import quality, shown, validated, write_found
+        from classification.validation import quality, shown, validated_with_average, write_found
 
-        start = time.perf_counter()
+        start, inputs, comm = time.perf_counter(), self.inputs, self.comm
         self.heartbeat.doing = "validating"
-        inputs, comm, own = self.inputs, self.comm, {}
-        if self.average is not None:
-            if (found := validated(inputs, self.stream.logits, comm, self.asked)) is None:
-                return False
-            own = {f"own_{name}": value for name, value in found[0].logged().items()}
-        with self.weights_to_use():
-            if (found := validated(inputs, self.stream.logits, comm, self.asked)) is None:
-                return False
-            self.scores, self.logits_NK = found
-            self.validation_due = False
-            values = self.scores.logged()
-            if quality(values) > self.best_score:
-                self.best_score = quality(values)
+        found = validated_with_average(inputs, self.stream.logits, self.average, comm, self.asked)
+        if found is None:
+            return False
+        self.scores, self.logits_NK, own = found
+        values, self.validation_due = self.scores.logged(), False
+        if quality(values) > self.best_score:
+            self.best_score = quality(values)
+            with self.weights_to_use():
                 self.save("best.npz")
         self.run_log.numbers("val", self.images, values | own)
         write_found(self.opts.run.log_dir, self.scores, inputs, self.logits_NK, comm)
@@ -374,7 +364,8 @@ class Run:
         from classification.drawing import draw, mapped
 
         self.heartbeat.doing = "drawing"
-        if folder is not None and logits_NK is not None:
+        # Features have no pictures.
+        if folder is not None and logits_NK is not None and self.inputs.features is None:
             saliency = mapped(self.opts.run.saliency, self.stream, self.inputs.targets)
             notes = draw(folder, self.inputs, logits_NK, saliency, self.comm)
             self.log(*(f"WARNING     {note}" for note in notes))
@@ -387,10 +378,17 @@ class Run:
 
         self.heartbeat.doing = "validating"
         folder, options = self.opts.run.log_dir, as_json(self.opts)
-        if evaluate(folder, options, self.inputs, self.stream.logits, self.draw, self.comm, self.asked, self.log):
-            return 0
-        self.log(f"preempted   {self.ranks.requests()} before the end of the validation: nothing was to be saved")
-        return preemption.EXIT_CODE
+        done = evaluate(folder, options, self.inputs, self.stream.logits, self.draw, self.comm, self.asked, self.log)
+        return 0 if done else preemption.EXIT_CODE
+
+    def extract(self) -> int:
+        """Only write features."""
+        from classification.extraction import extract
+
+        self.heartbeat.doing = "extracting features"
+        extraction = self.inputs.extraction(self.opts.phases, self.opts.training.epochs, self.classifier)
+        done = extract(extraction, self.stream, self.comm, self.asked, self.log)
+        return 0 if done else preemption.EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluation of a trained classifier by itself: `train_classifier.py --only_eval`."""
+"""Evaluation of a trained classifier by itself, `train_classifier.py --only_eval`."""
 
 from __future__ import annotations
 

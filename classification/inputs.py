@@ -5,6 +5,7 @@ Shapes: B images of this rank in a step, K outputs.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,20 +18,27 @@ from numpy.typing import NDArray
 
 from classification import targets as tables
 from classification.draws import Draws, generator
+from classification.features import Features
 from classification.kept import BLOCK_PX, Kept
 from classification.targets import Labeled, Targets
-from options.train_classifier import Labels, WholeImages
+from options.train_classifier import Labels, Phases, WholeImages
 from parallel.comm import AgreedError, Comm, together
 from parallel.job import Log
 from streaming.images import Source
 from system.csv_tables import counted
 
 if TYPE_CHECKING:
+    from classification.augment import View
+    from classification.extraction import Extraction
+    from classification.features import Settings
     from classification.images import Images
+    from classification.network import Classifier
+    from classification.stream import Stream
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
+NORMALIZATION = "8 bit to [-1, 1]"
 SUBSET = 106  # what a generator is for, see `classification.draws`
 
 
@@ -60,6 +68,7 @@ class Inputs:
         seed: of split, order and augmentation.
         comm: the ranks.
         share: all ranks work on the same image.
+        features: images are maps in an archive of features.
         log: prints lines on rank 0.
 
     Attributes:
@@ -70,7 +79,9 @@ class Inputs:
         share: see above.
     """
 
-    def __init__(self, labels: Labels, images: WholeImages, seed: int, comm: Comm, share: bool, log: Log) -> None:
+    def __init__(
+        self, labels: Labels, images: WholeImages, seed: int, comm: Comm, share: bool, features: bool, log: Log
+    ) -> None:
         self._labels = labels
         self._options = images
         self._seed = seed
@@ -80,7 +91,9 @@ class Inputs:
         self.share = share
         self._rank, self._size = (0, 1) if share else (comm.rank, comm.size)
         # Ranks: of a shared image a rank reads only the tiles that it computes.
-        self._ahead = 0 if share else images.read_ahead
+        self._ahead = 0 if share or features else images.read_ahead
+        self._from_features = features
+        self.features: Features | None = None
         self.train: list[Labeled] = []
         self.val: list[Labeled] = []
         self.stream: dict[str, Any] = {}
@@ -101,22 +114,23 @@ class Inputs:
             AgreedError: a table, label or image cannot be used.
         """
         comm, notes = self._comm, []
-        self.images = together(comm, self._find_images)
+        if self._from_features:
+            assert self._options.data_tar is not None
+            archive = self._options.data_tar
+            self.features = together(comm, lambda: Features(archive))
+        else:
+            self.images = together(comm, self._find_images)
         if self._options.stage_dir is not None:
             self.images, note = self._staged()
             notes.append(f"--stage_dir: {note}")
         notes += together(comm, lambda: self._read_labels(validation, only_val))
-        # Ranks: each looks at every size-th image.
-        ids = [item.slide_id for item in (*self.train, *self.val)][comm.rank :: comm.size]
-        faults = [fault for part in comm.gather(self.images.faults(ids)) for fault in part]
-        if faults:
-            more = f" (and {counted(len(faults) - 1, 'other image')})" if len(faults) > 1 else ""
-            raise AgreedError(f"{faults[0]}{more}; repair it, or remove its label")
+        self._refuse_faults()
         if self.train:
             self.draws = Draws(self.train, self._seed, self._labels.weighted_sampler)
+        described = repr([(item.slide_id, item.text) for item in self.train]).encode()
         self.stream = {
             **stream,
-            "slides": [item.slide_id for item in self.train],
+            "slides": f"{counted(len(self.train), 'slide')}, CRC {zlib.crc32(described):08x}",
             "outputs": {"kind": self.targets.kind, "names": list(self.targets.names)},
         }
         self._log(
@@ -125,6 +139,16 @@ class Inputs:
             *(f"labels      {line}" for line in tables.remarks(self.targets, self.train, self.val)),
             *(f"note        {note}" for note in notes),
         )
+
+    def _refuse_faults(self) -> None:
+        """Look at every image before the run starts."""
+        if self.features is not None:
+            return
+        ids = [item.slide_id for item in (*self.train, *self.val)][self._comm.rank :: self._comm.size]
+        faults = [fault for part in self._comm.gather(self.images.faults(ids)) for fault in part]
+        if faults:
+            more = f" (and {counted(len(faults) - 1, 'other image')})" if len(faults) > 1 else ""
+            raise AgreedError(f"{faults[0]}{more}; repair it, or remove its label")
 
     def _find_images(self) -> Images:
         from classification.images import in_folder, in_tar
@@ -159,7 +183,8 @@ class Inputs:
 
     def _read_labels(self, validation: bool, only_val: bool) -> list[str]:
         """Tables, their images and the split; returns lines on what was left out."""
-        labels, where, ids = self._labels, self.images.where, self.images.ids
+        labels, found = self._labels, self.features
+        where, ids = (self.images.where, self.images.ids) if found is None else (str(found.path), found.ids)
         first, second = labels.train_csv or labels.val_csv, labels.val_csv if labels.train_csv else None
         assert first is not None
         self.targets, train, val = tables.read_tables(first, second, labels.target_kind, labels.num_classes)
@@ -236,15 +261,19 @@ class Inputs:
         return range(start, end)[self._rank :: self._size]
 
     def _training_source(self, index: int) -> Source:
+        item, epoch = self.draws.at(index)
+        if self.features is not None:
+            return self.features.map(item.slide_id, epoch)
+        return self._kept(self._augmented(item.slide_id, index))
+
+    def _augmented(self, slide_id: str, index: int) -> View:
         from classification.augment import strength, view
 
         given = self._options
-        size = None if given.variable_input_shapes else (given.image_size, given.image_size)
         much = strength(given.augment, given.color)
-        image = self.images.open(self.draws.at(index)[0].slide_id)
-        return self._kept(view(image, size, much, self._seed, index))
+        return view(self.images.open(slide_id), self.size_hw, much, self._seed, index)
 
-    def validation_view(self, item: Labeled) -> Any:
+    def validation_view(self, item: Labeled) -> View:
         """What validation sees of a slide: a crop where its mask has most, or all of it; never augmented."""
         from classification.augment import view
 
@@ -255,8 +284,73 @@ class Inputs:
     def val_feed(self) -> Iterator[tuple[int, Source]]:
         """This rank's slides of the validation: place among all of them, and view."""
         mine = range(len(self.val))[self._rank :: self._size]
-        views = ahead(lambda at: self._kept(self.validation_view(self.val[at])), mine, self._ahead)
+        views = ahead(self._validation_source, mine, self._ahead)
         yield from zip(mine, views, strict=True)
+
+    def _validation_source(self, place: int) -> Source:
+        item = self.val[place]
+        if self.features is not None:
+            return self.features.map(item.slide_id)
+        return self._kept(self.validation_view(item))
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """Rows and columns of what the network sees in training, px; None where every image has its own."""
+        given = self._options
+        return None if given.variable_input_shapes else (given.image_size, given.image_size)
+
+    def settings(self, classifier: Classifier, dtype: str = "float16") -> Settings:
+        """What maps of these images depend on.
+
+        Args:
+            classifier: the network.
+            dtype: of the maps.
+        """
+        from classification.features import Settings
+
+        given = self._options
+        augmentation = {"augment": given.augment, "color": given.color}
+        return Settings(
+            classifier.name, classifier.cut, classifier.hash(), self.um_px(), self.size_hw, NORMALIZATION,
+            classifier.precision, dtype, self._seed, augmentation,
+        )  # fmt: skip
+
+    def check_fit(self, classifier: Classifier, stream: Stream) -> None:
+        """Refuse features of another network, and tiles that are too small for the images.
+
+        Raises:
+            ValueError: says what does not fit.
+        """
+        if self.features is not None:
+            self.features.check(self.settings(classifier))
+        elif self.size_hw is not None:
+            stream.check(self.size_hw)
+
+    def extraction(self, phases: Phases, copies: int | None, classifier: Classifier) -> Extraction:
+        """Features to make: augmented copies of every slide to train on, one of those to validate on as they are.
+
+        Args:
+            phases: file and type.
+            copies: of every slide to train on.
+            classifier: makes the maps.
+        """
+        from classification.extraction import Extraction
+
+        assert phases.save_path is not None
+        places = {item.slide_id: place for place, item in enumerate(self.train)}
+
+        validated = {item.slide_id: item for item in self.val}
+
+        def made(slide_id: str, copy: int) -> Source:
+            if slide_id in validated:
+                return Kept(self.validation_view(validated[slide_id]))
+            return Kept(self._augmented(slide_id, copy * len(places) + places[slide_id]))
+
+        items = [(name, copy) for name in places for copy in range(copies or 1)]
+        items += [(item.slide_id, 0) for item in self.val]
+        tables = {"train.csv": self._labels.train_csv, "val.csv": self._labels.val_csv}
+        extra = {name: table.read_bytes() for name, table in tables.items() if table is not None}
+        return Extraction(phases.save_path, self.settings(classifier, phases.features_dtype), items, made, extra)
 
     def _kept(self, source: Any) -> Source:
         """A view whose px are made once; now, where images are read ahead, else when tiles ask for them."""
@@ -268,8 +362,13 @@ class Inputs:
         return kept
 
     def um_px(self) -> float | None:
-        """Um per px of the images, where it is known and the same for all."""
-        return self._options.resolution
+        """Um per px of the images as far as known: of the first one."""
+        if self.features is not None:
+            return self.features.settings.um_px
+        if self._options.resolution is not None:
+            return self._options.resolution
+        items = [*self.train, *self.val]
+        return self.images.open(items[0].slide_id).um_px
 
     def target_BK(self, labeled: Sequence[Labeled]) -> NDArray[np.float32]:  # noqa: N802
         """What is to be learned of slides; (0, K) for none."""

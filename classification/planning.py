@@ -6,11 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from options.train_classifier import ClassifierOptions
+from parallel.comm import AgreedError, Comm
 from system.csv_tables import counted
+from system.gpus import Gpu
+from training import planner
 
 if TYPE_CHECKING:
     from classification.network import Classifier
+    from classification.stream import Stream
     from models.weights import LoadReport
+
+
+# Of a rank before its first image: program, TensorFlow, weights.
+PROCESS_BYTES = 0.6 * planner.GIB
 
 
 def arithmetic(opts: ClassifierOptions, epoch_images: int, total: int, ranks: int) -> list[str]:
@@ -57,6 +65,39 @@ def network_lines(classifier: Classifier, weights: Path | None, report: LoadRepo
         )
         lines += [f"            {name}: {reason}" for name, reason in report.skipped]
     return lines
+
+
+def memory(stream: Stream, hw: tuple[int, int], comm: Comm, refuse: bool, gpu: Gpu | None) -> list[str]:
+    """Memory and multiplications of an image before it is trained on; every rank must call it.
+
+    Args:
+        stream: the network.
+        hw: rows and columns of the image, px.
+        comm: the ranks, whose machines may differ.
+        refuse: whether what cannot fit is an error.
+        gpu: that this rank computes on; None for the CPU.
+
+    Raises:
+        AgreedError: on all ranks, when it does not fit one of the machines and `refuse` is set.
+    """
+    from streaming.planner import estimate
+
+    found = estimate(stream.early, hw)
+    here = planner.memory(gpu)
+    memories, local_sizes = zip(*comm.gather((here, comm.local_size)), strict=True)
+    ranks = planner.sharing(memories, local_sizes)
+    tightest = min(range(comm.size), key=lambda rank: memories[rank].total / ranks[rank])
+    own, need = memories[tightest].total / ranks[tightest], (found.bytes + PROCESS_BYTES) / planner.GIB
+    if refuse and need > own:
+        raise AgreedError(
+            f"an image of {hw[0]} x {hw[1]} px needs about {need:.1f} GiB per rank, {own:.1f} are available: try a "
+            "smaller --tile_size, or fewer ranks per node. --no-memory_check starts it anyway"
+        )
+    return [
+        f"memory      about {need:.1f} GiB per rank; {memories[tightest].owner} "
+        f"{memories[tightest].total:.1f} GiB for {counted(ranks[tightest], 'rank')}",
+        f"streaming   {found}",
+    ]
 
 
 def written(log_dir: Path) -> list[str]:

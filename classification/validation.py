@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from classification.inputs import Inputs
 from classification.scores import Scores, scores, write_scores
 from parallel.comm import Comm, together
+from training.averaging import Average
 
 
 def logits_NK(  # noqa: N802
@@ -91,6 +93,31 @@ def validated(
 
     found_NK = logits_NK(inputs.val_feed(), len(inputs.val), inputs.targets.outputs, logits_1K, comm, asked)
     return None if found_NK is None else (scores(inputs.targets, inputs.val, found_NK), found_NK)
+
+
+def validated_with_average(
+    inputs: Inputs, logits_1K: Callable[[Any], Any], average: Average | None, comm: Comm, stop: Callable[[], bool]
+) -> tuple[Scores, NDArray[np.float32], dict[str, float]] | None:
+    """As `validated`, of the average of the weights where there is one.
+
+    Args:
+        inputs: see `validated`.
+        logits_1K: see `validated`.
+        average: of the network's weights.
+        comm: see `validated`.
+        stop: see `validated`.
+
+    Returns:
+        Also the scores of the network's own weights, `own_loss` and so on; none without an average.
+    """
+    own: dict[str, float] = {}
+    if average is not None:
+        if (plain := validated(inputs, logits_1K, comm, stop)) is None:
+            return None
+        own = {f"own_{name}": value for name, value in plain[0].logged().items()}
+    with average.in_place() if average else nullcontext():
+        found = validated(inputs, logits_1K, comm, stop)
+    return None if found is None else (*found, own)
 
 
 def write_found(folder: Path | None, found: Scores, inputs: Inputs, logits: NDArray[np.float32], comm: Comm) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from options.choices import (
     CLASSIFIERS,
@@ -20,39 +21,11 @@ from options.choices import (
 )
 from options.fields import Group, option, read
 from options.groups import Ranks, SlideFiles, Staged, Updates
+from options.other_flags import REPLACED
 from options.parser import Parser, not_negative, positive, share_below_1, whole
 
 EPOCHS = 50
 AVERAGE = 0.99  # decay of --weight_averaging without a number
-
-# Flags that whole-slide pipelines have under other names, or whose work needs no flag here.
-REPLACED = {
-    "--name": "--log_dir DIR is the folder of the run and its name",
-    "--save_dir": "--log_dir DIR is the folder of the run",
-    "--copy_dir": "--stage_dir DIR copies the images once per node",
-    "--filetype": "images are found by their suffixes; --slide_format SUFFIX for --slide_path",
-    "--pretrained": "--weights_path FILE loads pre-trained weights",
-    "--no_pretrained": "omit it: without --weights_path the network starts untrained",
-    "--resnet": "--model resnet18, resnet34 or resnet50",
-    "--mobilenet": "--model efficientnetb0 is the small network here",
-    "--mixedprecision": "--mixed_precision bfloat16 or float16",
-    "--no_mixedprecision": "--mixed_precision float32, the default",
-    "--train_all_layers": "omit it: --train_streaming_layers, the default, trains all layers in any precision",
-    "--no_train_streaming_layers": "--no-train_streaming_layers",
-    "--no_validation": "--no-validation",
-    "--resuming": "--resume auto continues the run in --log_dir",
-    "--no_resuming": "omit it: only --resume continues a run",
-    "--gather_batch_on_one_gpu": "omit it: the loss is that of the images of all ranks",
-    "--epoch_multiply": "--epochs N or --num_steps IMAGES is the length of the training",
-    "--normalize_on_gpu": "omit it: tiles are normalized in the network",
-    "--num_workers": "--read_ahead N images are read while the network computes",
-    "--convert_to_vips": "omit it: only the tiles of a window are decoded; JPEG and PNG are decoded once",
-    "--progressbar": "omit it: the bar is shown on terminals",
-    "--save": "--log_dir DIR saves the run",
-    "--no_save": "omit --log_dir",
-    "--whole_tissue": "run_prepro.sh extract_tissue writes whole images; --image_size is what the network sees",
-    "--save_level": "run_prepro.sh extract_tissue --resolution, or --slide_path with --resolution here",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +160,9 @@ class Phases(Group):
         False, help="only write features of all images: --epochs augmented copies of those to train on, one of the rest"
     )
     save_path: Path | None = option(metavar="TAR", help="file of --extract_features")
+    features_dtype: Literal["float16", "float32"] = option(
+        "float16", help="numbers of --extract_features: half the size, or the same logits as from images to the bit"
+    )
     train_with_features: bool = option(False, help="train what follows --cut on the features in --data_tar")
     train_from_transfer: Path | None = option(
         metavar="RUN", help="start from the weights of a run (its best checkpoint), or of a checkpoint .npz"
@@ -276,7 +252,7 @@ class Run(Group):
     """Validation, logging and checkpoints."""
 
     plan: bool = option(
-        False, free=True, help="only print memory and time of a step, and the tiles that fit this machine"
+        False, free=True, help="only print what the run would do, the memory of an image, and its multiplications"
     )
     memory_check: bool = option(
         True, free=True, help="refuse to start a run that by the planner cannot fit this machine"
@@ -358,14 +334,26 @@ class ClassifierOptions(Group):
         return self.network.train_streaming_layers and not self.phases.train_with_features
 
     def __post_init__(self) -> None:
-        phases, run, images, labels = self.phases, self.run, self.images, self.labels
-        if len(images.sources) != 1 and not (run.plan and not images.sources):
+        phases, images, labels = self.phases, self.images, self.labels
+        if len(images.sources) != 1:
             given = " and ".join(images.sources) or "none is given"
             raise ValueError(f"images come from one of --data_dir, --data_tar and --slide_path: {given}")
         if phases.train_with_features and images.data_tar is None:
             raise ValueError("--train_with_features reads the features of --extract_features: give --data_tar FILE.tar")
-        if labels.train_csv is None and not (run.plan or (phases.only_eval and labels.val_csv)):
+        if labels.train_csv is None and not (phases.only_eval and labels.val_csv):
             raise ValueError("no labels: give --train_csv (and --val_csv, or --val_split of it)")
+        if phases.extract_features and (self.training.epochs is None or self.machine.share_slide):
+            raise ValueError(
+                "--extract_features makes --epochs copies of every slide, each rank those of its slides: omit "
+                f"{'--share_slide' if self.machine.share_slide else '--num_steps'}"
+            )
+        if phases.train_from_transfer is not None and self.network.weights_path is not None:
+            raise ValueError("--train_from_transfer and --weights_path are both where weights come from: omit one")
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        """A validation needs a network and slides."""
+        phases, run = self.phases, self.run
         if phases.only_eval:
             if not run.resume and phases.train_from_transfer is None:
                 raise ValueError(
@@ -373,8 +361,8 @@ class ClassifierOptions(Group):
                 )
             if not run.validation:
                 raise ValueError("--only_eval is a validation: omit --no-validation")
-        if phases.train_from_transfer is not None and self.network.weights_path is not None:
-            raise ValueError("--train_from_transfer and --weights_path are both where weights come from: omit one")
+        if run.saliency is not None and phases.train_with_features:
+            raise ValueError("--saliency is of images, which features have not: --only_eval --saliency on images")
         if run.saliency is not None and not run.validation:
             raise ValueError("--saliency is of validated slides: omit --no-validation")
 

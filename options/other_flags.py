@@ -1,0 +1,30 @@
+"""Flags of other programs that users come from, and what to do here instead."""
+
+# Flags that whole-slide pipelines have under other names, or whose work needs no flag here.
+REPLACED = {
+    "--name": "--log_dir DIR is the folder of the run and its name",
+    "--save_dir": "--log_dir DIR is the folder of the run",
+    "--copy_dir": "--stage_dir DIR copies the images once per node",
+    "--filetype": "images are found by their suffixes; --slide_format SUFFIX for --slide_path",
+    "--pretrained": "--weights_path FILE loads pre-trained weights",
+    "--no_pretrained": "omit it: without --weights_path the network starts untrained",
+    "--resnet": "--model resnet18, resnet34 or resnet50",
+    "--mobilenet": "--model efficientnetb0 is the small network here",
+    "--mixedprecision": "--mixed_precision bfloat16 or float16",
+    "--no_mixedprecision": "--mixed_precision float32, the default",
+    "--train_all_layers": "omit it: --train_streaming_layers, the default, trains all layers in any precision",
+    "--no_train_streaming_layers": "--no-train_streaming_layers",
+    "--no_validation": "--no-validation",
+    "--resuming": "--resume auto continues the run in --log_dir",
+    "--no_resuming": "omit it: only --resume continues a run",
+    "--gather_batch_on_one_gpu": "omit it: the loss is that of the images of all ranks",
+    "--epoch_multiply": "--epochs N or --num_steps IMAGES is the length of the training",
+    "--normalize_on_gpu": "omit it: tiles are normalized in the network",
+    "--num_workers": "--read_ahead N images are read while the network computes",
+    "--convert_to_vips": "omit it: only the tiles of a window are decoded; JPEG and PNG are decoded once",
+    "--progressbar": "omit it: the bar is shown on terminals",
+    "--save": "--log_dir DIR saves the run",
+    "--no_save": "omit --log_dir",
+    "--whole_tissue": "run_prepro.sh extract_tissue writes whole images; --image_size is what the network sees",
+    "--save_level": "run_prepro.sh extract_tissue --resolution, or --slide_path with --resolution here",
+}
