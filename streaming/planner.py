@@ -8,9 +8,7 @@ tiles at the worst moment (`streaming.costs`). What remains of a given memory ta
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +19,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from options.choices import RESNETS
 from streaming.costs import Costs, kept_tiles, peak_bytes, wanted, whole_multiplications, width
 from streaming.segments import Segment
 from streaming.storage import wide
@@ -289,7 +286,7 @@ def forecast(stream: Streamed, hw: tuple[int, int], images: int = 1, px: int = 5
         ValueError: a tile is too small, see `Streamed.layout`.
     """
     found = estimate(stream, hw, images)
-    before = _resident_bytes()
+    before = resident_bytes()
     small = stream.small_size(hw, px)
     trial = stream.alone()
     channels = stream.graph.values[0].channels
@@ -304,42 +301,7 @@ def forecast(stream: Streamed, hw: tuple[int, int], images: int = 1, px: int = 5
     return Forecast(found, before, estimate(trial, small).multiplications / seconds, small)
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """Memory of this process."""
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `python -m streaming.planner`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m streaming.planner",
-        description="Tiles and segments of a streamed ResNet for a given memory; time and memory of a training step.",
-    )
-    parser.add_argument("--model", required=True, choices=RESNETS, help="network")
-    parser.add_argument("--size", type=int, nargs="+", required=True, metavar="PX", help="side, or rows and columns")
-    parser.add_argument("--memory", type=float, required=True, metavar="GIB", help="of the whole process")
-    parser.add_argument("--cut", metavar="LAYER", help="layer of the late map; default: the last block")
-    parser.add_argument("--no_time", action="store_true", help="do not measure how fast this machine is")
-    given = parser.parse_args(arguments)
-    from models import resnet
-
-    blocks = resnet.VARIANTS[given.model].blocks
-    ends = [f"layer{stage}_{count - 1}" for stage, count in enumerate(blocks, start=1)]
-    hw = (given.size[0], given.size[-1])
-    cut = given.cut or ends[3]
-    network = resnet.build(given.model, 1)
-    try:
-        keep = [names for names in ((), (ends[1],), (ends[1], ends[2])) if all(name < cut for name in names)]
-        best = plan(network, hw, int(given.memory * 2**30) - _resident_bytes(), cut, keep)
-        stream = Streamed(network, cut, best.tile, best.segments, spare=best.spare)
-        text = str(best) if given.no_time else str(forecast(stream, hw))
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(f"{text}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -24,6 +24,7 @@ MODULES = (
     "slides.synthetic",
     "slides.context",
     "slides.synthetic.fine",
+    "streaming.plan",
     "streaming.statistics",
     "preprocessing.folds",
     "training.report",

@@ -37,7 +37,6 @@ def test_deeplab_of_an_odd_size() -> None:
     """171 x 235 px: the backbone, the middle and the rest behind image pooling in tiles of their own."""
     hw = (171, 235)
     result = streamed(network(lambda: deeplab_for(hw)), hw, (96, 16, 40), KEPT)
-    print(result)
     assert min(result.bands[0]) >= 3
     assert_exact(result, result.bands)
 
@@ -47,6 +46,5 @@ def test_efficientdet_of_a_rectangle() -> None:
     hw = (768, 896)
     tiles = [320] * 6 + [383]
     result = streamed(network(lambda: efficientdet.build("effdetd0", (None, None), 3)), hw, tiles)
-    print(result)
     assert min(result.bands[0]) >= 3
     assert_exact(result, result.bands)

@@ -9,7 +9,8 @@ from keras import layers
 
 from models import resnet
 from streaming import Streamed
-from streaming.planner import estimate, forecast, main, plan
+from streaming.plan import main
+from streaming.planner import estimate, forecast, plan
 
 
 def one_convolution() -> keras.Model:
