@@ -38,10 +38,11 @@ def arithmetic(opts: ClassifierOptions, epoch_images: int, total: int, ranks: in
         joint, share = training.joint_batch, f"on {counted(ranks, 'rank')}"
         if opts.machine.share_slide:
             share = f"the tiles of each shared by {counted(ranks, 'rank')}"
+        epochs = total / epoch_images
         lines += [
             f"batch       {training.batch_size} x {training.accumulate_batch} = {counted(joint, 'image')} an update, "
             f"{share}",
-            f"length      {counted(total, 'image')} = {total / epoch_images:g} epochs of "
+            f"length      {counted(total, 'image')} = {epochs:g} epoch{'' if epochs == 1 else 's'} of "
             f"{counted(epoch_images, 'image')} = {counted(-(-total // joint), 'update')}",
         ]
     return lines

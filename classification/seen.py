@@ -34,7 +34,9 @@ class Seen:
     def totals(self, comm: Comm) -> tuple[list[int], NDArray[np.float32]]:
         """Image counters and logits_BK of all ranks, in order; every rank must call it."""
         parts = comm.gather(self._logits)
-        found = dict(sorted((index, logits_K) for part in parts for index, logits_K in part.items()))
+        # Ranks: those that share images have the same ones.
+        together = {index: logits_K for part in parts for index, logits_K in part.items()}
+        found = {index: together[index] for index in sorted(together)}
         return list(found), np.array(list(found.values()), np.float32).reshape(-1, self._outputs)
 
     def scored(self, inputs: Inputs, comm: Comm) -> dict[str, float]:

@@ -42,7 +42,7 @@ def data(tmp_path_factory) -> Path:
 def words(data: Path, *more: str | Path, **changed: str | Path) -> list[str]:
     options = {
         "train_csv": data / "train.csv", "val_csv": data / "val.csv", "data_dir": data / "images", "image_size": "96",
-        "tile_size": "96", "model": "resnet18", "width": "4", "batch_size": "4", "epochs": "2", "lr": "0.001",
+        "tile_size": "128", "model": "resnet18", "width": "4", "batch_size": "4", "epochs": "2", "lr": "0.001",
         "log_every": "4",
     }  # fmt: skip
     listed = [word for name, value in (options | changed).items() for word in (f"--{name}", str(value))]
@@ -55,8 +55,10 @@ def run(data: Path, *more: str | Path, code: int = 0, script: str = SCRIPT, end:
     return done
 
 
-def on_two(data: Path, *more: str | Path, script: str = SCRIPT, **env: str) -> subprocess.CompletedProcess[str]:
-    return run_train(*words(data, *more), NP="2", SCRIPT=script, OMP_NUM_THREADS="1", **env)
+def on_two(
+    data: Path, *more: str | Path, script: str = SCRIPT, end: str = "", ranks: int = 2, **changed: str | Path
+) -> subprocess.CompletedProcess[str]:
+    return run_train(*words(data, *more, **changed), NP=str(ranks), SCRIPT=script, OMP_NUM_THREADS="1", END=end)
 
 
 def rows(log_dir: Path, kind: str) -> list[dict]:
@@ -170,7 +172,7 @@ def test_a_run_is_evaluated_by_itself_to_the_same_predictions(data, whole, tmp_p
 def test_two_ranks_train_as_one_and_resume_after_a_kill(data, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     run(data, log_dir=alone)
-    killed = on_two(data, "--log_dir", together, script=ENDED, END=f"3 {int(signal.SIGKILL)}")
+    killed = on_two(data, "--log_dir", together, script=ENDED, end=f"3 {int(signal.SIGKILL)}")
     assert killed.returncode not in (0, 75), killed.stdout + killed.stderr
     done = on_two(data, "--log_dir", together, "--resume")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -237,12 +239,16 @@ def test_features_of_other_weights_are_refused(data, whole, tmp_path):
 
 def test_two_ranks_share_slides_and_evaluate_alike(data, whole, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    run(data, log_dir=alone, epochs="1", tile_size="64")
-    done = on_two(data, "--share_slide", "--log_dir", shared, "--epochs", "1", "--tile_size", "64")
+    tiles = {"epochs": "1", "image_size": "192", "tile_size": "128"}
+    # With as many threads: the first statistics of a thin network make 1e-3 of what threads round differently.
+    done = on_two(data, ranks=1, log_dir=alone, **tiles)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    done = on_two(data, "--share_slide", log_dir=shared, **tiles)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     for kind in ("train", "val"):
         one, two = rows(alone, kind), rows(shared, kind)
         np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=2e-4)
-    done = on_two(data, "--only_eval", "--train_from_transfer", alone, "--log_dir", tmp_path / "eval")
+    sizes = {"image_size": "192", "tile_size": "128", "log_dir": tmp_path / "eval"}
+    done = on_two(data, "--only_eval", "--train_from_transfer", alone, **sizes)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert first_loss(tmp_path / "eval") == pytest.approx(first_loss(alone), rel=1e-5)

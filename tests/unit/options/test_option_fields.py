@@ -141,6 +141,7 @@ OTHER_MEANING = {
     "context_spacing": "of the training, or of a trained model where it is not known",
     "batch_size": "patches of a step, or windows of one call",
     "stain_norm": "of the training, or of slides to predict where it is another",
+    "stream": "patches of the training, or the tissue of slides to predict",
     "seed": "of training, or of resampled slides",
     "out": "of each program",
 }
