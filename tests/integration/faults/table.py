@@ -80,7 +80,10 @@ def main() -> None:
                 f"{sum(len(r['left']) for r in own):>4}  {sum(r['equal'] for r in own)} of {len(own)}",
                 flush=True,
             )
-    print(f"{len(rows)} jobs; a checkpoint every {INTERVAL} images; --stall_timeout {STALL_S}; limit {LIMIT_S} s")
+    print(
+        f"{len(rows)} jobs; a checkpoint every {INTERVAL} images; --stall_timeout {STALL_S} where a rank is stopped; "
+        f"limit {LIMIT_S} s"
+    )
     if opts.json:
         report.write(opts.json, {"jobs": rows, "checkpoint_every": INTERVAL, "stall_timeout_s": STALL_S})
 
